@@ -1,0 +1,22 @@
+"""What GPEN is: operators, generator, discriminator, checkpoints, cost."""
+
+from gpenlib.architecture.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    load_discriminator,
+    save_checkpoint,
+)
+from gpenlib.architecture.config import GpenConfig
+from gpenlib.architecture.discriminator import Discriminator
+from gpenlib.architecture.generator import Generator, Gpen
+
+__all__ = [
+    "CheckpointError",
+    "Discriminator",
+    "Generator",
+    "Gpen",
+    "GpenConfig",
+    "load_checkpoint",
+    "load_discriminator",
+    "save_checkpoint",
+]

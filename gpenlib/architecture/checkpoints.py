@@ -1,0 +1,213 @@
+"""Read and write GPEN checkpoints; deduce the configuration from the shapes."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gpenlib.architecture.config import MAX_SIZE, GpenConfig
+from gpenlib.architecture.discriminator import Discriminator
+from gpenlib.architecture.generator import Gpen
+from gpenlib.run import nearest, write_atomically
+
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+WEIGHT_KEYS = ("g_ema", "g")  # where the original project keeps the generator, best first
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded; the message names the file and the offending entries."""
+
+
+def load_checkpoint(path: str | Path, key: str | None = None) -> Gpen:
+    """Load a GPEN generator and deduce its configuration from the tensor shapes.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.safetensors``, or a torch file (``.pth``, ``.pt``, ``.ckpt``, ``.bin``) with a plain state dict or
+        a training checkpoint. Torch files are read with ``weights_only=True``.
+    key : str, optional
+        Entry of a training checkpoint that holds the weights. Default: the plain state dict, else
+        ``g_ema``, else ``g``.
+
+    Returns
+    -------
+    Gpen
+        float32, in eval mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If the file is damaged or of an unknown kind, the key is absent, entries are missing, unexpected or
+        of the wrong shape, or a tensor is not finite.
+    """
+    path = Path(path)
+    state = read_state_dict(path, key)
+    config = deduce_config(state, path)
+    model = Gpen(config)
+    load_strict(model, state, path)
+    return model.eval()
+
+
+def load_discriminator(path: str | Path, key: str | None = None) -> Discriminator:
+    """Load a discriminator; ``key`` is ``"d"`` in the original's training checkpoints.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As :func:`load_checkpoint`.
+    """
+    path = Path(path)
+    state = read_state_dict(path, key)
+    blocks = [name for name in state if name.startswith("convs.") and name.endswith(".skip.1.weight")]
+    size = 4 * 2 ** len(blocks)
+    if "final_conv.0.weight" not in state or "convs.0.0.weight" not in state:
+        raise CheckpointError(f"{path}: not a GPEN discriminator (no 'convs.0.0.weight' or 'final_conv.0.weight')")
+    top, bottom = state["convs.0.0.weight"].shape[0], state["final_conv.0.weight"].shape[0]
+    model = Discriminator(_config_from_widths(size, size, top, bottom, path))
+    load_strict(model, state, path)
+    return model.eval()
+
+
+def save_checkpoint(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the state dict of ``model`` as safetensors, atomically.
+
+    FIR kernels are part of the architecture and stay float32, so that a half-precision file loads to the
+    exact kernels.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: checkpoints are written as .safetensors")
+    state = {
+        name: tensor.detach().cpu().to(torch.float32 if name.endswith(".kernel") else dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with write_atomically(path) as temporary:
+        save_file(state, temporary)
+    return path
+
+
+def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint file as float32 without building a model.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As :func:`load_checkpoint`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        elif path.suffix in TORCH_SUFFIXES:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise CheckpointError(
+                f"{path}: unknown checkpoint suffix; allowed: .safetensors, {', '.join(TORCH_SUFFIXES)}"
+            )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged, truncated or not a plain weights file ({error})") from error
+    state = _select(content, key, path)
+    return {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
+
+
+def _select(content: object, key: str | None, path: Path) -> dict[str, Tensor]:
+    """Pick the state dict out of a checkpoint's content."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    if key is None:
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return dict(content)
+        key = next((name for name in WEIGHT_KEYS if isinstance(content.get(name), Mapping)), None)
+        if key is None:
+            raise CheckpointError(
+                f"{path}: no state dict under {', '.join(WEIGHT_KEYS)}; "
+                f"pass key=, one of: {', '.join(map(str, content)) or '(empty file)'}"
+            )
+    inner = content.get(key)
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(f"{path}: no state dict under key {key!r}; present: {', '.join(map(str, content))}")
+    wrong = [str(name) for name, value in inner.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise CheckpointError(f"{path}[{key!r}]: entries that are not tensors: {_some(wrong)}")
+    return dict(inner)
+
+
+def deduce_config(state: Mapping[str, Tensor], path: str | Path = "checkpoint") -> GpenConfig:
+    """Deduce the configuration of a generator from its tensor shapes.
+
+    Raises
+    ------
+    CheckpointError
+        If the entries that fix the configuration are absent or contradict each other.
+    """
+    stages = sum(1 for name in state if name.startswith("ecd") and name.endswith(".weight"))
+    rgbs = sum(1 for name in state if name.startswith("generator.to_rgbs.") and name.endswith("conv.weight"))
+    top_key, bottom_key = f"generator.to_rgbs.{rgbs - 1}.conv.weight", "generator.input.input"
+    missing = [name for name in ("ecd0.0.0.weight", bottom_key, top_key) if name not in state]
+    if missing:
+        found = nearest("generator.input.input", list(state))
+        hint = f"; nearest present: {', '.join(found)}" if found else ""
+        raise CheckpointError(f"{path}: not a GPEN generator, missing {', '.join(missing)}{hint}")
+    in_size, out_size = 2 ** (stages + 1), 4 * 2**rgbs
+    bottom = state[bottom_key].shape[1]
+    top = state[top_key].shape[2] // 2  # ToRGB sees features and noise
+    return _config_from_widths(in_size, out_size, top, bottom, path)
+
+
+def _config_from_widths(in_size: int, out_size: int, top: int, bottom: int, path: str | Path) -> GpenConfig:
+    """Solve ``bottom = 512 narrow`` and ``top = 16384 / out_size * channel_multiplier * narrow``."""
+    narrow = bottom / 512
+    try:
+        if not 64 <= out_size <= MAX_SIZE:
+            raise ValueError(f"out_size={out_size} is outside 64..{MAX_SIZE}")
+        multiplier = round(top * out_size / 16384 / narrow)
+        config = GpenConfig(in_size, out_size, max(multiplier, 1), narrow)
+    except (ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{path}: shapes fit no GPEN configuration ({error})") from error
+    if config.channels(out_size) != top:
+        raise CheckpointError(
+            f"{path}: {top} channels at {out_size} px and {bottom} at 4 px fit no channel_multiplier and narrow"
+        )
+    return config
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], path: str | Path = "checkpoint") -> None:
+    """Load ``state`` into ``model``; every key, shape and value must be right.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first entries that are missing, unexpected, of the wrong shape, or not finite.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "wrong shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+        "not finite": [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())],
+    }
+    found = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError(f"{path}: {'; '.join(found)}")
+    model.load_state_dict(dict(state))
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    """Return the first names and how many more there are."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,0 +1,145 @@
+"""The only place where pixels change range, channel order, layout or size.
+
+Conventions: an *image* is uint8 [H, W, 3], RGB. A *tensor* is float32 [N, 3, S, S], RGB in [-1, 1], as the
+network takes and gives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gpenlib.run import choice_error, write_atomically
+
+Image = NDArray[np.uint8]
+FloatArray = NDArray[np.float32]
+Rounding = Literal["round", "truncate"]
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class ImageError(ValueError):
+    """An image that cannot be read, written or used; the message names the file or the shape."""
+
+
+def read_image(path: str | Path) -> Image:
+    """Read a picture as uint8 RGB [H, W, 3]; grey and alpha files are expanded or flattened by OpenCV.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImageError
+        If OpenCV cannot decode it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such image")
+    data = np.fromfile(path, dtype=np.uint8)  # cv2.imread refuses non-ASCII paths on some systems
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if decoded is None:
+        raise ImageError(f"{path}: not a readable image (damaged or of an unknown format)")
+    return np.ascontiguousarray(decoded[:, :, ::-1])
+
+
+def write_image(path: str | Path, image: Image) -> Path:
+    """Write uint8 RGB [H, W, 3]; the suffix chooses the format.
+
+    Raises
+    ------
+    ImageError
+        If the array is not such an image or the format is unknown.
+    """
+    path = Path(path)
+    check_image(image, str(path))
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(choice_error(f"{path}: image suffix", path.suffix, SUFFIXES))
+    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[:, :, ::-1]))
+    if not done:
+        raise ImageError(f"{path}: OpenCV could not encode the image")
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+    return path
+
+
+def check_image(image: NDArray[np.generic], name: str = "image") -> None:
+    """Raise ImageError unless ``image`` is uint8 [H, W, 3]."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ImageError(f"{name}: {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
+
+
+def resize(image: Image, size: int | tuple[int, int]) -> Image:
+    """Resize bilinearly (OpenCV's INTER_LINEAR, as the vendor's card) to (width, height) or a square."""
+    wanted = (size, size) if isinstance(size, int) else size
+    if (image.shape[1], image.shape[0]) == wanted:
+        return image
+    return np.asarray(cv2.resize(image, wanted, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+
+
+def to_grey(image: Image) -> Image:
+    """Return OpenCV's grey (0.299 R + 0.587 G + 0.114 B) copied to three channels."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return np.repeat(np.asarray(grey, dtype=np.uint8)[:, :, None], 3, axis=2)
+
+
+def to_tensor(images: Image | list[Image]) -> FloatArray:
+    """Normalise images to network input: ``(x / 255 - 0.5) / 0.5``.
+
+    Parameters
+    ----------
+    images : uint8 [H, W, 3], [N, H, W, 3], or a list of images of one size
+
+    Returns
+    -------
+    float32 [N, 3, H, W] in [-1, 1]
+    """
+    batch = np.stack(images) if isinstance(images, list) else images
+    if batch.ndim == 3:
+        batch = batch[None]
+    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+        raise ImageError(f"{batch.dtype} {batch.shape}: expected uint8 [N, H, W, 3]")
+    scaled = batch.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0
+    return np.ascontiguousarray(scaled)
+
+
+def from_tensor(tensor: NDArray[np.floating], rounding: Rounding = "round") -> Image:
+    """Turn network output into images.
+
+    Parameters
+    ----------
+    tensor : float [N, 3, H, W]
+        Nominally in [-1, 1]; clipped to it.
+    rounding : {"round", "truncate"}
+        ``"round"`` is correct; ``"truncate"`` is what the vendor's script does (``astype(uint8)``) and darkens
+        by half a grey level on average.
+
+    Returns
+    -------
+    uint8 [N, H, W, 3]
+
+    Raises
+    ------
+    ValueError
+        If values are not finite, or ``rounding`` is unknown.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(choice_error("rounding", rounding, ROUNDINGS))
+    if not np.isfinite(tensor).all():
+        raise ValueError("network output holds NaN or infinity")
+    scaled = np.clip(tensor.astype(np.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0
+    whole = np.rint(scaled) if rounding == "round" else scaled
+    return np.ascontiguousarray(whole.astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def to_planar(image: Image) -> NDArray[np.uint8]:
+    """HWC -> CHW, the layout of the npz packs."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def from_planar(planar: NDArray[np.uint8]) -> Image:
+    """CHW -> HWC."""
+    return np.ascontiguousarray(planar.transpose(1, 2, 0))

@@ -1,0 +1,28 @@
+"""Command line: ``python -m gpenlib.train params/train/demo_color.yaml [key=value ...]``."""
+
+from __future__ import annotations
+
+import argparse
+
+from gpenlib.architecture import save_checkpoint
+from gpenlib.settings import parse_overrides
+from gpenlib.train.config import TrainConfig
+from gpenlib.train.trainer import Trainer
+
+
+def main() -> None:
+    """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
+    import torch
+
+    parser = argparse.ArgumentParser(prog="python -m gpenlib.train", description=main.__doc__)
+    parser.add_argument("config", help="YAML file with the keys of TrainConfig")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
+    arguments = parser.parse_args()
+    config = TrainConfig.from_yaml(arguments.config, parse_overrides(arguments.overrides))
+    trainer = Trainer(config)
+    path = save_checkpoint(trainer.run(), trainer.run_dir / "weights.safetensors", torch.float16)
+    print(f"weights: {path}")
+
+
+if __name__ == "__main__":
+    main()
