@@ -1,0 +1,62 @@
+"""GPEN workbench: look into, export, compile, run and measure GAN Prior Embedded Networks.
+
+The names below are the public surface; they are loaded on first use, so that ``import gpenlib`` stays
+light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpenlib.architecture import Discriminator, Gpen, GpenConfig, load_checkpoint
+    from gpenlib.compile import BuildConfig, compile_model
+    from gpenlib.export import deploy_form, export_onnx, export_torchscript
+    from gpenlib.infer import open_runtime
+    from gpenlib.metrics import psnr, ssim
+    from gpenlib.weights import load_weights
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BuildConfig": "compile",
+    "Discriminator": "architecture",
+    "Gpen": "architecture",
+    "GpenConfig": "architecture",
+    "compile_model": "compile",
+    "deploy_form": "export",
+    "export_onnx": "export",
+    "export_torchscript": "export",
+    "load_checkpoint": "architecture",
+    "load_weights": "weights",
+    "open_runtime": "infer",
+    "psnr": "metrics",
+    "ssim": "metrics",
+}
+
+__all__ = [
+    "BuildConfig",
+    "Discriminator",
+    "Gpen",
+    "GpenConfig",
+    "compile_model",
+    "deploy_form",
+    "export_onnx",
+    "export_torchscript",
+    "load_checkpoint",
+    "load_weights",
+    "open_runtime",
+    "psnr",
+    "ssim",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gpenlib' has no attribute {name!r}")
+    return getattr(import_module(f"gpenlib.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -70,7 +70,9 @@ def load_discriminator(path: str | Path, key: str | None = None) -> Discriminato
     blocks = [name for name in state if name.startswith("convs.") and name.endswith(".skip.1.weight")]
     size = 4 * 2 ** len(blocks)
     if "final_conv.0.weight" not in state or "convs.0.0.weight" not in state:
-        raise CheckpointError(f"{path}: not a GPEN discriminator (no 'convs.0.0.weight' or 'final_conv.0.weight')")
+        raise CheckpointError(
+            f"{path}: not a GPEN discriminator (no 'convs.0.0.weight' or 'final_conv.0.weight')"
+        )
     top, bottom = state["convs.0.0.weight"].shape[0], state["final_conv.0.weight"].shape[0]
     model = Discriminator(_config_from_widths(size, size, top, bottom, path))
     load_strict(model, state, path)
@@ -136,7 +138,9 @@ def _select(content: object, key: str | None, path: Path) -> dict[str, Tensor]:
             )
     inner = content.get(key)
     if not isinstance(inner, Mapping):
-        raise CheckpointError(f"{path}: no state dict under key {key!r}; present: {', '.join(map(str, content))}")
+        raise CheckpointError(
+            f"{path}: no state dict under key {key!r}; present: {', '.join(map(str, content))}"
+        )
     wrong = [str(name) for name, value in inner.items() if not isinstance(value, Tensor)]
     if wrong:
         raise CheckpointError(f"{path}[{key!r}]: entries that are not tensors: {_some(wrong)}")

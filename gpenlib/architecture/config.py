@@ -46,9 +46,7 @@ class GpenConfig:
         for name in ("in_size", "out_size"):
             size = getattr(self, name)
             if not isinstance(size, int) or not MIN_SIZE <= size <= MAX_SIZE or size & (size - 1):
-                raise ValueError(
-                    f"{name}={size!r}: must be a power of two from {MIN_SIZE} to {MAX_SIZE}"
-                )
+                raise ValueError(f"{name}={size!r}: must be a power of two from {MIN_SIZE} to {MAX_SIZE}")
         if self.out_size < self.in_size:
             raise ValueError(f"out_size={self.out_size} is smaller than in_size={self.in_size}")
         if not isinstance(self.channel_multiplier, int) or self.channel_multiplier < 1:

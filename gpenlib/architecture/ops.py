@@ -60,9 +60,7 @@ def upfirdn2d(
         crop = kernel.shape[0] - 1 - pad[0]
         extra = pad[1] - pad[0] + up - 1
         weight = kernel.to(x.dtype)[None, None].expand(channels, 1, -1, -1)
-        return F.conv_transpose2d(
-            x, weight, stride=up, padding=crop, output_padding=extra, groups=channels
-        )
+        return F.conv_transpose2d(x, weight, stride=up, padding=crop, output_padding=extra, groups=channels)
     if up > 1:
         n, c, h, w = x.shape
         spread = x.new_zeros(n, c, h, up, w, up)

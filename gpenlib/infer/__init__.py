@@ -1,0 +1,23 @@
+"""Running artefacts: runtimes, the streaming pipeline, latency."""
+
+from gpenlib.infer.runtime import (
+    BACKENDS,
+    DEVICES,
+    DTYPES,
+    Runtime,
+    RuntimeUnavailable,
+    check_support,
+    choose_backend,
+    open_runtime,
+)
+
+__all__ = [
+    "BACKENDS",
+    "DEVICES",
+    "DTYPES",
+    "Runtime",
+    "RuntimeUnavailable",
+    "check_support",
+    "choose_backend",
+    "open_runtime",
+]

@@ -27,10 +27,14 @@ RC: dict[str, Any] = {
 }
 
 
-def new_figure(rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.4) -> tuple[Figure, Any]:
+def new_figure(
+    rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.4
+) -> tuple[Figure, Any]:
     """Return a constrained-layout figure and its axes (array of [rows, columns], never squeezed)."""
     with plt.rc_context(RC):
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width, height), layout="constrained", squeeze=False
+        )
     plt.close(figure)  # the notebook shows the returned object once; pyplot must not show it again
     return figure, axes
 

@@ -51,9 +51,7 @@ class TrainingFaces:
     def held_out_batches(self) -> list[tuple[FloatArray, FloatArray]]:
         """Return the held-out faces as batches, without augmentation."""
         step = self.config.batch_size
-        return [
-            self._tensors(self.held_out[i : i + step]) for i in range(0, len(self.held_out), step)
-        ]
+        return [self._tensors(self.held_out[i : i + step]) for i in range(0, len(self.held_out), step)]
 
     def _augment(self, image: Image, rng: np.random.Generator) -> Image:
         """Crop at random (layout jitter) and flip half of the time."""

@@ -26,7 +26,15 @@ from gpenlib.train.config import TrainConfig
 CHECKPOINT = "checkpoint.pt"
 LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}
 # These may change on resume without changing what is learned from here on.
-RESUMABLE_CHANGES = {"threads", "compile", "device", "checkpoint_every", "evaluate_every", "run_dir", "data_dir"}
+RESUMABLE_CHANGES = {
+    "threads",
+    "compile",
+    "device",
+    "checkpoint_every",
+    "evaluate_every",
+    "run_dir",
+    "data_dir",
+}
 
 
 class TrainingError(RuntimeError):
@@ -61,9 +69,7 @@ class Trainer:
                     module.weight.fill_(1.0)
         self.model.to(self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
-        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
         self.step = 0
         self._forward = torch.compile(self.model) if config.compile else self.model
 
@@ -83,7 +89,9 @@ class Trainer:
         faces = TrainingFaces(open_folder(resolve_path(self.config.data_dir)), self.config)
         if self.checkpoint.is_file():
             self._resume()
-        bar = tqdm(range(self.step, self.config.steps), initial=self.step, total=self.config.steps, desc="train")
+        bar = tqdm(
+            range(self.step, self.config.steps), initial=self.step, total=self.config.steps, desc="train"
+        )
         for _ in bar:
             started = time.perf_counter()
             loss = self._train_step(faces)

@@ -1,0 +1,80 @@
+"""Shipped demo weights (model cards beside them) and named random networks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpenlib.architecture import CheckpointError, Gpen, GpenConfig, load_checkpoint
+from gpenlib.architecture.generator import NoiseInjection
+from gpenlib.run import choice_error, fingerprint, resolve_path, sha256
+
+FOLDER = Path(__file__).parent
+TINY = GpenConfig(64, 64, 1, 0.0625)
+RANDOM_NAMES = ("tiny-random", "random-256", "random-512", "random-1024", "random-2048")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network and where it came from."""
+
+    model: Gpen
+    name: str
+    digest: str
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Return the weights that come with the package, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+
+
+def load_weights(name: str | Path, key: str | None = None) -> Weights:
+    """Load weights by name or from a checkpoint file.
+
+    Parameters
+    ----------
+    name : str or Path
+        A shipped name (``demo-color``); ``tiny-random`` (64 px, for tests) or ``random-<size>`` (the full-width
+        network with random weights, for speed measurements); or the path of a checkpoint, relative to the
+        repository root.
+    key : str, optional
+        As :func:`gpenlib.load_checkpoint`.
+
+    Raises
+    ------
+    CheckpointError
+        If the name is neither known nor a file, or the file cannot be loaded.
+    """
+    text = str(name)
+    if text in shipped_weights():
+        path = shipped_weights()[text]
+    elif text in RANDOM_NAMES:
+        config = TINY if text == "tiny-random" else GpenConfig(*[int(text.rpartition("-")[2])] * 2)
+        return Weights(random_network(config), text, fingerprint({"random": config.to_dict(), "seed": 0}))
+    else:
+        path = resolve_path(text)
+        if not path.is_file():
+            known = [*shipped_weights(), *RANDOM_NAMES]
+            looks_like_a_path = re.search(r"[/\\.]", text)
+            what = (
+                f"weights file {path} does not exist"
+                if looks_like_a_path
+                else choice_error("weights", text, known)
+            )
+            raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
+    return Weights(load_checkpoint(path, key), text, sha256(path))
+
+
+def random_network(config: GpenConfig, seed: int = 0) -> Gpen:
+    """Return a network with seeded random weights whose encoder features take part, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Gpen(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, NoiseInjection):
+                module.weight.fill_(0.3)
+    return model.eval()

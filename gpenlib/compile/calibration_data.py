@@ -1,0 +1,118 @@
+"""The images a build calibrates on, and other ones to verify it with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tqdm.auto import tqdm
+
+from gpenlib.compile.config import DatasetConfig
+from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.packs import Pack, read_pack
+from gpenlib.data.process_ops import ProcessOp, preprocess
+from gpenlib.data.sources import DataError, ImageSource, combined_digest, open_folder
+from gpenlib.data.splits import Subset
+from gpenlib.data.tasks import make_pair
+from gpenlib.images import FloatArray, Image
+from gpenlib.run import resolve_path
+
+DATALIST = "datalist.txt"
+DEFAULT_COUNT = 32
+HELD_OUT = 4
+EMBEDDED_OFFSET = 100_000  # embedded faces from here on are never calibrated on nor evaluated
+
+
+@dataclass(frozen=True)
+class PackInputs:
+    """The inputs of a pack as an image source."""
+
+    pack: Pack
+
+    @property
+    def label(self) -> str:
+        """What it is."""
+        return "pack of network inputs"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names in the order of the datalist."""
+        return self.pack.names
+
+    def read(self, index: int) -> Image:
+        """Return input ``index``, uint8 [S, S, 3]."""
+        return self.pack.inputs(index)
+
+    def digest(self, index: int) -> str:
+        """Hash of the pixels."""
+        return hashlib.sha256(self.pack.inputs(index).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Disjoint calibration and verification images, already as network input when iterated."""
+
+    chosen: ImageSource
+    verification: ImageSource
+    operators: tuple[ProcessOp, ...]
+    task: str
+    size: int
+
+    @property
+    def label(self) -> str:
+        """Where the calibration images come from."""
+        return self.chosen.label
+
+    @property
+    def digest(self) -> str:
+        """Hash of the calibration images, in order."""
+        return combined_digest(self.chosen, range(len(self.chosen.names)))
+
+    def calibration(self) -> Iterator[FloatArray]:
+        """Yield float32 [1, 3, S, S], one image at a time."""
+        bar = tqdm(range(len(self.chosen.names)), desc="calibrate", unit="image")
+        return (self._prepare(self.chosen, index) for index in bar)
+
+    def held_out(self) -> Iterator[FloatArray]:
+        """Yield a few images that calibration does not see."""
+        return (self._prepare(self.verification, index) for index in range(len(self.verification.names)))
+
+    def _prepare(self, source: ImageSource, index: int) -> FloatArray:
+        image = source.read(index)
+        # Degrading at the picture's own size would blur less than the task does after resizing.
+        degraded, _ = make_pair(image, self.task, self.size)
+        return preprocess(degraded, self.operators, self.size)
+
+
+def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
+    """Resolve a build's data set.
+
+    Raises
+    ------
+    DataError
+        If the folder is absent, empty, or holds fewer images than ``sampler.get_data_num`` asks for.
+        Unset, it takes up to 32.
+    """
+    asked = config.sampler.get_data_num
+    spare = EmbeddedSource(EMBEDDED_OFFSET + HELD_OUT)
+    verification: ImageSource = Subset(spare, tuple(range(EMBEDDED_OFFSET, EMBEDDED_OFFSET + HELD_OUT)))
+    source: ImageSource
+    if config.path is None:
+        source = EmbeddedSource(asked or DEFAULT_COUNT)
+    else:
+        folder = resolve_path(config.path)
+        source = (
+            PackInputs(read_pack(folder))
+            if (folder / DATALIST).is_file()
+            else open_folder(folder, config.sampler.suffix)
+        )
+    wanted = asked or min(DEFAULT_COUNT, len(source.names))
+    if len(source.names) < wanted:
+        raise DataError(f"{source.label}: {len(source.names)} images, sampler.get_data_num asks for {wanted}")
+    rest = tuple(range(wanted, min(wanted + HELD_OUT, len(source.names))))
+    if rest:
+        verification = Subset(source, rest)
+    return CalibrationData(
+        Subset(source, tuple(range(wanted))), verification, tuple(config.operators()), config.task, size
+    )

@@ -1,0 +1,228 @@
+"""From a network and a build configuration to an artefact folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from gpenlib.architecture import Gpen
+from gpenlib.compile.calibrate import collect_ranges
+from gpenlib.compile.calibration_data import CalibrationData, open_calibration_data
+from gpenlib.compile.config import BuildConfig, as_build_config
+from gpenlib.compile.half import to_half
+from gpenlib.compile.quantise import (
+    QuantisationError,
+    QuantisedLayer,
+    count_quantised,
+    quantisable_layers,
+    quantise,
+    select_layers,
+)
+from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
+from gpenlib.infer import RuntimeUnavailable, choose_backend, open_runtime
+from gpenlib.infer.runtime import BACKENDS, MANIFEST_FILE, MODEL_FILE
+from gpenlib.run import package_versions, resolve_path, sha256, write_json
+
+# The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
+# Sound ones lie far above: see notebook 03.
+LEAST_PSNR = {"fp32": 90.0, "fp16": 50.0, "bf16": 35.0, "int8": 20.0}
+
+
+def compile_model(
+    model: Gpen | DeployGpen,
+    build: BuildConfig | str | Path | Mapping[str, Any],
+    out_dir: str | Path,
+    float_graph: Path | None = None,
+) -> Path:
+    """Build an artefact: export, calibrate and quantise as configured, verify by running it.
+
+    Parameters
+    ----------
+    model : Gpen or DeployGpen
+    build : BuildConfig, path of a YAML file, or mapping
+        A mapping may be partial: ``{"backend": {"dtype": "int8"}, "dataset": {"path": "faces"}}``.
+    out_dir : path
+        The artefact folder; an older artefact in it is replaced.
+    float_graph : Path, optional
+        This model as :func:`gpenlib.export_onnx` wrote it, to save exporting it again; it is checked
+        against the model like any artefact.
+
+    Returns
+    -------
+    Path
+        ``out_dir`` with ``model.onnx`` and ``manifest.json`` (written last).
+
+    Raises
+    ------
+    SettingsError
+        If the configuration has unknown keys or wrong values.
+    RuntimeUnavailable
+        If the backend cannot run the dtype, or is the vendor's compiler.
+    QuantisationError, CalibrationError, DataError
+        If int8 was asked for and cannot be made as configured.
+    ParityError
+        If the artefact does not reproduce the network.
+    """
+    config = as_build_config(build)
+    deploy = model if isinstance(model, DeployGpen) else deploy_form(model)
+    _check_frontend(config, deploy)
+    backend, reason = _choose(config)
+    out_dir = resolve_path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix=".build-") as name:
+        work = Path(name)
+        float_path = float_graph or export_onnx(deploy, work / "float.onnx")
+        manifest: dict[str, Any] = {
+            "kind": "gpen-artefact",
+            "name": config.name,
+            "dtype": config.backend.dtype,
+            "backend": backend,
+            "backend_reason": reason,
+            "in_size": deploy.config.in_size,
+            "out_size": deploy.config.out_size,
+            "network": deploy.config.to_dict(),
+            "input": "float32 [N, 3, in_size, in_size], RGB, [-1, 1]",
+            "build": config.model_dump(),
+            "unused_keys": config.unused_keys(),
+        }
+        data = open_calibration_data(config.dataset, deploy.config.in_size)
+        manifest |= _write_model(config, float_path, data, work / MODEL_FILE)
+        shutil.move(work / MODEL_FILE, out_dir / MODEL_FILE)
+        manifest["model_sha256"] = sha256(out_dir / MODEL_FILE)
+        manifest["model_bytes"] = (out_dir / MODEL_FILE).stat().st_size
+        manifest["packages"] = package_versions()
+        write_json(work / MANIFEST_FILE, manifest)
+        shutil.copy(work / MANIFEST_FILE, out_dir / MANIFEST_FILE)
+        try:
+            manifest |= _verify(deploy, out_dir, data)
+        except BaseException:
+            (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
+            raise
+        write_json(out_dir / MANIFEST_FILE, manifest)
+    return out_dir
+
+
+def _choose(config: BuildConfig) -> tuple[str, str]:
+    """Resolve the backend, refusing what cannot run here before anything is loaded."""
+    if config.backend.type == "tvm_vacc":
+        raise RuntimeUnavailable(
+            "backend.type tvm_vacc is the chip vendor's compiler (vamc), which this package does not drive; "
+            f"set backend.type to one of: auto, {', '.join(BACKENDS)}"
+        )
+    return choose_backend(config.backend.type, config.backend.dtype)
+
+
+def _check_frontend(config: BuildConfig, deploy: DeployGpen) -> None:
+    """Refuse a configured input shape that is not the network's."""
+    size = deploy.config.in_size
+    for name, shape in (config.frontend.shape or {}).items():
+        if name != "input" or list(shape[1:]) != [3, size, size]:
+            raise ParityError(
+                f"frontend.shape {name}={shape}: this network takes input=[N, 3, {size}, {size}]"
+            )
+
+
+def _write_model(
+    config: BuildConfig, float_path: Path, data: CalibrationData, target: Path
+) -> dict[str, Any]:
+    """Write the model file of the configured dtype; return what the manifest says of it."""
+    dtype = config.backend.dtype
+    if dtype in ("fp32", "bf16"):  # bf16 is the float graph under an execution hint
+        shutil.copy(float_path, target)
+        return {}
+    model = onnx.load(float_path)
+    if dtype == "fp16":
+        half, counts = to_half(model)
+        onnx.save(half, target)
+        return {"convolutions_by_weight_type": counts}
+    layers, report = _quantise(config, model, float_path, data)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, target)
+    return {"layers": [layer.to_dict() for layer in layers], "quantisation": report}
+
+
+def _quantise(
+    config: BuildConfig, model: onnx.ModelProto, float_path: Path, data: CalibrationData
+) -> tuple[list[QuantisedLayer], dict[str, Any]]:
+    """Calibrate and quantise ``model`` in place; assert that it happened."""
+    options = config.backend.quantize
+    if options.calibrate_mode != "max":
+        raise QuantisationError(f"calibrate_mode={options.calibrate_mode!r} is not built yet; use 'max'")
+    if options.quantize_mode == "auto":
+        raise QuantisationError("quantize_mode='auto' is not built yet; use 'manual' with exclude_layers")
+    nodes = {node.name: node for node in quantisable_layers(model)}
+    chosen = select_layers(list(nodes), options.exclude_layers)
+    tensors = list(dict.fromkeys(nodes[name].input[0] for name in chosen))
+    ranges, images = collect_ranges(float_path, tensors, data.calibration())
+    thresholds = {name: found.largest for name, found in ranges.items()}
+    layers = quantise(
+        model, thresholds, chosen, options.quantize_per_channel, options.weight_scale == "power2"
+    )
+    counts = count_quantised(model)
+    if sum(counts.values()) != len(chosen):
+        raise QuantisationError(
+            f"{counts} convolutions are quantised in the written graph, expected {len(chosen)}"
+        )
+    report = {
+        "calibrate_mode": options.calibrate_mode,
+        "calibration_images": images,
+        "calibration_source": data.label,
+        "calibration_digest": data.digest,
+        "quantised": counts,
+        "excluded": [name for name in nodes if name not in chosen],
+    }
+    return layers, report
+
+
+def _verify(deploy: DeployGpen, out_dir: Path, data: CalibrationData) -> dict[str, Any]:
+    """Run the artefact on held-out faces against the float network; return the figures."""
+    runtime = open_runtime(out_dir)
+    executed = runtime.executed_types()
+    if runtime.dtype == "int8" and runtime.backend == "openvino":
+        _check_executed_int8(executed, out_dir)
+    found = [
+        parity(expected, runtime(image))
+        for image in data.held_out()
+        for expected in [_run_torch(deploy, image)]
+    ]
+    worst = min(found, key=lambda row: row.psnr)
+    least = LEAST_PSNR[runtime.dtype]
+    if worst.psnr < least:
+        raise ParityError(
+            f"{runtime.dtype} artefact reaches {worst.psnr:.1f} dB against the float network on its worst "
+            f"held-out face, at least {least} dB is expected"
+        )
+    mean = replace(
+        worst, **{name: float(np.mean([getattr(row, name) for row in found])) for name in asdict(worst)}
+    )
+    return {
+        "parity": {"faces": len(found), "mean": mean.to_dict(), "worst": worst.to_dict()},
+        "executed_convolutions": executed,
+        "executed_precision": runtime.executed_precision,
+    }
+
+
+def _check_executed_int8(executed: Mapping[str, int], out_dir: Path) -> None:
+    """Fail unless OpenVINO runs every quantised convolution in int8."""
+    wanted = sum(count_quantised(onnx.load(out_dir / MODEL_FILE)).values())
+    ran = executed.get("i8", 0) + executed.get("u8", 0)
+    if ran < wanted:
+        raise QuantisationError(
+            f"OpenVINO executes {ran} of {wanted} quantised convolutions in int8: {executed}"
+        )
+
+
+def _run_torch(deploy: DeployGpen, image: np.ndarray) -> np.ndarray:
+    """Run the float deploy form on one batch."""
+    with torch.inference_mode():
+        device = next(deploy.buffers()).device
+        return deploy(torch.from_numpy(image).to(device)).cpu().numpy()

@@ -1,0 +1,135 @@
+"""The build configuration: the vendor's YAML schema, strict, with our backends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from gpenlib.data.process_ops import ProcessOp, parse_process_ops
+from gpenlib.settings import Settings
+
+Dtype = Literal["fp32", "bf16", "fp16", "int8"]
+BackendType = Literal["auto", "openvino", "onnxruntime", "tvm_vacc"]
+CalibrateMode = Literal["max", "percentile", "kl_divergence", "mse"]
+DEFAULT_OPS: tuple[dict[str, Any], ...] = (
+    {"type": "DecodeImage"},
+    {"type": "Resize"},
+    {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    {"type": "ToTensor"},
+)
+
+
+class FrontendConfig(Settings):
+    """Where the network comes from. With a model given to ``compile_model`` only ``shape`` is checked."""
+
+    shape: dict[str, list[int]] | None = Field(None, description="input name -> [N, 3, S, S]")
+    type: Literal["pytorch", "onnx"] = "pytorch"
+    checkpoint: str | None = None
+    dtype: Literal["fp32"] = "fp32"
+
+
+class VendorCompileOptions(Settings):
+    """Keys that only the vendor's compiler understands; kept, and listed as not used by our backends."""
+
+    data_transport_mode: int | None = None
+    output_ddr: list[int] | None = None
+    switch_lhs_rhs: bool | None = None
+    opt_level: int | None = None
+    data_type: int | None = None
+
+
+class QuantizeConfig(Settings):
+    """How int8 is made; ignored for other dtypes."""
+
+    calibrate_mode: CalibrateMode = "max"
+    quantize_per_channel: bool = True
+    weight_scale: Literal["max", "power2"] = Field(
+        "max", description="power2 rounds scales up to powers of two"
+    )
+    output_ddr: list[int] | None = None
+    exclude_layers: list[int | str] = Field(
+        default_factory=list, description="module paths, or indices from 0"
+    )
+    quantize_mode: Literal["manual", "auto"] = "manual"
+
+
+class BackendConfig(Settings):
+    """What to build for."""
+
+    type: BackendType = "auto"
+    dtype: Dtype = "fp32"
+    compile: VendorCompileOptions = Field(default_factory=VendorCompileOptions)
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
+
+
+class SamplerConfig(Settings):
+    """Which calibration images to take: the first ``get_data_num`` in natural order."""
+
+    suffix: str | None = None
+    get_data_num: int | None = Field(None, ge=1, description="unset: up to 32")
+
+
+class DatasetConfig(Settings):
+    """Calibration images: a folder of pictures, or a pack (a folder with ``datalist.txt``).
+
+    Without ``path`` the embedded faces serve. ``task`` degrades pictures into network input; grey
+    pictures stay as they are under ``color``.
+    """
+
+    type: Literal["tvm", "folder"] = "folder"
+    path: str | None = None
+    task: Literal["color"] = "color"
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    process_ops: list[dict[str, Any]] = Field(default_factory=lambda: [dict(op) for op in DEFAULT_OPS])
+
+    @field_validator("process_ops")
+    @classmethod
+    def _known_operators(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        parse_process_ops(value)
+        return value
+
+    def operators(self) -> list[ProcessOp]:
+        """Return the preprocessing operators in order."""
+        return parse_process_ops(self.process_ops)
+
+
+class WorkspaceConfig(Settings):
+    """Where the vendor's compiler writes; ``compile_model`` takes its folder as an argument instead."""
+
+    path: str = "./deploy_weights/"
+
+
+class BuildConfig(Settings):
+    """A build: frontend -> backend, calibrated on a data set. Every key has a default."""
+
+    name: str = "gpen"
+    frontend: FrontendConfig = Field(default_factory=FrontendConfig)
+    backend: BackendConfig = Field(default_factory=BackendConfig)
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig)
+    workspace: WorkspaceConfig = Field(default_factory=WorkspaceConfig)
+
+    def unused_keys(self) -> list[str]:
+        """Return the keys that are set but that our backends do not use."""
+        given = self.backend.compile.model_dump(exclude_none=True)
+        unused = [f"backend.compile.{name}" for name in given]
+        if self.backend.quantize.output_ddr is not None:
+            unused.append("backend.quantize.output_ddr")
+        return unused
+
+
+def as_build_config(build: BuildConfig | str | Path | Mapping[str, Any]) -> BuildConfig:
+    """Return a validated configuration from a BuildConfig, a YAML path, or a (partial) mapping.
+
+    Raises
+    ------
+    SettingsError
+        Naming the keys that are unknown or wrong.
+    """
+    if isinstance(build, BuildConfig):
+        return build
+    if isinstance(build, Mapping):
+        return BuildConfig.parse(build, "build configuration")
+    return BuildConfig.from_yaml(build)

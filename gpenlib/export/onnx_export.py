@@ -1,0 +1,174 @@
+"""ONNX export: one input ``input``, one output ``output``, plain ONNX operators, any batch size."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from gpenlib.architecture import Gpen, GpenConfig
+from gpenlib.export.deploy import DeployGpen, deploy_form
+from gpenlib.export.parity import ParityError, assert_parity
+from gpenlib.run import write_atomically
+
+OPSET = 18
+INPUT_NAME, OUTPUT_NAME = "input", "output"
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+NAMED_OPERATORS = (*CONVOLUTIONS, "Gemm", "MatMul")
+Exporter = Literal["dynamo", "torchscript"]
+
+
+def export_onnx(
+    model: Gpen | DeployGpen, path: str | Path, exporter: Exporter = "dynamo", dynamic_batch: bool = True
+) -> Path:
+    """Write the deploy form of ``model`` as ONNX and check it against torch at batch 1 and 2.
+
+    Parameters
+    ----------
+    model : Gpen or DeployGpen
+    path : path ending in ``.onnx``
+    exporter : {"dynamo", "torchscript"}
+        torch's two exporters. ``"dynamo"`` (``torch.export``) is the default: it is the maintained one and
+        writes fewer nodes. ``"torchscript"`` is kept for comparison (notebook 01).
+    dynamic_batch : bool
+        If False the batch size is fixed at 1.
+
+    Returns
+    -------
+    Path
+        The file: ``input`` -> ``output``, float32 [N, 3, S, S], RGB in [-1, 1], opset 18.
+        Convolution and linear nodes carry their module paths as names.
+
+    Raises
+    ------
+    ParityError
+        If ONNX Runtime and torch disagree.
+    """
+    deploy = model if isinstance(model, DeployGpen) else deploy_form(model)
+    path = Path(path)
+    with write_atomically(path) as temporary:
+        _trace(deploy, deploy.config, temporary, exporter, dynamic_batch)
+        graph = onnx.load(temporary)
+        name_nodes(graph)
+        for node in graph.graph.node:  # stack traces of this machine do not belong in the file
+            del node.metadata_props[:]
+            node.doc_string = ""
+        onnx.checker.check_model(graph, full_check=True)
+        onnx.save(graph, temporary)
+        for batch in (1, 2) if dynamic_batch else (1,):
+            image = example_input(deploy.config, batch)
+            with torch.inference_mode():
+                expected = deploy(image).numpy()
+            assert_parity(expected, run_onnx(temporary, image.numpy()), f"{path.name}, batch {batch}")
+    return path
+
+
+def export_training_form(model: Gpen, path: str | Path) -> Path:
+    """Write the original formulation (weights modulated per image) as ONNX, for comparison.
+
+    The batch size is fixed at 1: its grouped convolution has one group per image, which ONNX cannot
+    express for an unknown batch. torch's TorchScript-based exporter cannot write it at all ("kernel of
+    unknown shape").
+    """
+    path = Path(path)
+    with write_atomically(path) as temporary:
+        _trace(model.set_modulation("weights"), model.config, temporary, "dynamo", dynamic_batch=False)
+    return path
+
+
+def example_input(config: GpenConfig, batch: int = 1) -> Tensor:
+    """Return a seeded random input [batch, 3, in_size, in_size] in [-1, 1]."""
+    generator = torch.Generator().manual_seed(batch)
+    return torch.rand(batch, 3, config.in_size, config.in_size, generator=generator) * 2 - 1
+
+
+def run_onnx(path: Path, image: np.ndarray) -> np.ndarray:
+    """Run a model file on the CPU in ONNX Runtime; float32 [N, 3, S, S] -> same kind."""
+    import onnxruntime  # heavy; only needed here
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run([OUTPUT_NAME], {INPUT_NAME: image})[0])
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Name every weighted node by its module path; fail on a convolution without constant weight.
+
+    Raises
+    ------
+    ParityError
+        If a convolution's weight is computed at run time, which a quantiser would pass over in silence,
+        or two nodes claim one module.
+    """
+    constants = constant_names(model)
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type not in NAMED_OPERATORS:
+            continue
+        if node.op_type in CONVOLUTIONS and node.input[1] not in constants:
+            raise ParityError(f"node {node.name} ({node.op_type}) has no constant weight")
+        path = module_path(node)
+        if node.op_type == "MatMul":
+            path += ".energy"  # the style-dependent part of demodulation, the only bare matrix product
+        if path in taken:
+            raise ParityError(f"two nodes claim the module {path}")
+        taken.add(path)
+        node.name = path
+
+
+def module_path(node: onnx.NodeProto) -> str:
+    """Return the module path that either of torch's exporters recorded for a node."""
+    for entry in node.metadata_props:
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = [scope for scope in ast.literal_eval(entry.value) if scope]
+            return str(scopes[-2]) if len(scopes) > 1 else str(scopes[-1])
+    return ".".join(node.name.strip("/").split("/")[:-1])
+
+
+def constant_names(model: onnx.ModelProto) -> set[str]:
+    """Return the names of tensors that are fixed: initialisers, constants and copies of them."""
+    names = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" or (node.op_type == "Identity" and node.input[0] in names):
+            names.add(node.output[0])
+    return names
+
+
+def _trace(
+    module: nn.Module, config: GpenConfig, path: Path, exporter: Exporter, dynamic_batch: bool
+) -> None:
+    """Run one of torch's exporters."""
+    image = example_input(config, 2 if dynamic_batch else 1)
+    names = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME], "opset_version": OPSET}
+    with _quiet():
+        if exporter == "dynamo":
+            shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
+            torch.onnx.export(
+                module, (image,), path, dynamo=True, dynamic_shapes=shapes, external_data=False,
+                verbose=False, **names,
+            )  # fmt: skip
+        else:
+            axes = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}} if dynamic_batch else None
+            torch.onnx.export(module, (image,), path, dynamo=False, dynamic_axes=axes, **names)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporters' remarks on packages that are not needed and on deprecation."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

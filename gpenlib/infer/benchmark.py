@@ -1,0 +1,60 @@
+"""Latency of a runtime."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpenlib.infer.runtime import Runtime
+
+
+def interleaved_latency(
+    runtimes: Mapping[str, Runtime], repeats: int = 15, warm_up: int = 2, batch_size: int = 1
+) -> list[dict[str, Any]]:
+    """Time several runtimes in turn, so that noise on the machine hits all alike.
+
+    Parameters
+    ----------
+    runtimes : mapping of label to Runtime
+    repeats : int
+        Timed calls each.
+    warm_up : int
+        Untimed calls each, before.
+    batch_size : int
+
+    Returns
+    -------
+    list of dict
+        ``label``, ``backend``, ``dtype``, ``executed_precision``, ``batch_size``, ``median_ms``, ``p10_ms``, ``p90_ms`` (per call), and
+        ``times_ms``.
+    """
+    rng = np.random.default_rng(0)
+    batches = {
+        label: rng.uniform(-1, 1, (batch_size, 3, runtime.in_size, runtime.in_size)).astype(np.float32)
+        for label, runtime in runtimes.items()
+    }
+    times: dict[str, list[float]] = {label: [] for label in runtimes}
+    for turn in range(warm_up + repeats):
+        for label, runtime in runtimes.items():
+            started = time.perf_counter()
+            runtime(batches[label])
+            if turn >= warm_up:
+                times[label].append((time.perf_counter() - started) * 1000)
+    return [
+        {
+            "label": label,
+            "backend": runtime.backend,
+            "dtype": runtime.dtype,
+            "executed_precision": runtime.executed_precision,
+            "batch_size": batch_size,
+            "median_ms": statistics.median(times[label]),
+            "p10_ms": float(np.percentile(times[label], 10)),
+            "p90_ms": float(np.percentile(times[label], 90)),
+            "times_ms": times[label],
+        }
+        for label, runtime in runtimes.items()
+    ]

@@ -1,0 +1,362 @@
+"""One function per notebook: builds what is missing upstream, returns its manifest.
+
+Every stage writes ``<outputs>/<run>/<stage>/`` with ``manifest.json`` last. A folder whose manifest has the
+same settings, inputs and package versions, and whose files still have their recorded hashes, is returned at
+once; anything else is built anew, and said so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from gpenlib.compile import BuildConfig, as_build_config, compile_model
+from gpenlib.compile.config import CalibrateMode, Dtype
+from gpenlib.data.packs import Pack, read_pack, write_pack
+from gpenlib.data.sources import combined_digest, open_folder
+from gpenlib.data.splits import open_source, split
+from gpenlib.data.tasks import make_pair
+from gpenlib.errors.compare import compare_outputs, summarise_comparison
+from gpenlib.export import (
+    assert_parity,
+    deploy_form,
+    export_onnx,
+    export_torchscript,
+    export_training_form,
+    summarise_graph,
+)
+from gpenlib.export.onnx_export import run_onnx
+from gpenlib.images import read_image, to_tensor
+from gpenlib.infer import choose_backend, open_runtime
+from gpenlib.infer.pipeline import restore_pack, summarise
+from gpenlib.run import read_json, repository_root, resolve_path, valid_manifest, write_json, write_manifest
+from gpenlib.settings import Settings
+from gpenlib.weights import Weights, load_weights
+
+log = logging.getLogger("gpenlib.stages")
+OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
+PARITY_FACES = 2
+TRAINING_FORM = "training.onnx"
+DTYPE_ORDER = ("fp32", "bf16", "fp16", "int8")
+
+Backend = Literal["auto", "openvino", "onnxruntime"]
+
+
+class RunSettings(Settings):
+    """What every stage needs."""
+
+    run: str = "demo"
+    weights: str = "demo-color"
+
+    @field_validator("run")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w][\w.-]*", value):
+            raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.')")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run; the variable GPEN_OUTPUTS replaces ``outputs/``."""
+        return Path(os.environ.get(OUTPUTS_VARIABLE) or repository_root() / "outputs") / self.run
+
+    def load(self) -> Weights:
+        """Load the network."""
+        return load_weights(self.weights)
+
+
+class DataSettings(RunSettings):
+    """Settings of 02_data."""
+
+    task: Literal["color"] = "color"
+    data_dir: str | None = None
+    dataset_size: int = Field(16, ge=1)
+    calib_dir: str | None = None
+    calib_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("data_dir", "calib_dir")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
+
+
+class CompileSettings(DataSettings):
+    """Settings of 03_compile for one dtype."""
+
+    dtype: Dtype = "fp32"
+    backend: Backend = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+    calibrate_mode: CalibrateMode = "max"
+    build: str | None = Field(
+        None, description="YAML build configuration; dtype, backend and data are set by us"
+    )
+
+    @field_validator("build")
+    @classmethod
+    def _no_build_is_none(cls, value: str | None) -> str | None:
+        return value or None
+
+
+class InferSettings(CompileSettings):
+    """Settings of 04_infer; the names are a contract with other programs."""
+
+    batch_size: int = Field(1, ge=1)
+    save_images: bool = True
+
+
+class ErrorSettings(InferSettings):
+    """Settings of 05_errors: infer for several dtypes, then compare with fp32."""
+
+    dtypes: tuple[Dtype, ...] = DTYPE_ORDER
+
+    @field_validator("dtypes", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any) -> Any:
+        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("dtypes")
+    @classmethod
+    def _with_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < 2 or "fp32" not in value:
+            raise ValueError("name fp32 and at least one other dtype, separated by commas")
+        return tuple(name for name in DTYPE_ORDER if name in value)
+
+    def for_dtype(self, dtype: str) -> InferSettings:
+        """Return the settings of one dtype's inference, with images saved for comparison."""
+        values = self.model_dump(exclude={"dtypes"}) | {"dtype": dtype, "save_images": True}
+        return InferSettings.parse(values)
+
+
+def export(settings: RunSettings) -> dict[str, Any]:
+    """01_export: ONNX (deploy form by both exporters, training form) and TorchScript, with parity.
+
+    Metrics: ``graphs`` (figures by file) and ``parity`` (difference from the training form by file and
+    batch, on faces).
+    """
+    weights = settings.load()
+    inputs = {"weights": weights.digest}
+
+    def build(folder: Path) -> dict[str, Any]:
+        deploy = deploy_form(weights.model)
+        export_training_form(weights.model, folder / TRAINING_FORM)
+        export_onnx(deploy, folder / "deploy.onnx")
+        export_onnx(deploy, folder / "deploy_torchscript_exporter.onnx", "torchscript")
+        export_torchscript(deploy, folder / "deploy.pt")
+        graphs = {path.name: summarise_graph(path).to_dict() for path in sorted(folder.glob("*.onnx"))}
+        return {"graphs": graphs, "parity": _export_parity(weights, folder)}
+
+    return _stage(settings, "01_export", {"weights": settings.weights}, inputs, build)
+
+
+def data(settings: DataSettings) -> dict[str, Any]:
+    """02_data: the evaluation and calibration packs.
+
+    Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
+    ``out_size``.
+    """
+    weights = settings.load()
+    config = weights.model.config
+    source = open_source(_path(settings.data_dir), settings.dataset_size + settings.calib_size)
+    calibration = open_folder(resolve_path(settings.calib_dir)) if settings.calib_dir else None
+    parts = split(source, settings.dataset_size, settings.calib_size, calibration, settings.seed)
+    chosen = {"evaluation": parts.evaluation, "calibration": parts.calibration}
+    inputs = {name: combined_digest(part, range(len(part.names))) for name, part in chosen.items()}
+    described = {
+        **settings.model_dump(include={"task", "dataset_size", "calib_size", "seed"}),
+        "in_size": config.in_size,
+        "out_size": config.out_size,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        for name, part in chosen.items():
+            write_pack(folder / name, part, settings.task, config.in_size, config.out_size)
+        return {
+            **{name: len(part.names) for name, part in chosen.items()},
+            "note": parts.note,
+            "label": source.label,
+            "in_size": config.in_size,
+            "out_size": config.out_size,
+        }
+
+    return _stage(settings, "02_data", described, inputs, build)
+
+
+def compile(settings: CompileSettings) -> dict[str, Any]:
+    """03_compile: the artefact of one dtype in ``03_compile/<dtype>/artefact``.
+
+    Metrics: the artefact's own manifest.
+    """
+    weights = settings.load()
+    config = build_config(settings)
+    inputs = {"weights": weights.digest}
+    described: dict[str, Any] = {"build": config.model_dump(exclude={"dataset": {"path"}})}
+    if settings.dtype == "int8":
+        inputs["calibration"] = data(settings)["inputs"]["calibration"]
+
+    def build(folder: Path) -> dict[str, Any]:
+        artefact = compile_model(weights.model, config, folder / "artefact", float_graph(settings))
+        return read_manifest(artefact)
+
+    return _stage(settings, f"03_compile/{settings.dtype}", described, inputs, build)
+
+
+def float_graph(settings: RunSettings) -> Path:
+    """Return the float ONNX graph that every dtype starts from, exported once per run."""
+    weights = settings.load()
+
+    def build(folder: Path) -> dict[str, Any]:
+        return summarise_graph(export_onnx(weights.model, folder / "model.onnx")).to_dict()
+
+    inputs = {"weights": weights.digest}
+    return Path(_stage(settings, "03_compile/float", {}, inputs, build)["folder"]) / "model.onnx"
+
+
+def infer(settings: InferSettings) -> dict[str, Any]:
+    """04_infer: restore and score the evaluation faces with one dtype.
+
+    Writes ``results.json`` (the metrics) and, with ``save_images``, ``images/*.png``.
+    """
+    faces = data(settings)
+    artefact = compile(settings)
+    inputs = {
+        "evaluation": faces["inputs"]["evaluation"],
+        "artefact": artefact["outputs"]["artefact/model.onnx"],
+    }
+    described = {
+        **settings.model_dump(include={"dtype", "device", "batch_size", "save_images"}),
+        "backend": artefact["metrics"]["backend"],
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        runtime = open_runtime(Path(artefact["folder"]) / "artefact", device=settings.device)
+        pack = read_pack(Path(faces["folder"]) / "evaluation")
+        images = folder / "images" if settings.save_images else None
+        rows = restore_pack(runtime, pack, settings.batch_size, images)
+        results = {
+            "images": len(rows),
+            "dtype": settings.dtype,
+            "backend": runtime.backend,
+            "executed_precision": runtime.executed_precision,
+            "device": settings.device,
+            "batch_size": settings.batch_size,
+            "weights": settings.weights,
+            "task": settings.task,
+            "data": faces["metrics"]["label"],
+            **summarise(rows),
+            "rows": rows,
+        }
+        write_json(folder / "results.json", results)
+        return results
+
+    return _stage(settings, f"04_infer/{settings.dtype}", described, inputs, build)
+
+
+def errors(settings: ErrorSettings) -> dict[str, Any]:
+    """05_errors: compare every dtype with fp32 on the same faces.
+
+    Metrics: ``table`` (one row per dtype), ``rows`` (one per dtype and image).
+    """
+    runs = {dtype: infer(settings.for_dtype(dtype)) for dtype in settings.dtypes}
+    inputs = {dtype: manifest["outputs"]["results.json"] for dtype, manifest in runs.items()}
+
+    def build(folder: Path) -> dict[str, Any]:
+        reference = runs["fp32"]
+        rows: list[dict[str, Any]] = []
+        for dtype, manifest in runs.items():
+            rows += compare_outputs(dtype, manifest["metrics"]["rows"], reference["metrics"]["rows"],
+                                    output_reader(manifest), output_reader(reference))  # fmt: skip
+        results = {
+            "table": summarise_comparison(rows, {d: m["metrics"] for d, m in runs.items()}),
+            "rows": rows,
+        }
+        write_json(folder / "results.json", results)
+        return results
+
+    return _stage(settings, "05_errors", {"dtypes": list(settings.dtypes)}, inputs, build)
+
+
+def build_config(settings: CompileSettings) -> BuildConfig:
+    """Return the build configuration of a stage: the file's, with our dtype, backend and calibration pack."""
+    base: BuildConfig = as_build_config(settings.build) if settings.build else BuildConfig()
+    values = base.model_dump()
+    values["name"] = f"{settings.weights}_{settings.dtype}".replace("/", "_")
+    values["backend"]["dtype"] = settings.dtype
+    values["backend"]["type"], _ = choose_backend(settings.backend, settings.dtype, settings.device)
+    if not settings.build:
+        values["backend"]["quantize"]["calibrate_mode"] = settings.calibrate_mode
+    if settings.dtype == "int8":
+        folder = settings.folder / "02_data" / "calibration"
+        values["dataset"] |= {"path": str(folder), "task": settings.task, "sampler": {}}
+    return BuildConfig.parse(values)
+
+
+def output_reader(manifest: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Return a function that reads the restored image of a face by name."""
+    folder = Path(manifest["folder"]) / "images"
+    return lambda name: read_image(folder / f"{name}.png")
+
+
+def evaluation_pack(settings: DataSettings) -> Pack:
+    """Return the evaluation faces of a run (built if missing)."""
+    return read_pack(Path(data(settings)["folder"]) / "evaluation")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return ``manifest.json`` of an artefact folder."""
+    return dict(read_json(folder / "manifest.json"))
+
+
+def _export_parity(weights: Weights, folder: Path) -> dict[str, Any]:
+    """Measure every exported file against the training form on faces, at batch 1 and 2; assert it."""
+    size = weights.model.config.in_size
+    source = open_source(None, PARITY_FACES)
+    faces = to_tensor([make_pair(source.read(i), "color", size)[0] for i in range(PARITY_FACES)])
+    script = torch.jit.load(str(folder / "deploy.pt"))
+    found: dict[str, Any] = {}
+    for batch in (1, 2):
+        image = faces[-batch:]
+        with torch.inference_mode():
+            expected = weights.model(torch.from_numpy(image)).numpy()
+            outputs = {"deploy.pt": script(torch.from_numpy(image)).numpy()}
+        for path in sorted(folder.glob("*.onnx")):
+            if batch == 1 or path.name != TRAINING_FORM:  # that one is fixed at batch 1
+                outputs[path.name] = run_onnx(path, image)
+        for name, output in outputs.items():
+            what = f"{name}, batch {batch}, against the training form"
+            found.setdefault(name, {})[str(batch)] = assert_parity(expected, output, what).to_dict()
+    return found
+
+
+def _path(value: str | None) -> str | None:
+    """Resolve a folder given by the user against the repository root."""
+    return str(resolve_path(value)) if value else None
+
+
+def _stage(
+    settings: RunSettings,
+    name: str,
+    described: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    build: Callable[[Path], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the standing manifest of a stage, or build it; adds ``folder`` and ``built``."""
+    folder = settings.folder / name
+    manifest, why = valid_manifest(folder, described, inputs)
+    if manifest is not None:
+        return manifest | {"folder": str(folder), "built": False}
+    if why:
+        log.warning("%s is built anew: %s", folder, why)
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    metrics = build(folder)
+    return write_manifest(folder, name, described, inputs, metrics) | {"folder": str(folder), "built": True}
