@@ -114,8 +114,8 @@ def from_tensor(tensor: NDArray[np.floating], rounding: Rounding = "round") -> I
     tensor : float [N, 3, H, W]
         Nominally in [-1, 1]; clipped to it.
     rounding : {"round", "truncate"}
-        ``"round"`` is correct; ``"truncate"`` is what the vendor's script does (``astype(uint8)``) and darkens
-        by half a grey level on average.
+        ``"round"`` is correct; ``"truncate"`` is what the vendor's script does (``astype(uint8)``) and
+        darkens by half a grey level on average.
 
     Returns
     -------

@@ -82,7 +82,7 @@ def colour_shift(a: Array, b: Array) -> float:
 
 
 def colourfulness(image: Array) -> float:
-    """Return the colourfulness of Hasler and Suesstrunk 2003 for uint8 RGB; 0 for grey, about 30-60 for portraits."""
+    """Return Hasler and Suesstrunk's colourfulness (2003) of uint8 RGB: 0 for grey, 30-60 for portraits."""
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     rg, yb = red - green, 0.5 * (red + green) - blue
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))

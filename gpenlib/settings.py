@@ -122,4 +122,6 @@ def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[s
             candidates += list(getattr(candidates[0], "__args__", ()))
             nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
             current = nested[0] if nested else None
-    return list(current.model_fields) if isinstance(current, type) else []
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []

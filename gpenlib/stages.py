@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field, field_validator
@@ -45,7 +45,6 @@ log = logging.getLogger("gpenlib.stages")
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 PARITY_FACES = 2
 TRAINING_FORM = "training.onnx"
-DTYPE_ORDER = ("fp32", "bf16", "fp16", "int8")
 
 Backend = Literal["auto", "openvino", "onnxruntime"]
 
@@ -116,7 +115,7 @@ class InferSettings(CompileSettings):
 class ErrorSettings(InferSettings):
     """Settings of 05_errors: infer for several dtypes, then compare with fp32."""
 
-    dtypes: tuple[Dtype, ...] = DTYPE_ORDER
+    dtypes: tuple[Dtype, ...] = get_args(Dtype)
 
     @field_validator("dtypes", mode="before")
     @classmethod
@@ -128,7 +127,7 @@ class ErrorSettings(InferSettings):
     def _with_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < 2 or "fp32" not in value:
             raise ValueError("name fp32 and at least one other dtype, separated by commas")
-        return tuple(name for name in DTYPE_ORDER if name in value)
+        return tuple(name for name in get_args(Dtype) if name in value)
 
     def for_dtype(self, dtype: str) -> InferSettings:
         """Return the settings of one dtype's inference, with images saved for comparison."""
@@ -266,7 +265,7 @@ def errors(settings: ErrorSettings) -> dict[str, Any]:
     Metrics: ``table`` (one row per dtype), ``rows`` (one per dtype and image).
     """
     runs = {dtype: infer(settings.for_dtype(dtype)) for dtype in settings.dtypes}
-    inputs = {dtype: manifest["outputs"]["results.json"] for dtype, manifest in runs.items()}
+    inputs = {str(dtype): manifest["outputs"]["results.json"] for dtype, manifest in runs.items()}
 
     def build(folder: Path) -> dict[str, Any]:
         reference = runs["fp32"]

@@ -181,7 +181,8 @@ def _config_from_widths(in_size: int, out_size: int, top: int, bottom: int, path
         raise CheckpointError(f"{path}: shapes fit no GPEN configuration ({error})") from error
     if config.channels(out_size) != top:
         raise CheckpointError(
-            f"{path}: {top} channels at {out_size} px and {bottom} at 4 px fit no channel_multiplier and narrow"
+            f"{path}: {top} channels at {out_size} px and {bottom} at 4 px "
+            "fit no channel_multiplier and narrow"
         )
     return config
 

@@ -77,6 +77,8 @@ def upfirdn2d(
 class Blur(nn.Module):
     """FIR low-pass before downsampling or after upsampling (buffer ``kernel``)."""
 
+    kernel: Tensor
+
     def __init__(self, pad: tuple[int, int], gain: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("kernel", fir_kernel(gain))
@@ -89,6 +91,8 @@ class Blur(nn.Module):
 
 class Upsample(nn.Module):
     """Double height and width with the FIR kernel, as in the ToRGB skip path."""
+
+    kernel: Tensor
 
     def __init__(self) -> None:
         super().__init__()

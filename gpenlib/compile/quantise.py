@@ -244,7 +244,7 @@ def _weight_node(
     for array, suffix in ((quantised, ""), (stored, "_scale"), (zero, "_zero_point")):
         model.graph.initializer.append(numpy_helper.from_array(array, prefix + suffix))
     inputs = [prefix, f"{prefix}_scale", f"{prefix}_zero_point"]
-    attributes = {} if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     return helper.make_node(
         "DequantizeLinear", inputs, [f"{prefix}_dequantised"], f"{prefix}_dequantise", **attributes
     )

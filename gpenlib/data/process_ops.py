@@ -62,8 +62,8 @@ def preprocess(image: Image, operators: Sequence[ProcessOp], size: int) -> Float
     ----------
     image : uint8 RGB [H, W, 3]
     operators : sequence of ProcessOp
-        ``Normalize`` divides by 255, subtracts ``mean`` and divides by ``std``. Without it pixels are scaled to
-        [0, 1] by ``ToTensor``.
+        ``Normalize`` divides by 255, subtracts ``mean`` and divides by ``std``. Without it pixels are scaled
+        to [0, 1] by ``ToTensor``.
     size : int
         Side that ``Resize`` takes when it names none, and that the result must have.
 

@@ -1,0 +1,1 @@
+"""What each precision costs: comparison of outputs on the same faces."""

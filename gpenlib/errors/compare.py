@@ -35,10 +35,10 @@ def compare_outputs(
     Returns
     -------
     list of dict
-        ``dtype``, ``name``, ``psnr``, ``ssim`` (against truth), ``psnr_input``, ``ssim_input``, ``psnr_drop`` (dB) and ``ssim_drop``
-        (fp32 minus this; positive is worse), ``psnr_to_fp32`` (dB; equal images count as 100),
-        ``colour_shift_to_fp32`` (CIELAB distance of image means), ``largest_error`` (grey levels), ``bias``
-        (mean signed difference in grey levels), ``ms``.
+        ``dtype``, ``name``, ``psnr``, ``ssim`` (against truth), ``psnr_input``, ``ssim_input``,
+        ``psnr_drop`` (dB) and ``ssim_drop`` (fp32 minus this; positive is worse), ``psnr_to_fp32`` (dB;
+        equal images count as 100), ``colour_shift_to_fp32`` (CIELAB distance of image means),
+        ``largest_error`` (grey levels), ``bias`` (mean signed difference in grey levels), ``ms``.
 
     Raises
     ------

@@ -215,7 +215,7 @@ class DeployGenerator(nn.Module):
         )
 
     def latent(self, z: Tensor) -> Tensor:
-        """Mapping network: [N, 512] -> w [N, 512]."""
+        """Apply the mapping network: z [N, 512] -> w [N, 512]."""
         w = self.pixel_norm(z)
         for layer in self.style:
             w = leaky_relu(layer(w))

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -147,17 +147,21 @@ def _trace(
 ) -> None:
     """Run one of torch's exporters."""
     image = example_input(config, 2 if dynamic_batch else 1)
-    names = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME], "opset_version": OPSET}
+    options: dict[str, Any] = {
+        "input_names": [INPUT_NAME],
+        "output_names": [OUTPUT_NAME],
+        "opset_version": OPSET,
+    }
     with _quiet():
         if exporter == "dynamo":
-            shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None
-            torch.onnx.export(
-                module, (image,), path, dynamo=True, dynamic_shapes=shapes, external_data=False,
-                verbose=False, **names,
-            )  # fmt: skip
+            options |= {"dynamo": True, "external_data": False, "verbose": False}
+            if dynamic_batch:
+                options["dynamic_shapes"] = ({0: torch.export.Dim("batch", min=1)},)
         else:
-            axes = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}} if dynamic_batch else None
-            torch.onnx.export(module, (image,), path, dynamo=False, dynamic_axes=axes, **names)
+            options["dynamo"] = False
+            if dynamic_batch:
+                options["dynamic_axes"] = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}}
+        torch.onnx.export(module, (image,), path, **options)
 
 
 @contextmanager

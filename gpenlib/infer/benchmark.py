@@ -29,8 +29,8 @@ def interleaved_latency(
     Returns
     -------
     list of dict
-        ``label``, ``backend``, ``dtype``, ``executed_precision``, ``batch_size``, ``median_ms``, ``p10_ms``, ``p90_ms`` (per call), and
-        ``times_ms``.
+        ``label``, ``backend``, ``dtype``, ``executed_precision``, ``batch_size``, ``median_ms``, ``p10_ms``,
+        ``p90_ms`` (per call), and ``times_ms``.
     """
     rng = np.random.default_rng(0)
     batches = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -113,7 +112,7 @@ class Runtime(ABC):
 class OpenVinoRuntime(Runtime):
     """OpenVINO on the CPU; compiled once per batch size, because static shapes run faster."""
 
-    HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+    HINTS: ClassVar[dict[str, str]] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
         super().__init__(manifest, "openvino", device)
@@ -149,6 +148,7 @@ class OpenVinoRuntime(Runtime):
         return np.array(self._for_batch(len(batch))(batch)[0], dtype=np.float32)
 
     def executed_types(self) -> dict[str, int]:
+        """Count from the execution graph; OpenVINO names s8 convolutions ``u8`` or ``i8``."""
         counts: dict[str, int] = {}
         for node in self._for_batch(1).get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
@@ -161,7 +161,7 @@ class OpenVinoRuntime(Runtime):
 class OnnxRuntimeRuntime(Runtime):
     """ONNX Runtime on the CPU or, where its GPU build is installed, on CUDA."""
 
-    PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    PROVIDERS: ClassVar[dict[str, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
         super().__init__(manifest, "onnxruntime", device)
@@ -171,7 +171,8 @@ class OnnxRuntimeRuntime(Runtime):
         if provider not in onnxruntime.get_available_providers():
             raise RuntimeUnavailable(
                 f"onnxruntime has no {provider} here (present: "
-                f"{', '.join(onnxruntime.get_available_providers())}); install onnxruntime-gpu or use device='cpu'"
+                f"{', '.join(onnxruntime.get_available_providers())}); "
+                "install onnxruntime-gpu or use device='cpu'"
             )
         self._onnxruntime = onnxruntime
         self._path = folder / MODEL_FILE
@@ -200,7 +201,7 @@ class OnnxRuntimeRuntime(Runtime):
 
         with tempfile.TemporaryDirectory() as folder:
             options = self._options(None)
-            options.optimized_model_filepath = os.path.join(folder, "optimised.onnx")
+            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
             self._onnxruntime.InferenceSession(str(self._path), options, providers=[self._provider])
             graph = onnx.load(options.optimized_model_filepath).graph
         names = {"QLinearConv": "i8", "ConvInteger": "i8"}

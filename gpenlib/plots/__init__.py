@@ -1,0 +1,1 @@
+"""Figures: rows in, matplotlib Figure out; nothing is computed here."""

@@ -14,7 +14,7 @@ BASELINE_COLOUR = "#7F7F7F"  # the do-nothing input
 ACCENT = "#CC79A7"
 SECOND = "#E69F00"
 
-RC: dict[str, Any] = {
+RC: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 110,
     "font.size": 10,

@@ -1,0 +1,1 @@
+"""Training: batches, trainer, command line (``python -m gpenlib.train``)."""

@@ -31,7 +31,8 @@ class TrainingFaces:
         count = len(source.names)
         if count < config.holdout + config.batch_size:
             raise DataError(
-                f"{source.label}: {count} images; needed are holdout {config.holdout} + batch {config.batch_size}"
+                f"{source.label}: {count} images; needed are holdout {config.holdout} "
+                f"+ batch {config.batch_size}"
             )
         self.config = config
         side = 2 * config.size

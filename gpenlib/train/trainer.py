@@ -163,7 +163,8 @@ class Trainer:
         changed = [k for k in now if k not in RESUMABLE_CHANGES and state["config"].get(k) != now[k]]
         if changed:
             raise TrainingError(
-                f"{self.checkpoint} was made with other settings ({', '.join(changed)}); choose another run_dir"
+                f"{self.checkpoint} was made with other settings ({', '.join(changed)}); "
+                "choose another run_dir"
             )
         self.model.load_state_dict(state["g"])
         self.ema.load_state_dict(state["g_ema"])

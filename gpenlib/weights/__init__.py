@@ -37,9 +37,9 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
     Parameters
     ----------
     name : str or Path
-        A shipped name (``demo-color``); ``tiny-random`` (64 px, for tests) or ``random-<size>`` (the full-width
-        network with random weights, for speed measurements); or the path of a checkpoint, relative to the
-        repository root.
+        A shipped name (``demo-color``); ``tiny-random`` (64 px, for tests) or ``random-<size>`` (the
+        full-width network with random weights, for speed measurements); or the path of a checkpoint,
+        relative to the repository root.
     key : str, optional
         As :func:`gpenlib.load_checkpoint`.
 
