@@ -1,16 +1,16 @@
-"""Calibration: one streaming pass that finds the range of every tensor a quantised layer reads."""
+"""Calibration: one streaming pass that records the magnitudes of every tensor a quantised layer reads."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 
+from gpenlib.compile.histogram import MagnitudeHistogram
 from gpenlib.images import FloatArray
 
 
@@ -18,21 +18,10 @@ class CalibrationError(RuntimeError):
     """Calibration that cannot give usable ranges."""
 
 
-class TensorRange:
-    """Largest magnitude of one tensor over all calibration images; memory does not grow with them."""
-
-    def __init__(self) -> None:
-        self.largest = 0.0
-
-    def update(self, values: NDArray[np.float32]) -> None:
-        """Take in one image's tensor of any shape."""
-        self.largest = max(self.largest, float(np.abs(values).max()))
-
-
-def collect_ranges(
+def collect_histograms(
     model_path: Path, tensors: Sequence[str], images: Iterable[FloatArray]
-) -> tuple[dict[str, TensorRange], int]:
-    """Run the float model over the calibration images and record each tensor's range.
+) -> tuple[dict[str, MagnitudeHistogram], int]:
+    """Run the float model over the calibration images and record each tensor's magnitudes.
 
     Parameters
     ----------
@@ -41,37 +30,44 @@ def collect_ranges(
     tensors : sequence of str
         Names of the tensors to watch.
     images : iterable of float32 [1, 3, S, S]
-        Read once, one at a time.
+        Read once, one at a time; memory does not grow with their number.
 
     Returns
     -------
-    (dict of TensorRange by tensor name, number of images)
+    (dict of MagnitudeHistogram by tensor name, number of images)
 
     Raises
     ------
     CalibrationError
         If there is no image, or a tensor is not finite or always zero.
     """
-    ranges = {name: TensorRange() for name in tensors}
-    session = _watching_session(model_path, tensors)
+    histograms = {name: MagnitudeHistogram() for name in tensors}
+    session = watching_session(model_path, tensors)
     feed = session.get_inputs()[0].name
     count = 0
     for image in images:
         for name, value in zip(tensors, session.run(list(tensors), {feed: image}), strict=True):
             if not np.isfinite(value).all():
                 raise CalibrationError(f"tensor {name} is not finite on calibration image {count}")
-            ranges[name].update(value)
+            histograms[name].update(value)
         count += 1
     if not count:
         raise CalibrationError("no calibration image was given")
-    dead = [name for name, found in ranges.items() if not found.largest > 0]
+    dead = [name for name, histogram in histograms.items() if not histogram.largest > 0]
     if dead:
         raise CalibrationError(f"tensors that are zero on every calibration image: {', '.join(dead[:5])}")
-    return ranges, count
+    return histograms, count
 
 
-def _watching_session(model_path: Path, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
-    """Return a session of the model with ``tensors`` as additional outputs."""
+def thresholds_from(
+    histograms: Mapping[str, MagnitudeHistogram], mode: str, percentile: float
+) -> dict[str, float]:
+    """Return the clipping threshold of every tensor under a calibration mode."""
+    return {name: histogram.threshold(mode, percentile) for name, histogram in histograms.items()}
+
+
+def watching_session(model_path: Path, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
+    """Return an ONNX Runtime session of the model with ``tensors`` as additional outputs."""
     model = onnx.load(model_path)
     present = {output.name for output in model.graph.output}
     for name in tensors:

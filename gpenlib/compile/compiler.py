@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from gpenlib.architecture import Gpen
-from gpenlib.compile.calibrate import collect_ranges
+from gpenlib.compile.calibrate import collect_histograms, thresholds_from
 from gpenlib.compile.calibration_data import CalibrationData, open_calibration_data
 from gpenlib.compile.config import BuildConfig, as_build_config
 from gpenlib.compile.half import to_half
@@ -155,15 +155,13 @@ def _quantise(
 ) -> tuple[list[QuantisedLayer], dict[str, Any]]:
     """Calibrate and quantise ``model`` in place; assert that it happened."""
     options = config.backend.quantize
-    if options.calibrate_mode != "max":
-        raise QuantisationError(f"calibrate_mode={options.calibrate_mode!r} is not built yet; use 'max'")
     if options.quantize_mode == "auto":
         raise QuantisationError("quantize_mode='auto' is not built yet; use 'manual' with exclude_layers")
     nodes = {node.name: node for node in quantisable_layers(model)}
     chosen = select_layers(list(nodes), options.exclude_layers)
     tensors = list(dict.fromkeys(nodes[name].input[0] for name in chosen))
-    ranges, images = collect_ranges(float_path, tensors, data.calibration())
-    thresholds = {name: found.largest for name, found in ranges.items()}
+    histograms, images = collect_histograms(float_path, tensors, data.calibration())
+    thresholds = thresholds_from(histograms, options.calibrate_mode, options.percentile)
     layers = quantise(
         model, thresholds, chosen, options.quantize_per_channel, options.weight_scale == "power2"
     )
@@ -174,6 +172,7 @@ def _quantise(
         )
     report = {
         "calibrate_mode": options.calibrate_mode,
+        "clipped_share": {name: histograms[name].clipped_share(limit) for name, limit in thresholds.items()},
         "calibration_images": images,
         "calibration_source": data.label,
         "calibration_digest": data.digest,

@@ -45,6 +45,7 @@ class QuantizeConfig(Settings):
     """How int8 is made; ignored for other dtypes."""
 
     calibrate_mode: CalibrateMode = "max"
+    percentile: float = Field(99.99, gt=0, le=100, description="share kept by calibrate_mode percentile")
     quantize_per_channel: bool = True
     weight_scale: Literal["max", "power2"] = Field(
         "max", description="power2 rounds scales up to powers of two"

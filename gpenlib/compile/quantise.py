@@ -18,10 +18,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from gpenlib.compile.histogram import LEVELS
 from gpenlib.export.onnx_export import CONVOLUTIONS
 from gpenlib.run import nearest
 
-LEVELS = 127  # symmetric s8
 RGB_CHANNELS = 3
 
 
