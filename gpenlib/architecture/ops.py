@@ -40,9 +40,9 @@ def upfirdn2d(
     x : Tensor
         Input [N, C, H, W].
     kernel : Tensor
-        FIR kernel [kh, kw]; applied as a true convolution (flipped correlation).
+        FIR kernel [k, k]; applied as a true convolution (flipped correlation).
     up, down : int
-        Integer factors. The fast form handles ``up > 1`` only without ``down``.
+        Integer factors. ``up > 1`` is fastest without ``down`` and with ``0 <= pad[0] - pad[1] < up``.
     pad : (int, int)
         Zeros before and after each spatial axis, counted after upsampling.
     impl : {"fast", "reference"}
@@ -51,11 +51,11 @@ def upfirdn2d(
     Returns
     -------
     Tensor
-        [N, C, (H*up + pad0 + pad1 - kh) // down + 1, likewise W].
+        [N, C, (H*up + pad0 + pad1 - k) // down + 1, likewise W].
     """
     channels = x.shape[1]
     weight = kernel.flip(0, 1).to(x.dtype)[None, None].expand(channels, 1, -1, -1)  # [C, 1, kh, kw]
-    if impl == "fast" and up > 1 and down == 1 and max(pad) < kernel.shape[0]:
+    if impl == "fast" and up > 1 and down == 1 and pad[0] < kernel.shape[0] and 0 <= pad[0] - pad[1] < up:
         # Zero insertion followed by filtering is a transposed convolution with the unflipped kernel.
         crop = kernel.shape[0] - 1 - pad[0]
         extra = pad[1] - pad[0] + up - 1

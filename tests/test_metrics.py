@@ -1,0 +1,122 @@
+"""Scores: hand-computed cases, and the reference figures of the vendor's metric code."""
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from gpenlib.images import read_image, to_grey
+from gpenlib.metrics import colour_shift, colourfulness, psnr, ssim
+
+REFERENCE = json.loads((Path(__file__).parent / "reference" / "metrics.json").read_text())["rows"]
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    smooth = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(48, 64, 3)), (0, 0), 3)
+    return np.rint(128 + 500 * smooth).clip(10, 245).astype(np.uint8)
+
+
+def flat(colour: tuple[int, int, int], side: int = 16) -> np.ndarray:
+    return np.full((side, side, 3), colour, np.uint8)
+
+
+@pytest.mark.parametrize("row", REFERENCE, ids=lambda row: Path(row["image"]).stem)
+def test_reference_figures(shared, row):
+    truth = read_image(shared / "faces" / row["image"])
+    grey, blurred = to_grey(truth), cv2.GaussianBlur(truth, (0, 0), 2)
+    assert psnr(grey, truth) == pytest.approx(row["gray_psnr"], abs=1e-6)
+    assert ssim(grey, truth) == pytest.approx(row["gray_ssim"], abs=1e-6)
+    assert psnr(blurred, truth) == pytest.approx(row["blur_psnr"], abs=1e-6)
+    assert ssim(blurred, truth) == pytest.approx(row["blur_ssim"], abs=1e-6)
+
+
+@pytest.mark.parametrize("offset", [1, 5, 10])
+def test_psnr_of_a_constant_offset(picture, offset):
+    assert psnr(picture, picture + np.uint8(offset)) == pytest.approx(20 * math.log10(255 / offset))
+
+
+def test_psnr_of_one_wrong_pixel():
+    a, b = flat((0, 0, 0), 10), flat((0, 0, 0), 10)
+    b[4, 5] = (30, 0, 0)  # mean square error 900 / 300
+    assert psnr(a, b) == pytest.approx(10 * math.log10(255**2 / 3))
+
+
+def test_psnr_does_not_wrap_around():
+    assert psnr(flat((0, 0, 0)), flat((255, 255, 255))) == pytest.approx(0)
+    assert psnr(flat((255, 255, 255)), flat((0, 0, 0))) == pytest.approx(0)
+
+
+def test_equal_images(picture):
+    assert psnr(picture, picture) == math.inf
+    assert ssim(picture, picture) == pytest.approx(1)
+    assert colour_shift(picture, picture) == 0
+
+
+def test_floats_agree_with_bytes(picture):
+    other = np.clip(picture.astype(int) + 7, 0, 255).astype(np.uint8)
+    a, b = picture / 127.5 - 1, other / 127.5 - 1
+    assert psnr(a, b, 2.0) == pytest.approx(psnr(picture, other))
+    assert ssim(a + 1, b + 1, 2.0) == pytest.approx(ssim(picture, other))
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim])
+def test_floats_need_a_range(picture, measure):
+    with pytest.raises(ValueError, match="data_range is required for float64"):
+        measure(picture / 255, picture / 255)
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim, colour_shift])
+def test_different_kinds_are_refused(picture, measure):
+    with pytest.raises(ValueError, match="images differ in kind"):
+        measure(picture, picture[:-1])
+    with pytest.raises(ValueError, match="images differ in kind"):
+        measure(picture, picture.astype(np.float32))
+
+
+def test_ssim_of_flat_images():
+    """Without any structure only the luminance term is left: (2ab + c) / (a^2 + b^2 + c), c = (0.01 L)^2."""
+    constant = (0.01 * 255) ** 2
+    expected = (2 * 100 * 150 + constant) / (100**2 + 150**2 + constant)
+    assert ssim(flat((100,) * 3), flat((150,) * 3)) == pytest.approx(expected)
+
+
+def test_ssim_averages_channels(picture):
+    other = cv2.GaussianBlur(picture, (0, 0), 1.5)
+    channels = [ssim(picture[:, :, c], other[:, :, c]) for c in range(3)]
+    assert ssim(picture, other) == pytest.approx(np.mean(channels))
+
+
+def test_ssim_by_the_formula_of_the_paper(picture):
+    """Wang et al. 2004 with an explicit 11x11 Gaussian window at one place."""
+    a, b = picture[:11, :11, 0].astype(float), cv2.GaussianBlur(picture, (0, 0), 2)[:11, :11, 0].astype(float)
+    profile = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(profile, profile) / profile.sum() ** 2
+    mean_a, mean_b = (window * a).sum(), (window * b).sum()
+    variance_a = (window * a**2).sum() - mean_a**2
+    variance_b = (window * b**2).sum() - mean_b**2
+    covariance = (window * a * b).sum() - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    assert ssim(a.astype(np.uint8), b.astype(np.uint8)) == pytest.approx(luminance * structure)
+
+
+def test_ssim_needs_its_window():
+    with pytest.raises(ValueError, match="smaller than SSIM's 11x11 window"):
+        ssim(flat((1, 2, 3), 10), flat((1, 2, 3), 10))
+
+
+def test_colour_shift_of_known_colours():
+    """CIELAB of black is (0, 0, 0), of white (100, 0, 0); of red (53.24, 80.09, 67.20)."""
+    assert colour_shift(flat((0, 0, 0)), flat((255, 255, 255))) == pytest.approx(100, abs=0.02)
+    assert colour_shift(flat((0, 0, 0)), flat((255, 0, 0))) == pytest.approx(117.34, abs=0.03)
+
+
+def test_colourfulness():
+    assert colourfulness(flat((90, 90, 90))) == 0
+    # Flat red: rg = 255, yb = 127.5, no deviation
+    assert colourfulness(flat((255, 0, 0))) == pytest.approx(0.3 * math.hypot(255, 127.5))
