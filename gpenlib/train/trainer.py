@@ -79,7 +79,11 @@ class Trainer:
         return self.run_dir / CHECKPOINT
 
     def run(self) -> Gpen:
-        """Train until ``config.steps``, resuming from a checkpoint if one is there; return the EMA network.
+        """Train until ``config.steps``, resuming from a checkpoint if one is there; return the EMA network."""
+        return self.run_until(self.config.steps)
+
+    def run_until(self, stop: int) -> Gpen:
+        """Train until step ``stop`` of the run of ``config.steps``, which fixes the learning rates.
 
         Raises
         ------
@@ -87,20 +91,18 @@ class Trainer:
             If the loss is not finite, or a checkpoint of another configuration is in the way.
         """
         faces = TrainingFaces(open_folder(resolve_path(self.config.data_dir)), self.config)
-        if self.checkpoint.is_file():
+        if self.step == 0 and self.checkpoint.is_file():
             self._resume()
-        bar = tqdm(
-            range(self.step, self.config.steps), initial=self.step, total=self.config.steps, desc="train"
-        )
+        bar = tqdm(range(self.step, stop), initial=self.step, total=self.config.steps, desc="train")
         for _ in bar:
             started = time.perf_counter()
             loss = self._train_step(faces)
             seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{self.config.batch_size / seconds:.1f}")
             self._log({"step": self.step, "loss": loss, "seconds": round(seconds, 3)})
-            if self.step % self.config.evaluate_every == 0 or self.step == self.config.steps:
+            if self.step % self.config.evaluate_every == 0 or self.step == stop:
                 self._log({"step": self.step, "held_out_psnr": self.evaluate(faces)})
-            if self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps:
+            if self.step % self.config.checkpoint_every == 0 or self.step == stop:
                 self._save()
         return self.ema
 
