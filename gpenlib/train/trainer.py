@@ -79,7 +79,7 @@ class Trainer:
         return self.run_dir / CHECKPOINT
 
     def run(self) -> Gpen:
-        """Train until ``config.steps``, resuming from a checkpoint if one is there; return the EMA network."""
+        """Train until ``config.steps``, resuming if a checkpoint is there; return the EMA network."""
         return self.run_until(self.config.steps)
 
     def run_until(self, stop: int) -> Gpen:
