@@ -19,7 +19,9 @@ class SettingsError(ValueError):
 class Settings(BaseModel):
     """Base of every configuration: frozen, no unknown keys, errors in plain words."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True
+    )
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "settings") -> Self:

@@ -76,8 +76,7 @@ def export_training_form(model: Gpen, path: str | Path) -> Path:
     """Write the original formulation (weights modulated per image) as ONNX, for comparison.
 
     The batch size is fixed at 1: its grouped convolution has one group per image, which ONNX cannot
-    express for an unknown batch. torch's TorchScript-based exporter cannot write it at all ("kernel of
-    unknown shape").
+    express for an unknown batch: with one, both of torch's exporters fail (notebook 01 shows it).
     """
     path = Path(path)
     with write_atomically(path) as temporary:

@@ -48,7 +48,7 @@ def parity(reference: NDArray[Any], candidate: NDArray[Any]) -> Parity:
     return Parity(
         max_abs=float(difference.max()),
         mean_abs=float(difference.mean()),
-        relative=float(difference.max() / max(reference.std(), 1e-12)),
+        relative=float(difference.max() / max(reference.std(dtype=np.float64), 1e-12)),
         psnr=10 * math.log10(4.0 / mean_square) if mean_square else math.inf,
     )
 

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from gpenlib.infer.runtime import Runtime
+
+
+def interleaved_times(
+    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Return ``repeats`` times in ms per labelled call, taken in turns.
+
+    Turns alternate between forward and reverse order, so that no call always follows the same other one.
+    """
+    times: dict[str, list[float]] = {label: [] for label in calls}
+    for turn in range(warm_up + repeats):
+        order = list(calls) if turn % 2 == 0 else list(reversed(calls))
+        for label in order:
+            started = time.perf_counter()
+            calls[label]()
+            if turn >= warm_up:
+                times[label].append((time.perf_counter() - started) * 1000)
+    return times
 
 
 def interleaved_latency(
@@ -37,13 +56,9 @@ def interleaved_latency(
         label: rng.uniform(-1, 1, (batch_size, 3, runtime.in_size, runtime.in_size)).astype(np.float32)
         for label, runtime in runtimes.items()
     }
-    times: dict[str, list[float]] = {label: [] for label in runtimes}
-    for turn in range(warm_up + repeats):
-        for label, runtime in runtimes.items():
-            started = time.perf_counter()
-            runtime(batches[label])
-            if turn >= warm_up:
-                times[label].append((time.perf_counter() - started) * 1000)
+    times = interleaved_times(
+        {label: partial(runtime, batches[label]) for label, runtime in runtimes.items()}, repeats, warm_up
+    )
     return [
         {
             "label": label,

@@ -1,0 +1,58 @@
+"""Artefacts of the tiny network, one per backend and dtype, built once for all tests of this folder."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from gpenlib.compile import compile_model
+from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.packs import read_pack, write_pack
+from gpenlib.export import export_onnx
+from gpenlib.images import to_tensor
+from gpenlib.infer import open_runtime
+
+
+@pytest.fixture(scope="session")
+def artefact(tiny_model, tmp_path_factory):
+    """Function (backend, dtype) -> artefact folder."""
+    root = tmp_path_factory.mktemp("artefacts")
+    graph = export_onnx(tiny_model, root / "float.onnx")
+
+    def build(backend, dtype):
+        folder = root / f"{backend}_{dtype}"
+        if not folder.exists():
+            settings = {
+                "backend": {"type": backend, "dtype": dtype},
+                "dataset": {"sampler": {"get_data_num": 4}},
+            }
+            try:
+                compile_model(tiny_model, settings, folder, graph)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def fp32(artefact):
+    """Open runtime of the tiny network: OpenVINO, fp32."""
+    return open_runtime(artefact("openvino", "fp32"))
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory):
+    """Five pairs of 64 px."""
+    folder = tmp_path_factory.mktemp("pack")
+    write_pack(folder, EmbeddedSource(5, 64), "color", 64)
+    return read_pack(folder)
+
+
+@pytest.fixture(scope="session")
+def faces(pack):
+    """The pack's inputs as float32 [5, 3, 64, 64]."""
+    batch = to_tensor([pack.inputs(index) for index in range(len(pack))])
+    assert batch.dtype == np.float32
+    return batch

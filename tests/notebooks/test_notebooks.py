@@ -1,0 +1,167 @@
+"""Every notebook through papermill with params/smoke.yaml; judged by manifests and rows, not by text."""
+
+import json
+import math
+
+import nbformat
+import papermill
+import pytest
+
+from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.images import write_image
+from gpenlib.notebooks import (
+    NotebookError,
+    SamePythonKernel,
+    check_parameters,
+    declared_parameters,
+    execute,
+)
+from gpenlib.run import repository_root, sha256
+from gpenlib.settings import read_yaml
+
+ROOT = repository_root()
+FOLDER = ROOT / "notebooks"
+NOTEBOOKS = [path for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")) if path.name[:2] <= "05"]
+EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors")
+SMOKE = read_yaml(ROOT / "params/smoke.yaml")
+INFER_PARAMETERS = (
+    "run", "weights", "task", "data_dir", "dataset_size", "dtype", "backend", "device", "batch_size",
+    "calib_dir", "calib_size", "save_images",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """Folder of the run that all notebooks share, as `make run` would make it."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("notebook_outputs")
+        patch.setenv("GPEN_OUTPUTS", str(root))
+        yield root / SMOKE["run"]
+
+
+@pytest.fixture(scope="module")
+def executed(run_folder, tmp_path_factory):
+    """Function stem -> executed notebook; each runs once."""
+    copies = tmp_path_factory.mktemp("executed")
+
+    def run(stem):
+        copy = copies / f"{stem}.ipynb"
+        if not copy.exists():
+            declared = declared_parameters(FOLDER / copy.name)
+            values = {name: value for name, value in SMOKE.items() if name in declared}
+            execute(FOLDER / copy.name, copy, values)
+        return nbformat.read(copy, as_version=4)
+
+    return run
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def finite(rows):
+    values = [value for row in rows for value in row.values() if isinstance(value, (int, float))]
+    return bool(values) and all(math.isfinite(value) for value in values)
+
+
+def figures(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_all_six_are_there():
+    assert tuple(path.stem for path in NOTEBOOKS) == EXPECTED
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in NOTEBOOKS])
+def test_notebook_runs_and_leaves_sound_manifests(stem, executed, run_folder):
+    notebook = executed(stem)
+    assert not notebook.metadata.papermill.exception
+    assert figures(notebook) > 0
+    manifests = list((run_folder / stem).rglob("manifest.json"))
+    stages = [read(path) | {"folder": path.parent} for path in manifests]
+    stages = [manifest for manifest in stages if "stage" in manifest]  # artefacts have manifests of their own
+    assert stages
+    for manifest in stages:
+        assert manifest["stage"].startswith(stem)
+        for name, digest in manifest["outputs"].items():
+            assert sha256(manifest["folder"] / name) == digest
+
+
+def test_no_slider_is_made_without_a_front_end(executed):
+    state = executed("04_infer").metadata.get("widgets", {})
+    assert "FloatSliderModel" not in json.dumps(state)  # progress bars may be widgets
+
+
+def test_data_are_those_asked_for(executed, run_folder):
+    executed("02_data")
+    metrics = read(run_folder / "02_data/manifest.json")["metrics"]
+    assert (metrics["evaluation"], metrics["calibration"]) == (SMOKE["dataset_size"], SMOKE["calib_size"])
+
+
+def test_inference_writes_what_other_programs_read(executed, run_folder):
+    executed("04_infer")
+    results = read(run_folder / "04_infer/fp32/results.json")
+    assert (results["images"], results["dtype"], results["backend"]) == (3, "fp32", "openvino")
+    assert {"psnr_mean", "ssim_mean", "psnr_input_mean", "ssim_input_mean", "ms_per_image"} <= results.keys()
+    assert len(results["rows"]) == 3 and finite(results["rows"])
+    assert len(list((run_folder / "04_infer/fp32/images").glob("*.png"))) == 3
+
+
+def test_errors_compare_every_precision_on_every_face(executed, run_folder):
+    executed("05_errors")
+    results = read(run_folder / "05_errors/results.json")
+    assert [row["dtype"] for row in results["table"]] == ["fp32", "bf16", "fp16", "int8"]
+    assert len(results["rows"]) == 4 * 3 and finite(results["rows"]) and finite(results["table"])
+    assert results["table"][0]["psnr_drop"] == 0
+
+
+def test_parameters_of_04_are_the_contract():
+    declared = declared_parameters(FOLDER / "04_infer.ipynb")
+    assert tuple(declared) == INFER_PARAMETERS
+    defaults = {"run": '"demo"', "task": '"color"', "dtype": '"fp32"', "backend": '"auto"', "device": '"cpu"'}
+    defaults |= {"batch_size": "1", "calib_size": "32", "save_images": "True"}
+    assert {name: declared[name] for name in defaults} == defaults
+
+
+@pytest.mark.parametrize("params", ["smoke", "demo"])
+def test_parameter_files_hold_only_known_parameters(params):
+    check_parameters(read_yaml(ROOT / f"params/{params}.yaml"), NOTEBOOKS)
+
+
+def test_a_wrong_dtype_stops_the_notebook_with_the_allowed_values(tmp_path, run_folder):
+    with pytest.raises(NotebookError, match=r"int3.*fp32.*bf16.*fp16.*int8"):
+        execute(FOLDER / "04_infer.ipynb", tmp_path / "out.ipynb", {**SMOKE, "run": "bad", "dtype": "int3"})
+    assert not (run_folder.parent / "bad").exists()
+
+
+def test_text_values_own_folder_and_no_images(tmp_path, run_folder):
+    """Values as ``papermill -r`` passes them, run in notebooks/; the strips need recomputed outputs."""
+    source = EmbeddedSource(7, 64)
+    for index in range(7):
+        write_image(tmp_path / "faces" / f"{index}.png", source.read(index))
+    papermill.execute_notebook(
+        FOLDER / "04_infer.ipynb",
+        tmp_path / "out.ipynb",
+        parameters={
+            "run": "own",
+            "weights": "tiny-random",
+            "data_dir": str(tmp_path / "faces"),
+            "dataset_size": "2",
+            "calib_size": "4",
+            "dtype": "int8",
+            "batch_size": "2",
+            "save_images": "False",
+        },
+        kernel_name="python3",
+        language="python",
+        cwd=str(FOLDER),
+        kernel_manager_class=SamePythonKernel,
+        progress_bar=False,
+    )
+    folder = run_folder.parent / "own/04_infer/int8"
+    results = read(folder / "results.json")
+    assert [row["name"] for row in results["rows"]] == ["0", "1"]
+    assert results["data"] == "folder faces" and results["batch_size"] == 2
+    assert not (folder / "images").exists()
+    assert figures(nbformat.read(tmp_path / "out.ipynb", as_version=4)) >= 5

@@ -1,0 +1,165 @@
+"""The rules of the house: import order, size of modules, form of the notebooks."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from gpenlib.run import repository_root
+
+ROOT = repository_root()
+PACKAGE = ROOT / "gpenlib"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+MAX_LINES = 320
+
+# Each layer may import from those before it. Within the first layer the modules may use one another.
+LAYERS = [
+    {"images", "metrics", "run", "settings"},
+    {"architecture", "data"},
+    {"weights"},
+    {"export"},
+    {"infer"},
+    {"compile"},
+    {"errors", "train"},
+    {"stages"},
+    {"notebook_pages"},
+    {"notebooks"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FREE = {"", "plots"}  # "" is gpenlib/__init__, which gathers the public names; plots has its own rule
+PLOTS_USERS = {"plots", "report"}
+
+
+def part_of(path: Path) -> str:
+    """Return the first name below gpenlib: run for run.py, compile for compile/config.py."""
+    name = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    return "" if name == "__init__" else name
+
+
+def imported_parts(source: str, path: Path) -> list[tuple[int, str]]:
+    """Return (line, part of gpenlib) of every import in the source, those inside functions included."""
+    found = []
+    package = ["gpenlib", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from gpenlib import run` names a part in the alias, `from gpenlib.run import x` in the module
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "gpenlib" else [module]
+        else:
+            continue
+        found += [(node.lineno, name.split(".")[1]) for name in names if name.startswith("gpenlib.")]
+    return found
+
+
+def import_faults(source: str, path: Path) -> list[str]:
+    """Return what is wrong with the imports of one module."""
+    own = part_of(path)
+    faults = []
+    for line, part in imported_parts(source, path):
+        where = f"{path.relative_to(ROOT)}:{line} imports gpenlib.{part}"
+        if part == "plots" and own not in PLOTS_USERS:
+            faults.append(f"{where}: plots is for notebooks and the report")
+        elif own == "plots" and part != "plots" and LEVEL.get(part, -1) >= LEVEL["stages"]:
+            faults.append(f"{where}: plots draws rows and runs nothing")
+        elif own in FREE or part == own or part == "plots":
+            continue
+        elif LEVEL.get(part, len(LAYERS)) >= LEVEL[own] and not LEVEL[own] == LEVEL.get(part) == 0:
+            faults.append(f"{where}: it stands after gpenlib.{own}, or beside it")
+    return faults
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_keeps_to_its_layer_and_size(path):
+    source = path.read_text(encoding="utf-8")
+    assert part_of(path) in LEVEL.keys() | FREE | PLOTS_USERS, "give the new module a place in LAYERS"
+    assert import_faults(source, path) == []
+    lines = source.count("\n")
+    assert lines <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("infer/runtime.py", "from gpenlib.compile import compile_model"),
+        ("infer/runtime.py", "from gpenlib import compile"),
+        ("infer/runtime.py", "def f():\n    import gpenlib.stages"),
+        ("data/packs.py", "from ..architecture import Gpen"),
+        ("errors/compare.py", "from gpenlib.train import trainer"),
+        ("run.py", "from gpenlib.data import packs"),
+        ("stages.py", "from gpenlib.plots import style"),
+        ("plots/data.py", "from gpenlib.stages import infer"),
+    ],
+)
+def test_forbidden_imports_are_found(module, source):
+    assert len(import_faults(source, PACKAGE / module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("images.py", "from gpenlib.run import choice_error"),
+        ("infer/runtime.py", "from gpenlib.infer.benchmark import time_it\nimport numpy"),
+        ("infer/runtime.py", "from . import benchmark"),
+        ("compile/compiler.py", "from gpenlib.infer import open_runtime"),
+        ("plots/data.py", "from gpenlib.images import resize\nfrom gpenlib.plots.style import RC"),
+    ],
+)
+def test_allowed_imports_pass(module, source):
+    assert import_faults(source, PACKAGE / module) == []
+
+
+def test_there_are_notebooks():
+    numbers = [path.name[:2] for path in NOTEBOOKS]
+    assert len(numbers) == len(set(numbers))
+    assert {"00", "01", "02", "03", "04", "05"} <= set(numbers)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def test_notebook_is_stored_without_results(notebook):
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert "widgets" not in notebook.metadata and "papermill" not in notebook.metadata
+
+
+def test_notebook_has_stable_cell_ids(notebook):
+    ids = [cell.id for cell in notebook.cells]
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name) for name in ids)
+    assert not any(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f-]+)?", name) for name in ids), (
+        "ids are given by hand, so that they stay the same when a notebook is saved"
+    )
+
+
+def test_notebook_names_the_kernel_that_papermill_needs(notebook):
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.kernelspec.language == "python"
+
+
+def test_parameters_are_one_literal_with_a_comment_per_line(notebook):
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    first_code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert tagged == [first_code]
+    for line in first_code.source.splitlines():
+        assert re.fullmatch(r"[a-z]\w* = [^=#]+  # [^=]+", line), line
+        ast.literal_eval(line.partition(" = ")[2].partition("  # ")[0])
+
+
+def test_notebook_has_no_long_functions_or_path_tricks(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        assert "sys.path" not in cell.source and "%pip" not in cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in gpenlib"
+            assert not isinstance(node, ast.ClassDef), "classes belong in gpenlib"

@@ -1,0 +1,109 @@
+"""Settings: frozen, nothing unknown, errors in plain words."""
+
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from gpenlib.settings import Settings, SettingsError, parse_overrides, read_yaml, set_dotted
+
+
+class Backend(Settings):
+    dtype: Literal["fp32", "int8"] = "fp32"
+    threads: int | None = None
+
+
+class Build(Settings):
+    name: str
+    rate: float = Field(1e-3, gt=0)
+    backend: Backend = Backend()
+    fallback: Backend | None = None
+
+
+def test_values_defaults_and_numbers_given_as_text():
+    build = Build.parse({"name": "a", "rate": "1e-2", "backend": {"dtype": "int8"}})
+    assert build == Build(name="a", rate=0.01, backend=Backend(dtype="int8"))
+    assert build.backend.threads is None
+
+
+def test_settings_are_frozen():
+    build = Build(name="a")
+    with pytest.raises(ValidationError, match="frozen"):
+        build.rate = 2.0
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({}, ["missing key 'name'"]),
+        ({"name": "a", "ratee": 1}, ["unknown key 'ratee'", "did you mean 'rate'?", "allowed: name, rate"]),
+        (
+            {"name": "a", "backend": {"dtyp": "int8"}},
+            ["unknown key 'backend.dtyp'", "did you mean 'dtype'?", "allowed: dtype, threads"],
+        ),
+        (
+            {"name": "a", "fallback": {"thread": 1}},
+            ["unknown key 'fallback.thread'", "did you mean 'threads'?"],
+        ),
+        ({"name": "a", "backend": {"dtype": "int3"}}, ["backend.dtype='int3'", "'fp32' or 'int8'"]),
+        ({"name": "a", "rate": "fast"}, ["rate='fast'", "number"]),
+        ({"name": "a", "rate": 0}, ["rate=0", "greater than 0"]),
+        ({"rate": -1, "colour": "red"}, ["missing key 'name'", "rate=-1", "unknown key 'colour'"]),
+    ],
+)
+def test_refusals_name_key_value_and_what_is_allowed(values, parts):
+    with pytest.raises(SettingsError) as refusal:
+        Build.parse(values, source="build.yaml")
+    message = str(refusal.value)
+    assert message.startswith("build.yaml: ")
+    assert [part for part in parts if part not in message] == []
+
+
+def test_yaml_with_overrides(tmp_path):
+    path = tmp_path / "build.yaml"
+    path.write_text("name: a\nrate: 1e-2\nbackend:\n  dtype: fp32\n", encoding="utf-8")
+    build = Build.from_yaml(path, {"backend.dtype": "int8", "fallback.threads": 2})
+    assert build.rate == 0.01
+    assert build.backend.dtype == "int8"
+    assert build.fallback == Backend(threads=2)
+    with pytest.raises(SettingsError, match=r"build\.yaml: .*backend\.dtype='int4'"):
+        Build.from_yaml(path, {"backend.dtype": "int4"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "expected a mapping"), ("", "expected a mapping"), ("a: [1,\n", "not YAML")],
+)
+def test_unusable_yaml(tmp_path, text, message):
+    path = tmp_path / "x.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=message):
+        read_yaml(path)
+
+
+def test_absent_yaml(tmp_path):
+    with pytest.raises(SettingsError, match=r"absent\.yaml: no such file"):
+        Build.from_yaml(tmp_path / "absent.yaml")
+
+
+def test_dotted_key_through_a_plain_value():
+    with pytest.raises(SettingsError, match="name is not a mapping"):
+        set_dotted({"name": "a"}, "name.first", 1)
+
+
+def test_overrides_are_read_as_yaml():
+    words = ["a=1", "b=true", "c=text", "d=", "e=[1, 2]", "f=x=y"]
+    assert parse_overrides(words) == {
+        "a": 1,
+        "b": True,
+        "c": "text",
+        "d": None,
+        "e": [1, 2],
+        "f": "x=y",
+    }
+
+
+@pytest.mark.parametrize("word", ["dtype", "=int8"])
+def test_override_without_key_or_equals(word):
+    with pytest.raises(SettingsError, match="expected key=value"):
+        parse_overrides([word])

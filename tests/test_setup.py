@@ -1,0 +1,207 @@
+"""scripts/setup.sh on machines that lack something, acted by stand-ins for python, apt-get and id."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from gpenlib.run import repository_root
+
+TOOLS = ["bash", "dirname", "touch", "rm", "mkdir", "cp", "cat"]
+
+# What the machine has is a set of files in $STATE; what was called is a log.
+PYTHON = r"""#!/usr/bin/env bash
+say_missing() { echo "Traceback (most recent call last):"; echo "ImportError: $1"; } >&2
+case "$*" in
+    *'%d.%d.%d'*) cat "$STATE/version" ;;
+    *sys.exit*) [ -e "$STATE/new_enough" ] ;;
+    *'import venv, ensurepip'*) [ -e "$STATE/ensurepip" ] ;;
+    *'python%d.%d-venv'*) echo python3.11-venv ;;
+    *'import cv2'*)
+        if [ -e "$STATE/opencv_broken" ]; then say_missing "numpy.core failed"; exit 1; fi
+        [ -e "$STATE/libraries" ] || {
+            say_missing "libxcb.so.1: cannot open shared object file: No such file or directory"; exit 1; } ;;
+    '-m venv --clear '*)
+        echo "venv" >>"$STATE/log"
+        rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    '-m pip --version') ;;
+    '-m pip show -q torch') [ -e "$STATE/torch" ] ;;
+    '-m pip install '*)
+        echo "pip ${*: -2}" >>"$STATE/log"
+        [ ! -e "$STATE/offline" ] || exit 1
+        if [ "${*: -1}" = torch ]; then touch "$STATE/torch"; fi ;;
+    *) echo "unexpected: $*" >&2; exit 99 ;;
+esac
+"""
+APT_GET = r"""#!/usr/bin/env bash
+echo "apt-get ${*: -2}" >>"$STATE/log"
+case "$*" in
+    update*) touch "$STATE/lists" ;;
+    *) [ -e "$STATE/lists" ] || exit 100
+       case "$*" in *-venv*) touch "$STATE/ensurepip" ;; *libgl1*) touch "$STATE/libraries" ;; esac ;;
+esac
+"""
+APT_CACHE = '#!/usr/bin/env bash\n[ -e "$STATE/t64" ]\n'
+ID = '#!/usr/bin/env bash\ncat "$STATE/uid"\n'
+
+
+class Machine:
+    """A checkout and a PATH on which only the stand-ins and a few plain tools exist."""
+
+    def __init__(self, folder, uid, *has):
+        self.folder, self.state, self.bin = folder, folder / "state", folder / "bin"
+        for inner in (self.state, self.bin, folder / "checkout" / "scripts"):
+            inner.mkdir(parents=True)
+        shutil.copy(repository_root() / "scripts" / "setup.sh", folder / "checkout" / "scripts")
+        for name in TOOLS:
+            (self.bin / name).symlink_to(shutil.which(name))
+        for name, text in (("python3", PYTHON), ("apt-get", APT_GET), ("apt-cache", APT_CACHE), ("id", ID)):
+            (self.bin / name).write_text(text, encoding="utf-8")
+            (self.bin / name).chmod(0o755)
+        (self.state / "uid").write_text(f"{uid}\n", encoding="utf-8")
+        (self.state / "version").write_text("3.11.2\n", encoding="utf-8")
+        self.give("new_enough", *has)
+
+    def give(self, *names):
+        for name in names:
+            (self.state / name).touch()
+
+    def take(self, *names):
+        for name in names:
+            (self.state / name).unlink()
+
+    def setup(self, **variables):
+        """Run set-up; return its exit code and what it wrote."""
+        (self.state / "log").write_text("", encoding="utf-8")
+        environment = {"PATH": str(self.bin), "STATE": str(self.state), **variables}
+        done = subprocess.run(
+            [str(self.bin / "bash"), "scripts/setup.sh"],
+            cwd=self.folder / "checkout",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "unexpected:" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    @property
+    def log(self):
+        return (self.state / "log").read_text(encoding="utf-8").splitlines()
+
+    @property
+    def venv(self):
+        return self.folder / "checkout" / ".venv"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return lambda uid, *has: Machine(tmp_path / "machine", uid, *has)
+
+
+def test_bare_machine_as_root(machine):
+    bare = machine(0)
+    code, text = bare.setup()
+    assert code == 0
+    assert text.splitlines()[-1] == "setup: ready: .venv (3.11.2)"
+    assert bare.log == [
+        "apt-get --no-install-recommends python3.11-venv",
+        "apt-get update -qq",
+        "apt-get --no-install-recommends python3.11-venv",
+        "venv",
+        "pip constraints.txt torch",
+        "pip -e .[dev]",
+        "apt-get libgl1 libglib2.0-0",
+    ]
+
+
+def test_nothing_missing_installs_nothing_from_apt_and_keeps_the_venv(machine):
+    complete = machine(1000, "ensurepip", "libraries")
+    assert complete.setup()[0] == 0
+    assert complete.log == ["venv", "pip constraints.txt torch", "pip -e .[dev]"]
+    assert complete.setup()[0] == 0
+    assert complete.log == ["pip -e .[dev]"]
+
+
+def test_without_root_the_missing_venv_is_one_line_to_run(machine):
+    bare = machine(1000)
+    code, text = bare.setup()
+    assert code == 1
+    assert text.splitlines()[-1].strip() == "sudo apt-get install -y python3.11-venv"
+    assert bare.log == [] and not bare.venv.exists()
+
+
+def test_without_root_the_missing_libraries_are_one_line_to_run(machine):
+    bare = machine(1000, "ensurepip")
+    code, text = bare.setup()
+    assert code == 1
+    assert text.splitlines()[-1].strip() == "sudo apt-get install -y libgl1 libglib2.0-0"
+    bare.give("libraries")
+    assert bare.setup()[0] == 0
+    assert "venv" not in bare.log
+
+
+def test_the_newer_name_of_glib_is_used_where_it_exists(machine):
+    newer = machine(0, "ensurepip", "lists", "t64")
+    assert newer.setup()[0] == 0
+    assert newer.log[-1] == "apt-get libgl1 libglib2.0-0t64"
+
+
+def test_without_apt_the_packages_are_named(machine):
+    other = machine(0)
+    (other.bin / "apt-get").unlink()
+    code, text = other.setup()
+    assert code == 1
+    assert "Install the equivalent of: python3.11-venv" in text
+
+
+def test_too_old_a_python_is_named(machine):
+    old = machine(0, "ensurepip")
+    old.take("new_enough")
+    (old.state / "version").write_text("3.9.18\n", encoding="utf-8")
+    code, text = old.setup()
+    assert code == 1
+    assert "Python 3.11 or newer is needed; found: python3 is 3.9.18." in text
+    code, text = old.setup(PYTHON="python3.10")
+    assert code == 1
+    assert "no working python3.10" in text
+
+
+def test_python_can_be_chosen(machine):
+    chosen = machine(1000, "ensurepip", "libraries")
+    other = chosen.folder / "other"
+    other.mkdir()
+    (chosen.bin / "python3").rename(other / "mypython")
+    assert chosen.setup()[0] == 1
+    code, text = chosen.setup(PYTHON=str(other / "mypython"))
+    assert code == 0
+    assert f"creating .venv with {other}{os.sep}mypython" in text
+
+
+def test_interrupted_set_up_is_repaired(machine):
+    broken = machine(1000, "ensurepip", "libraries", "offline")
+    assert broken.setup()[0] == 1
+    assert broken.log == ["venv", "pip constraints.txt torch"]
+    broken.take("offline")
+    code, text = broken.setup()
+    assert code == 0 and "did not finish" in text
+    assert broken.log == ["venv", "pip constraints.txt torch", "pip -e .[dev]"]
+    assert broken.setup()[0] == 0
+    assert broken.log == ["pip -e .[dev]"]
+
+
+def test_half_made_venv_without_python_is_made_anew(machine):
+    half = machine(1000, "ensurepip", "libraries", "torch")
+    (half.venv / "lib").mkdir(parents=True)
+    assert half.setup()[0] == 0
+    assert half.log[0] == "venv"
+
+
+def test_opencv_broken_for_another_reason_is_one_line(machine):
+    broken = machine(0, "ensurepip", "opencv_broken")
+    code, text = broken.setup()
+    assert code == 1
+    assert text.splitlines()[-1] == "setup: OpenCV does not load: ImportError: numpy.core failed"
+    assert not any(line.startswith("apt-get") for line in broken.log)

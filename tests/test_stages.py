@@ -1,0 +1,281 @@
+"""Stages: built when needed and only then, hand-over by files, and errors in plain words."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from gpenlib import stages
+from gpenlib.architecture import CheckpointError
+from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.packs import read_pack
+from gpenlib.data.sources import DataError
+from gpenlib.images import ImageError, read_image, write_image
+from gpenlib.infer import RuntimeUnavailable
+from gpenlib.settings import SettingsError
+
+TINY = {"run": "test", "weights": "tiny-random", "dataset_size": 3, "calib_size": 4}
+CONTRACT = {
+    "images", "dtype", "backend", "psnr_mean", "ssim_mean", "psnr_input_mean", "ssim_input_mean",
+    "ms_per_image", "rows",
+}  # fmt: skip
+
+
+def infer_settings(**changes):
+    return stages.InferSettings.parse(TINY | changes)
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory):
+    """Outputs folder in which one int8 inference stands; tests that use it leave it standing."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("stages")
+        patch.setenv(stages.OUTPUTS_VARIABLE, str(root))
+        assert stages.infer(infer_settings(dtype="int8"))["built"]
+        yield root / "test"
+
+
+@pytest.fixture
+def portraits(tmp_path):
+    """Folder of six pictures, ``2.png`` before ``10.png`` in natural order."""
+    folder = tmp_path / "portraits"
+    source = EmbeddedSource(6, 64)
+    for index, number in enumerate((1, 2, 3, 9, 10, 11)):
+        write_image(folder / f"{number}.png", source.read(index))
+    return folder
+
+
+def test_what_stands_is_not_built_again(one_run, monkeypatch):
+    monkeypatch.setattr(stages, "restore_pack", pytest.fail)
+    monkeypatch.setattr(stages, "compile_model", pytest.fail)
+    again = stages.infer(infer_settings(dtype="int8"))
+    assert again["built"] is False
+    assert again["metrics"] == json.loads((one_run / "04_infer/int8/results.json").read_text())
+
+
+def test_results_hold_the_contract(one_run):
+    results = json.loads((one_run / "04_infer/int8/results.json").read_text())
+    assert results.keys() >= CONTRACT
+    assert (results["images"], results["dtype"], results["backend"]) == (3, "int8", "openvino")
+    assert len(results["rows"]) == 3
+    assert results["psnr_mean"] == pytest.approx(np.mean([row["psnr"] for row in results["rows"]]))
+    assert "embedded" in results["data"]
+
+
+def test_images_lie_beside_the_results(one_run):
+    names = sorted(path.stem for path in (one_run / "04_infer/int8/images").iterdir())
+    assert names == read_pack(one_run / "02_data/evaluation").names
+    assert read_image(one_run / "04_infer/int8/images" / f"{names[0]}.png").shape == (64, 64, 3)
+
+
+def test_every_stage_left_a_manifest_with_hashes(one_run):
+    for stage in ("02_data", "03_compile/float", "03_compile/int8", "04_infer/int8"):
+        manifest = json.loads((one_run / stage / "manifest.json").read_text())
+        assert manifest["stage"] == stage
+        assert manifest["outputs"] and manifest["inputs"]
+        assert all((one_run / stage / name).is_file() for name in manifest["outputs"])
+
+
+def test_int8_was_calibrated_on_the_packed_images(one_run):
+    manifest = json.loads((one_run / "03_compile/int8/artefact/manifest.json").read_text())
+    assert manifest["quantisation"]["calibration_images"] == 4
+    assert sum(manifest["quantisation"]["quantised"].values()) > 0
+
+
+def test_other_precisions_share_data_and_float_graph(one_run):
+    assert stages.data(infer_settings())["built"] is False
+    path = one_run / "03_compile/float/model.onnx"
+    before = path.stat().st_mtime_ns
+    stages.compile(infer_settings(dtype="fp32"))
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def faces(outputs_root):
+    """Settings of a run of its own, with the data stage built."""
+    settings = infer_settings()
+    assert stages.data(settings)["built"]
+    return settings, outputs_root / "test/02_data"
+
+
+def test_a_changed_size_builds_anew_and_says_so(faces, caplog):
+    with caplog.at_level(logging.WARNING, "gpenlib.stages"):
+        manifest = stages.data(infer_settings(dataset_size=2))
+    assert manifest["built"] and manifest["metrics"]["evaluation"] == 2
+    assert "built anew: settings changed" in caplog.text
+    assert len(read_pack(faces[1] / "evaluation")) == 2
+
+
+def test_a_damaged_output_is_built_anew_and_named(faces, caplog):
+    settings, folder = faces
+    damaged = sorted((folder / "evaluation/input").iterdir())[1]
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-5])
+    with caplog.at_level(logging.WARNING, "gpenlib.stages"):
+        assert stages.data(settings)["built"]
+    assert damaged.name in caplog.text and "missing or changed" in caplog.text
+    assert damaged.read_bytes() == good
+
+
+def test_a_half_written_stage_is_built_anew(faces, caplog):
+    settings, folder = faces
+    (folder / "manifest.json").unlink()
+    (folder / "left_over.txt").write_text("from an interrupted run")
+    with caplog.at_level(logging.WARNING, "gpenlib.stages"):
+        assert stages.data(settings)["built"]
+    assert "half-written (no manifest)" in caplog.text
+    assert not (folder / "left_over.txt").exists()
+    assert stages.data(settings)["built"] is False
+
+
+def test_a_manifest_that_is_not_json_is_built_anew(faces):
+    settings, folder = faces
+    (folder / "manifest.json").write_text("{")
+    assert stages.data(settings)["built"]
+
+
+def test_an_interrupted_build_leaves_no_manifest(faces, monkeypatch):
+    settings, folder = faces
+    (folder / "manifest.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "write_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            stages.data(settings)
+    assert not (folder / "manifest.json").exists()
+    assert stages.data(settings)["built"]
+
+
+def test_another_picture_under_the_same_name_is_noticed(portraits, outputs_root):
+    settings = infer_settings(data_dir=str(portraits), calib_size=2)
+    first = stages.data(settings)
+    write_image(portraits / "2.png", EmbeddedSource(9, 64).read(8))
+    second = stages.data(settings)
+    assert second["built"] and first["inputs"]["evaluation"] != second["inputs"]["evaluation"]
+
+
+def test_a_folder_is_taken_in_natural_order(portraits, outputs_root):
+    manifest = stages.data(infer_settings(data_dir=str(portraits), dataset_size=4, calib_size=2))
+    assert read_pack(f"{manifest['folder']}/evaluation").names == ["1", "2", "3", "9"]
+    assert read_pack(f"{manifest['folder']}/calibration").names == ["10", "11"]
+
+
+def test_calibration_shares_no_content_with_evaluation(portraits, outputs_root):
+    for copy in ("10.png", "11.png"):
+        (portraits / copy).write_bytes((portraits / "1.png").read_bytes())
+    manifest = stages.data(infer_settings(data_dir=str(portraits), dataset_size=3, calib_size=3))
+    packs = {name: read_pack(f"{manifest['folder']}/{name}") for name in ("evaluation", "calibration")}
+    contents = {
+        name: {pack.inputs(index).tobytes() for index in range(len(pack))} for name, pack in packs.items()
+    }
+    assert packs["calibration"].names == ["9"]
+    assert not contents["evaluation"] & contents["calibration"]
+    assert "dropped 2" in manifest["metrics"]["note"]
+
+
+def test_a_small_folder_is_calibrated_on_embedded_images(portraits, outputs_root):
+    manifest = stages.data(infer_settings(data_dir=str(portraits), dataset_size=6))
+    assert "embedded" in manifest["metrics"]["note"]
+    assert "portraits" in manifest["metrics"]["label"]
+    assert manifest["metrics"]["calibration"] == 4
+
+
+def test_a_calibration_folder_of_its_own(portraits, outputs_root):
+    manifest = stages.data(infer_settings(calib_dir=str(portraits)))
+    names = read_pack(f"{manifest['folder']}/calibration").names
+    assert len(names) == 4 and set(names) <= {"1", "2", "3", "9", "10", "11"}
+
+
+@pytest.mark.parametrize("damaged", ["2.png", "10.png"])
+def test_a_damaged_picture_is_named(damaged, portraits, outputs_root):
+    (portraits / damaged).write_bytes(b"this is no picture")
+    with pytest.raises(ImageError, match=f"{damaged}: not a readable image"):
+        stages.data(infer_settings(data_dir=str(portraits)))
+    assert not (outputs_root / "test/02_data/manifest.json").exists()
+
+
+def test_folders_without_pictures_are_named(tmp_path, outputs_root):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no image"):
+        stages.data(infer_settings(data_dir=str(tmp_path / "empty")))
+    with pytest.raises(DataError, match="absent: no such folder"):
+        stages.data(infer_settings(data_dir=str(tmp_path / "absent")))
+    with pytest.raises(DataError, match="absent: no such folder"):
+        stages.data(infer_settings(calib_dir=str(tmp_path / "absent")))
+
+
+def test_more_images_than_there_are(portraits, outputs_root):
+    with pytest.raises(DataError, match=r"dataset_size=7.*6 images"):
+        stages.data(infer_settings(data_dir=str(portraits), dataset_size=7))
+
+
+def test_unknown_weights_are_refused_before_anything_is_written(outputs_root):
+    with pytest.raises(CheckpointError, match=r"tiny-randon.*did you mean 'tiny-random'"):
+        stages.infer(infer_settings(weights="tiny-randon"))
+    with pytest.raises(CheckpointError, match=r"no/such/file\.pth does not exist"):
+        stages.infer(infer_settings(weights="no/such/file.pth"))
+    assert not outputs_root.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dtype": "int3"}, r"dtype='int3'.*fp32.*bf16.*fp16.*int8"),
+        ({"backend": "tensorflow"}, r"backend='tensorflow'.*auto.*openvino.*onnxruntime"),
+        ({"device": "gpu"}, r"device='gpu'.*cpu.*cuda"),
+        ({"task": "sharpen"}, r"task='sharpen'.*color"),
+        ({"dataset_size": 0}, "dataset_size=0.*greater than or equal to 1"),
+        ({"batch_size": 0}, "batch_size=0.*greater than or equal to 1"),
+        ({"dataset_size": "many"}, "dataset_size='many'"),
+        ({"run": "../elsewhere"}, "plain folder name"),
+        ({"batchsize": 2}, r"unknown key 'batchsize' \(did you mean 'batch_size'\?\)"),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_is_allowed(changes, said):
+    with pytest.raises(SettingsError, match=said):
+        infer_settings(**changes)
+
+
+def test_settings_take_what_papermill_passes():
+    settings = infer_settings(dataset_size="8", save_images="False", data_dir="", calib_dir=None)
+    assert settings.dataset_size == 8
+    assert settings.save_images is False
+    assert settings.data_dir is None and settings.calib_dir is None
+
+
+def test_precision_without_backend_is_refused(outputs_root):
+    with pytest.raises(RuntimeUnavailable, match="onnxruntime does not run bf16"):
+        stages.infer(infer_settings(dtype="bf16", backend="onnxruntime"))
+
+
+def test_without_images_none_are_written(outputs_root):
+    manifest = stages.infer(infer_settings(save_images=False, batch_size=2))
+    assert set(manifest["outputs"]) == {"results.json"}
+    assert manifest["metrics"]["images"] == 3 and manifest["metrics"]["batch_size"] == 2
+
+
+@pytest.mark.parametrize("dtypes", ["fp32", "int8,bf16", "fp32,fp32", ""])
+def test_a_comparison_needs_fp32_and_another(dtypes):
+    with pytest.raises(SettingsError, match=r"dtypes"):
+        stages.ErrorSettings.parse(TINY | {"dtypes": dtypes})
+
+
+def test_precisions_are_put_in_order_and_unknown_ones_refused():
+    assert stages.ErrorSettings.parse(TINY | {"dtypes": "int8, fp32"}).dtypes == ("fp32", "int8")
+    with pytest.raises(SettingsError, match="int3"):
+        stages.ErrorSettings.parse(TINY | {"dtypes": "fp32,int3"})
+
+
+def test_comparison_has_a_row_per_precision_and_face(one_run):
+    settings = stages.ErrorSettings.parse(TINY | {"dtypes": "fp32,int8"})
+    manifest = stages.errors(settings)
+    table, rows = manifest["metrics"]["table"], manifest["metrics"]["rows"]
+    assert [row["dtype"] for row in table] == ["fp32", "int8"]
+    assert [(row["dtype"], row["name"]) for row in rows] == [
+        (dtype, name)
+        for dtype in ("fp32", "int8")
+        for name in read_pack(one_run / "02_data/evaluation").names
+    ]
+    assert table[0]["psnr_drop"] == table[0]["bias"] == 0
+    assert 20 < table[1]["psnr_to_fp32"] < 100
+    assert stages.errors(settings)["built"] is False
