@@ -22,7 +22,7 @@ def interleaved_times(
     """
     times: dict[str, list[float]] = {label: [] for label in calls}
     for turn in range(warm_up + repeats):
-        order = list(calls) if turn % 2 == 0 else list(reversed(calls))
+        order = list(calls) if turn % 2 == 0 else list(calls)[::-1]
         for label in order:
             started = time.perf_counter()
             calls[label]()
