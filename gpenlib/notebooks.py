@@ -25,7 +25,7 @@ from traitlets import default
 from gpenlib.notebook_pages import PATTERN, write_index, write_page
 from gpenlib.run import choice_error, nearest, repository_root, resolve_path
 from gpenlib.settings import SettingsError, parse_overrides, read_yaml
-from gpenlib.stages import RunSettings
+from gpenlib.stage_settings import RunSettings
 
 LAST_BY_DEFAULT = "05"  # training (06) takes long and is run when asked for
 ERROR_LINES = 15

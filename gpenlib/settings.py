@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -110,6 +111,10 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"missing key {where!r}")
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            if problem["type"] == "literal_error":
+                allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+                close = nearest(str(problem["input"]), allowed, count=1)
+                message += f" (did you mean {close[0]!r}?)" if close else ""
             prefix = "" if problem["type"] == "value_error" else "should be "
             lines.append(f"{where}={problem['input']!r}: {prefix}{message}")
     return "; ".join(lines)

@@ -8,18 +8,14 @@ once; anything else is built anew, and said so.
 from __future__ import annotations
 
 import logging
-import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 
 from gpenlib.compile import BuildConfig, as_build_config, compile_model
-from gpenlib.compile.config import CalibrateMode, Dtype
 from gpenlib.data.packs import Pack, read_pack, write_pack
 from gpenlib.data.sources import combined_digest, open_folder
 from gpenlib.data.splits import open_source, split
@@ -37,102 +33,34 @@ from gpenlib.export.onnx_export import run_onnx
 from gpenlib.images import read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.pipeline import restore_pack, summarise
-from gpenlib.run import read_json, repository_root, resolve_path, valid_manifest, write_json, write_manifest
-from gpenlib.settings import Settings
-from gpenlib.weights import Weights, load_weights
+from gpenlib.run import read_json, resolve_path, valid_manifest, write_json, write_manifest
+from gpenlib.stage_settings import (
+    CompileSettings,
+    DataSettings,
+    ErrorSettings,
+    InferSettings,
+    RunSettings,
+)
+from gpenlib.weights import Weights
 
 log = logging.getLogger("gpenlib.stages")
-OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 PARITY_FACES = 2
 TRAINING_FORM = "training.onnx"
 
-Backend = Literal["auto", "openvino", "onnxruntime"]
-
-
-class RunSettings(Settings):
-    """What every stage needs."""
-
-    run: str = "demo"
-    weights: str = "demo-color"
-
-    @field_validator("run")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w][\w.-]*", value):
-            raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.')")
-        return value
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the run; the variable GPEN_OUTPUTS replaces ``outputs/``."""
-        return Path(os.environ.get(OUTPUTS_VARIABLE) or repository_root() / "outputs") / self.run
-
-    def load(self) -> Weights:
-        """Load the network."""
-        return load_weights(self.weights)
-
-
-class DataSettings(RunSettings):
-    """Settings of 02_data."""
-
-    task: Literal["color"] = "color"
-    data_dir: str | None = None
-    dataset_size: int = Field(16, ge=1)
-    calib_dir: str | None = None
-    calib_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
-
-    @field_validator("data_dir", "calib_dir")
-    @classmethod
-    def _empty_is_none(cls, value: str | None) -> str | None:
-        return value or None
-
-
-class CompileSettings(DataSettings):
-    """Settings of 03_compile for one dtype."""
-
-    dtype: Dtype = "fp32"
-    backend: Backend = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
-    calibrate_mode: CalibrateMode = "max"
-    build: str | None = Field(
-        None, description="YAML build configuration; dtype, backend and data are set by us"
-    )
-
-    @field_validator("build")
-    @classmethod
-    def _no_build_is_none(cls, value: str | None) -> str | None:
-        return value or None
-
-
-class InferSettings(CompileSettings):
-    """Settings of 04_infer; the names are a contract with other programs."""
-
-    batch_size: int = Field(1, ge=1)
-    save_images: bool = True
-
-
-class ErrorSettings(InferSettings):
-    """Settings of 05_errors: infer for several dtypes, then compare with fp32."""
-
-    dtypes: tuple[Dtype, ...] = get_args(Dtype)
-
-    @field_validator("dtypes", mode="before")
-    @classmethod
-    def _comma_list(cls, value: Any) -> Any:
-        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("dtypes")
-    @classmethod
-    def _with_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < 2 or "fp32" not in value:
-            raise ValueError("name fp32 and at least one other dtype, separated by commas")
-        return tuple(name for name in get_args(Dtype) if name in value)
-
-    def for_dtype(self, dtype: str) -> InferSettings:
-        """Return the settings of one dtype's inference, with images saved for comparison."""
-        values = self.model_dump(exclude={"dtypes"}) | {"dtype": dtype, "save_images": True}
-        return InferSettings.parse(values)
+__all__ = [
+    "CompileSettings",
+    "DataSettings",
+    "ErrorSettings",
+    "InferSettings",
+    "RunSettings",
+    "compile",
+    "data",
+    "errors",
+    "evaluation_pack",
+    "export",
+    "infer",
+    "output_reader",
+]
 
 
 def export(settings: RunSettings) -> dict[str, Any]:
@@ -290,7 +218,7 @@ def build_config(settings: CompileSettings) -> BuildConfig:
     values["name"] = f"{settings.weights}_{settings.dtype}".replace("/", "_")
     values["backend"]["dtype"] = settings.dtype
     values["backend"]["type"], _ = choose_backend(settings.backend, settings.dtype, settings.device)
-    if not settings.build:
+    if settings.calibrate_mode is not None:
         values["backend"]["quantize"]["calibrate_mode"] = settings.calibrate_mode
     if settings.dtype == "int8":
         folder = settings.folder / "02_data" / "calibration"

@@ -24,6 +24,7 @@ LAYERS = [
     {"infer"},
     {"compile"},
     {"errors", "train"},
+    {"stage_settings"},
     {"stages"},
     {"notebook_pages"},
     {"notebooks"},

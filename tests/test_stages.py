@@ -14,6 +14,7 @@ from gpenlib.data.sources import DataError
 from gpenlib.images import ImageError, read_image, write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.settings import SettingsError
+from gpenlib.stage_settings import OUTPUTS_VARIABLE
 
 TINY = {"run": "test", "weights": "tiny-random", "dataset_size": 3, "calib_size": 4}
 CONTRACT = {
@@ -31,7 +32,7 @@ def one_run(tmp_path_factory):
     """Outputs folder in which one int8 inference stands; tests that use it leave it standing."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("stages")
-        patch.setenv(stages.OUTPUTS_VARIABLE, str(root))
+        patch.setenv(OUTPUTS_VARIABLE, str(root))
         assert stages.infer(infer_settings(dtype="int8"))["built"]
         yield root / "test"
 

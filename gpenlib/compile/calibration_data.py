@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gpenlib.compile.config import DatasetConfig
 from gpenlib.data.embedded import EmbeddedSource
@@ -92,7 +92,7 @@ def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
     ------
     DataError
         If the folder is absent, empty, or holds fewer images than ``sampler.get_data_num`` asks for.
-        Unset, it takes up to 32.
+        Unset, it takes up to 32 pictures of a folder, or a whole pack.
     """
     asked = config.sampler.get_data_num
     spare = EmbeddedSource(EMBEDDED_OFFSET + HELD_OUT)
@@ -107,7 +107,8 @@ def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
             if (folder / DATALIST).is_file()
             else open_folder(folder, config.sampler.suffix)
         )
-    wanted = asked or min(DEFAULT_COUNT, len(source.names))
+    whole_pack = isinstance(source, PackInputs)
+    wanted = asked or (len(source.names) if whole_pack else min(DEFAULT_COUNT, len(source.names)))
     if len(source.names) < wanted:
         raise DataError(f"{source.label}: {len(source.names)} images, sampler.get_data_num asks for {wanted}")
     rest = tuple(range(wanted, min(wanted + HELD_OUT, len(source.names))))

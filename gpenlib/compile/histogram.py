@@ -95,8 +95,9 @@ class MagnitudeHistogram:
         return self.largest
 
     def clipped_share(self, threshold: float) -> float:
-        """Return the share of values above ``threshold``, by bins."""
-        return float(self.counts[self.centres > threshold].sum() / max(self.counts.sum(), 1.0))
+        """Return the share of values in bins that lie wholly above ``threshold``."""
+        lower_edges = self.centres - 0.5 * self.limit / len(self.counts)
+        return float(self.counts[lower_edges >= threshold].sum() / max(self.counts.sum(), 1.0))
 
 
 def bin_centres(bins: int, limit: float) -> Counts:

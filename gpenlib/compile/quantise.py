@@ -2,8 +2,9 @@
 
 Why our own writer and not ONNX Runtime's: scales come from our calibration and can be rounded to powers
 of two, the channel axis of transposed convolutions is explicit, and a layer that cannot be quantised is an
-error here, not silence. Both activations and weights are symmetric s8; outputs are not quantised, because
-rounding a convolution's output before demodulation costs tens of dB.
+error here, not silence. Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are
+symmetric s8; outputs are not quantised, because rounding a convolution's output before demodulation costs
+tens of dB.
 """
 
 from __future__ import annotations

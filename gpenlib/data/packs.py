@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gpenlib.data.sources import DataError, ImageSource
 from gpenlib.data.tasks import make_pair

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 from skimage.color import rgb2lab
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gpenlib.data.packs import Pack
 from gpenlib.images import Image, check_image, resize, to_grey

@@ -196,7 +196,7 @@ class RgbStage(nn.Module):
 
 
 class DeployGenerator(nn.Module):
-    """Mapping network and synthesis; child names are those of the original generator."""
+    """Mapping network and synthesis; ``convs`` and ``to_rgbs`` count as in the original generator."""
 
     constant: Tensor
 
@@ -236,8 +236,8 @@ class DeployGenerator(nn.Module):
 class DeployGpen(nn.Module):
     """GPEN with constant convolution weights; build it with :func:`deploy_form`.
 
-    Child names follow the original (``ecd0``, ``generator.convs.3`` ...), so a layer has one name in
-    checkpoints, exported graphs and build configurations.
+    Stages are called as in the original (``ecd0``, ``generator.convs.3``, ``generator.to_rgbs.0``), and
+    exported graphs and build configurations use these paths.
     """
 
     def __init__(self, model: Gpen) -> None:

@@ -20,7 +20,7 @@ class GraphSummary:
     nodes: int
     operators: dict[str, int]
     constant_convolutions: int
-    runtime_convolutions: int  # convolutions whose weights are computed per image
+    runtime_convolutions: int  # convolutions whose weights the graph computes
     parameters: int
     bytes: int
     opset: int

@@ -19,7 +19,14 @@ def interleaved_times(
     """Return ``repeats`` times in ms per labelled call, taken in turns.
 
     Turns alternate between forward and reverse order, so that no call always follows the same other one.
+
+    Raises
+    ------
+    ValueError
+        If ``repeats`` is below 1.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats={repeats}: must be at least 1")
     times: dict[str, list[float]] = {label: [] for label in calls}
     for turn in range(warm_up + repeats):
         order = list(calls) if turn % 2 == 0 else list(calls)[::-1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gpenlib.data.packs import Pack
 from gpenlib.images import Image, from_tensor, resize, to_tensor, write_image

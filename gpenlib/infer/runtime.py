@@ -39,13 +39,9 @@ def check_support(backend: str, dtype: str, device: str = "cpu") -> None:
     RuntimeUnavailable
         If the combination does not exist.
     """
-    for what, value, allowed in (
-        ("backend", backend, BACKENDS),
-        ("dtype", dtype, DTYPES),
-        ("device", device, DEVICES),
-    ):
-        if value not in allowed:
-            raise ValueError(choice_error(what, value, allowed))
+    if backend not in BACKENDS:
+        raise ValueError(choice_error("backend", backend, ("auto", *BACKENDS)))
+    _check_names(dtype, device)
     if dtype in SUPPORTED[backend].get(device, ()):
         return
     able = [f"{name} ({', '.join(by[device])})" for name, by in SUPPORTED.items() if device in by]
@@ -54,11 +50,19 @@ def check_support(backend: str, dtype: str, device: str = "cpu") -> None:
     )
 
 
+def _check_names(dtype: str, device: str) -> None:
+    """Raise ValueError for an unknown dtype or device."""
+    for what, value, allowed in (("dtype", dtype, DTYPES), ("device", device, DEVICES)):
+        if value not in allowed:
+            raise ValueError(choice_error(what, value, allowed))
+
+
 def choose_backend(backend: str, dtype: str, device: str = "cpu") -> tuple[str, str]:
     """Resolve ``"auto"``; return (backend, reason)."""
     if backend != "auto":
         check_support(backend, dtype, device)
         return backend, "asked for"
+    _check_names(dtype, device)
     for name in BACKENDS:
         if dtype in SUPPORTED[name].get(device, ()):
             return name, f"first backend that runs {dtype} on {device}"

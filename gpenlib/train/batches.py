@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gpenlib.data.sources import DataError, ImageSource
 from gpenlib.data.tasks import make_pair

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gpenlib.architecture import Gpen
 from gpenlib.architecture.generator import NoiseInjection

@@ -1,0 +1,104 @@
+"""Settings of the stages: what a notebook's parameters mean, validated."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from gpenlib.compile.config import CalibrateMode, Dtype
+from gpenlib.run import resolve_path
+from gpenlib.settings import Settings
+from gpenlib.weights import Weights, load_weights
+
+OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
+Backend = Literal["auto", "openvino", "onnxruntime"]
+
+
+class RunSettings(Settings):
+    """What every stage needs."""
+
+    run: str = "demo"
+    weights: str = "demo-color"
+
+    @field_validator("run")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w][\w.-]*", value):
+            raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.')")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run; the variable GPEN_OUTPUTS replaces ``outputs/``."""
+        return resolve_path(os.environ.get(OUTPUTS_VARIABLE) or "outputs") / self.run
+
+    def load(self) -> Weights:
+        """Load the network."""
+        return load_weights(self.weights)
+
+
+class DataSettings(RunSettings):
+    """Settings of 02_data."""
+
+    task: Literal["color"] = "color"
+    data_dir: str | None = None
+    dataset_size: int = Field(16, ge=1)
+    calib_dir: str | None = None
+    calib_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("data_dir", "calib_dir")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
+
+
+class CompileSettings(DataSettings):
+    """Settings of 03_compile for one dtype."""
+
+    dtype: Dtype = "fp32"
+    backend: Backend = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+    calibrate_mode: CalibrateMode | None = Field(None, description="None: the build configuration's")
+    build: str | None = Field(
+        None, description="YAML build configuration; dtype, backend and data are set by us"
+    )
+
+    @field_validator("build", "calibrate_mode", mode="before")
+    @classmethod
+    def _unset_is_none(cls, value: Any) -> Any:
+        return value or None
+
+
+class InferSettings(CompileSettings):
+    """Settings of 04_infer; the names are a contract with other programs."""
+
+    batch_size: int = Field(1, ge=1)
+    save_images: bool = True
+
+
+class ErrorSettings(InferSettings):
+    """Settings of 05_errors: infer for several dtypes, then compare with fp32."""
+
+    dtypes: tuple[Dtype, ...] = get_args(Dtype)
+
+    @field_validator("dtypes", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any) -> Any:
+        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("dtypes")
+    @classmethod
+    def _with_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < 2 or "fp32" not in value:
+            raise ValueError("name fp32 and at least one other dtype, separated by commas")
+        return tuple(name for name in get_args(Dtype) if name in value)
+
+    def for_dtype(self, dtype: str) -> InferSettings:
+        """Return the settings of one dtype's inference, with images saved for comparison."""
+        values = self.model_dump(exclude={"dtypes"}) | {"dtype": dtype, "save_images": True}
+        return InferSettings.parse(values)
