@@ -17,7 +17,7 @@ MAX_LINES = 320
 
 # Each layer may import from those before it. Within the first layer the modules may use one another.
 LAYERS = [
-    {"images", "metrics", "run", "settings"},
+    {"images", "metrics", "progress", "run", "settings"},
     {"architecture", "data"},
     {"weights"},
     {"export"},

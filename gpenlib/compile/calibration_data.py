@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from gpenlib.compile.config import DatasetConfig
 from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.packs import Pack, read_pack
@@ -16,6 +14,7 @@ from gpenlib.data.sources import DataError, ImageSource, combined_digest, open_f
 from gpenlib.data.splits import Subset
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import FloatArray, Image
+from gpenlib.progress import progress
 from gpenlib.run import resolve_path
 
 DATALIST = "datalist.txt"
@@ -71,7 +70,7 @@ class CalibrationData:
 
     def calibration(self) -> Iterator[FloatArray]:
         """Yield float32 [1, 3, S, S], one image at a time."""
-        bar = tqdm(range(len(self.chosen.names)), desc="calibrate", unit="image")
+        bar = progress(range(len(self.chosen.names)), desc="calibrate", unit="image")
         return (self._prepare(self.chosen, index) for index in bar)
 
     def held_out(self) -> Iterator[FloatArray]:

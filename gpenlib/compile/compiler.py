@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+import yaml
 
 from gpenlib.architecture import Gpen
 from gpenlib.compile.calibrate import collect_histograms, thresholds_from
@@ -26,10 +27,13 @@ from gpenlib.compile.quantise import (
     quantise,
     select_layers,
 )
+from gpenlib.compile.vendor import build_for_vendor
+from gpenlib.data.process_ops import preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
-from gpenlib.infer import RuntimeUnavailable, choose_backend, open_runtime
-from gpenlib.infer.runtime import BACKENDS, MANIFEST_FILE, MODEL_FILE
+from gpenlib.infer import choose_backend, open_runtime
+from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
 from gpenlib.run import package_versions, resolve_path, sha256, write_json
+from gpenlib.settings import SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
 # Sound ones lie far above: see notebook 03.
@@ -58,14 +62,17 @@ def compile_model(
     Returns
     -------
     Path
-        ``out_dir`` with ``model.onnx`` and ``manifest.json`` (written last).
+        ``out_dir`` with ``model.onnx`` and ``manifest.json`` (written last); with ``backend.type: tvm_vacc``
+        the vendor's inputs and outputs in place of ``model.onnx``.
 
     Raises
     ------
     SettingsError
         If the configuration has unknown keys or wrong values.
     RuntimeUnavailable
-        If the backend cannot run the dtype, or is the vendor's compiler.
+        If the backend cannot run the dtype, or is the vendor's compiler and that is not installed.
+    VendorCompilerError
+        If the vendor's compiler (``backend.type: tvm_vacc``) fails.
     QuantisationError, CalibrationError, DataError
         If int8 was asked for and cannot be made as configured.
     ParityError
@@ -74,8 +81,11 @@ def compile_model(
     config = as_build_config(build)
     deploy = model if isinstance(model, DeployGpen) else deploy_form(model)
     _check_frontend(config, deploy)
-    backend, reason = _choose(config)
+    _check_process_ops(config, deploy)
     out_dir = resolve_path(out_dir)
+    if config.backend.type == "tvm_vacc":
+        return build_for_vendor(config, deploy, out_dir)
+    backend, reason = choose_backend(config.backend.type, config.backend.dtype)
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".build-") as name:
@@ -111,24 +121,28 @@ def compile_model(
     return out_dir
 
 
-def _choose(config: BuildConfig) -> tuple[str, str]:
-    """Resolve the backend, refusing what cannot run here before anything is loaded."""
-    if config.backend.type == "tvm_vacc":
-        raise RuntimeUnavailable(
-            "backend.type tvm_vacc is the chip vendor's compiler (vamc), which this package does not drive; "
-            f"set backend.type to one of: auto, {', '.join(BACKENDS)}"
-        )
-    return choose_backend(config.backend.type, config.backend.dtype)
-
-
 def _check_frontend(config: BuildConfig, deploy: DeployGpen) -> None:
     """Refuse a configured input shape that is not the network's."""
     size = deploy.config.in_size
     for name, shape in (config.frontend.shape or {}).items():
         if name != "input" or list(shape[1:]) != [3, size, size]:
             raise ParityError(
-                f"frontend.shape {name}={shape}: this network takes input=[N, 3, {size}, {size}]"
+                f"frontend.shape {name}={shape}: this network takes input=[N, 3, {size}, {size}]; "
+                "override frontend.shape"
             )
+
+
+def _check_process_ops(config: BuildConfig, deploy: DeployGpen) -> None:
+    """Refuse preprocessing that does not end in the network's input size, before any work."""
+    size = deploy.config.in_size
+    try:
+        preprocess(np.zeros((size, size, 3), np.uint8), config.dataset.operators(), size)
+    except ValueError as error:
+        given = config.dataset.process_ops
+        fixed = [{**entry, "size": [size, size]} if "size" in entry else entry for entry in given]
+        words = yaml.safe_dump(fixed, default_flow_style=True, sort_keys=False, width=10_000).strip()
+        hint = f"; override dataset.process_ops={words}" if fixed != given else ""
+        raise SettingsError(f"dataset.process_ops: {error}{hint}") from error
 
 
 def _write_model(
@@ -172,6 +186,7 @@ def _quantise(
         )
     report = {
         "calibrate_mode": options.calibrate_mode,
+        "histograms": {name: found.summary(options.percentile) for name, found in histograms.items()},
         "clipped_share": {name: histograms[name].clipped_share(limit) for name, limit in thresholds.items()},
         "calibration_images": images,
         "calibration_source": data.label,

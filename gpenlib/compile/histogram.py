@@ -7,6 +7,8 @@ the range doubles.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -93,6 +95,14 @@ class MagnitudeHistogram:
         if mode == "kl_divergence":
             return min(kl_threshold(self.counts, self.limit, self.largest), self.largest)
         return self.largest
+
+    def summary(self, percentile: float = 99.99, bins: int = 128) -> dict[str, Any]:
+        """Return what a report needs: ``limit``, coarse ``counts`` [bins], ``thresholds`` by mode."""
+        return {
+            "limit": self.limit,
+            "counts": self.counts.reshape(bins, -1).sum(axis=1).tolist(),
+            "thresholds": {mode: self.threshold(mode, percentile) for mode in MODES},
+        }
 
     def clipped_share(self, threshold: float) -> float:
         """Return the share of values in bins that lie wholly above ``threshold``."""

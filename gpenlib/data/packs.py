@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gpenlib.data.sources import DataError, ImageSource
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import Image, from_planar, to_planar, write_image
+from gpenlib.progress import progress
 from gpenlib.run import write_atomically
 
 DATALIST = "datalist.txt"
@@ -111,7 +111,7 @@ def write_pack(
     datalist = folder / DATALIST
     datalist.unlink(missing_ok=True)
     stems = distinct_stems(source.names)
-    for index, stem in enumerate(tqdm(stems, desc=f"packing {folder.name}", unit="image", leave=False)):
+    for index, stem in enumerate(progress(stems, desc=f"packing {folder.name}", unit="image", leave=False)):
         given, truth = make_pair(source.read(index), task, in_size, out_size)
         _write_array(folder / INPUT_FOLDER / f"{stem}.npz", INPUT_KEY, given)
         _write_array(folder / TRUTH_FOLDER / f"{stem}.npz", TRUTH_KEY, truth)
@@ -172,7 +172,7 @@ def unpack(pack: Pack, folder: str | Path) -> list[Path]:
     with_truths = (pack.folder / TRUTH_FOLDER).is_dir()
     written = []
     stems = distinct_stems(pack.names)  # a vendor's datalist may name files of several folders
-    for index, stem in enumerate(tqdm(stems, desc="unpacking", unit="image", leave=False)):
+    for index, stem in enumerate(progress(stems, desc="unpacking", unit="image", leave=False)):
         written.append(write_image(folder / INPUT_FOLDER / f"{stem}.png", pack.inputs(index)))
         if with_truths:
             written.append(write_image(folder / TRUTH_FOLDER / f"{stem}.png", pack.truths(index)))

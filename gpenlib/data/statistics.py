@@ -10,11 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 from skimage.color import rgb2lab
-from tqdm import tqdm
 
 from gpenlib.data.packs import Pack
 from gpenlib.images import Image, check_image, resize, to_grey
 from gpenlib.metrics import colour_shift, colourfulness, psnr, ssim
+from gpenlib.progress import progress
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ def colour_statistics(pack: Pack, subset: str) -> list[Row]:
     list of dict
         :func:`colour_row` with ``subset``, ``index`` and ``image`` before it.
     """
-    bar = tqdm(range(len(pack)), desc=f"colours of {subset}", unit="image", leave=False)
+    bar = progress(range(len(pack)), desc=f"colours of {subset}", unit="image", leave=False)
     names = pack.names
     return [{"subset": subset, "index": i, "image": names[i], **colour_row(pack.truths(i))} for i in bar]
 
@@ -87,7 +87,7 @@ def score(answer: Image, truth: Image) -> Row:
 
 def baseline_scores(pack: Pack) -> list[Row]:
     """Score the inputs of a pack as if they were the answers: what doing nothing is worth, row by row."""
-    bar = tqdm(range(len(pack)), desc="scoring the inputs", unit="image", leave=False)
+    bar = progress(range(len(pack)), desc="scoring the inputs", unit="image", leave=False)
     names = pack.names
     return [{"index": i, "image": names[i], **score(pack.inputs(i), pack.truths(i))} for i in bar]
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gpenlib.data.packs import Pack
 from gpenlib.images import Image, from_tensor, resize, to_tensor, write_image
 from gpenlib.infer.runtime import Runtime
 from gpenlib.metrics import colour_shift, colourfulness, psnr, ssim
+from gpenlib.progress import progress
 
 PSNR_CEILING = 100.0
 MEANS = (
@@ -53,7 +52,7 @@ def restore_pack(
     for size in sorted({min(batch_size, len(pack)), len(pack) % batch_size or batch_size}):
         runtime(to_tensor([pack.inputs(0)] * size))  # first calls compile; they are not timed
     rows = []
-    bar = tqdm(total=len(pack), desc=f"infer {runtime.dtype}", unit="image")
+    bar = progress(total=len(pack), desc=f"infer {runtime.dtype}", unit="image")
     for indices in _batches(len(pack), batch_size):
         inputs = [pack.inputs(i) for i in indices]
         batch = to_tensor(inputs)

@@ -21,6 +21,9 @@ LABEL_PLACES = {
     "fp16": (9, 7),
     "int8": (-8, -19),
 }  # points; bf16 is near int8
+MODE_COLOURS = {"max": "#000000", "percentile": "#E69F00", "kl_divergence": "#CC79A7", "mse": "#0072B2"}
+MODE_STYLES = {"max": "-", "percentile": "--", "kl_divergence": ":", "mse": "-."}
+SHOWN_HISTOGRAMS = 6
 OPERATOR_MARKERS = {"Conv": "o", "ConvTranspose": "s"}
 
 
@@ -209,3 +212,50 @@ def _layer_axis(axis: Axes, layers: Sequence[Row], named: bool) -> None:
 def _colours(rows: Sequence[Row]) -> list[str]:
     """Return the colour of each row's dtype."""
     return [DTYPE_COLOURS[row["dtype"]] for row in rows]
+
+
+def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], chosen: str) -> Figure:
+    """Draw calibration histograms with the clipping threshold of every mode.
+
+    Parameters
+    ----------
+    layers : sequence of mapping
+        ``layers`` of an int8 artefact's manifest: ``name`` and ``tensor``.
+    histograms : mapping
+        By tensor: ``limit``, ``counts``, ``thresholds`` (by calibration mode). The layers whose modes differ
+        most are shown.
+    chosen : str
+        The mode that the artefact uses.
+
+    Returns
+    -------
+    Figure
+    """
+
+    def spread(layer: Row) -> float:
+        limits = histograms[layer["tensor"]]["thresholds"].values()
+        return max(limits) / min(limits)
+
+    shown = sorted(layers, key=spread, reverse=True)[:SHOWN_HISTOGRAMS]
+    figure, axes = new_figure(-(-len(shown) // 3), min(len(shown), 3), 11.0, 2.5 * -(-len(shown) // 3) + 0.6)
+    for axis, layer in zip(axes.flat, shown, strict=False):
+        histogram = histograms[layer["tensor"]]
+        edges = np.linspace(0.0, histogram["limit"], len(histogram["counts"]) + 1)
+        share = np.asarray(histogram["counts"]) / sum(histogram["counts"])
+        axis.stairs(share, edges, fill=True, color=BASELINE_COLOUR, alpha=0.45)
+        for mode, limit in histogram["thresholds"].items():
+            label = f"{mode} (used)" if mode == chosen else mode
+            axis.axvline(limit, color=MODE_COLOURS[mode], linestyle=MODE_STYLES[mode], lw=1.6, label=label)
+        axis.set_yscale("log")
+        axis.set_xlim(0, 1.05 * max(histogram["thresholds"].values()))
+        axis.set_title(layer["name"], loc="left")
+    for axis in list(axes.flat)[len(shown) :]:
+        axis.set_visible(False)
+    for row in axes:
+        row[0].set_ylabel("share of values")
+    for axis in axes[-1]:
+        axis.set_xlabel("magnitude of the layer's input")
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(MODE_COLOURS)
+    )
+    return figure

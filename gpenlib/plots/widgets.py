@@ -10,25 +10,9 @@ import matplotlib.image
 
 from gpenlib.images import Image, resize
 from gpenlib.infer.gallery import Face
+from gpenlib.progress import front_end_is_live
 
 DISPLAY_SIDE = 512
-
-
-def front_end_is_live() -> bool:
-    """Return whether a person's front end (JupyterLab, Notebook 7, VS Code) asked for the running cell.
-
-    Those send the cell's id with every execution request. papermill and nbclient do not, and neither does
-    plain Python, so nothing interactive is ever made there.
-    """
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "get_parent"):
-        return False
-    request = shell.get_parent() or {}
-    return bool(request.get("metadata", {}).get("cellId"))
 
 
 def wipe(before: Image, after: Image, share: float) -> Image:

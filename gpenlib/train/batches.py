@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from gpenlib.data.sources import DataError, ImageSource
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import FloatArray, Image, resize, to_tensor
+from gpenlib.progress import progress
 from gpenlib.train.config import TrainConfig
 
 
@@ -36,7 +36,9 @@ class TrainingFaces:
             )
         self.config = config
         side = 2 * config.size
-        images = [resize(source.read(i), side) for i in tqdm(range(count), desc="reading faces", leave=False)]
+        images = [
+            resize(source.read(i), side) for i in progress(range(count), desc="reading faces", leave=False)
+        ]
         self.train, self.held_out = images[: -config.holdout], images[-config.holdout :]
 
     def batch(self, step: int) -> tuple[FloatArray, FloatArray]:

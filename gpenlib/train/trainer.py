@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from gpenlib.architecture import Gpen
 from gpenlib.architecture.generator import NoiseInjection
 from gpenlib.data.sources import open_folder
 from gpenlib.images import from_tensor
 from gpenlib.metrics import psnr
+from gpenlib.progress import progress
 from gpenlib.run import resolve_path, write_atomically
 from gpenlib.train.batches import TrainingFaces
 from gpenlib.train.config import TrainConfig
@@ -93,7 +93,7 @@ class Trainer:
         faces = TrainingFaces(open_folder(resolve_path(self.config.data_dir)), self.config)
         if self.step == 0 and self.checkpoint.is_file():
             self._resume()
-        bar = tqdm(range(self.step, stop), initial=self.step, total=self.config.steps, desc="train")
+        bar = progress(range(self.step, stop), initial=self.step, total=self.config.steps, desc="train")
         for _ in bar:
             started = time.perf_counter()
             loss = self._train_step(faces)

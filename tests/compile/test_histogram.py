@@ -112,3 +112,11 @@ def test_errors_name_the_value() -> None:
         histogram.threshold("percentile", 0)
     with pytest.raises(ValueError, match="bins=7"):
         MagnitudeHistogram(7)
+
+
+def test_summary_holds_every_value_and_mode() -> None:
+    histogram = filled(heavy_tailed())
+    summary = histogram.summary()
+    assert len(summary["counts"]) == 128
+    assert sum(summary["counts"]) == histogram.counts.sum()
+    assert summary["thresholds"] == {mode: histogram.threshold(mode) for mode in MODES}
