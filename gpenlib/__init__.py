@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpenlib.architecture import Discriminator, Gpen, GpenConfig, load_checkpoint
     from gpenlib.compile import BuildConfig, compile_model
-    from gpenlib.export import deploy_form, export_onnx, export_torchscript
+    from gpenlib.export import deploy_form, export_onnx, export_torchscript, gpen_from_onnx
     from gpenlib.infer import open_runtime
     from gpenlib.metrics import psnr, ssim
     from gpenlib.weights import load_weights
@@ -28,6 +28,7 @@ _HOME = {
     "deploy_form": "export",
     "export_onnx": "export",
     "export_torchscript": "export",
+    "gpen_from_onnx": "export",
     "load_checkpoint": "architecture",
     "load_weights": "weights",
     "open_runtime": "infer",
@@ -44,6 +45,7 @@ __all__ = [
     "deploy_form",
     "export_onnx",
     "export_torchscript",
+    "gpen_from_onnx",
     "load_checkpoint",
     "load_weights",
     "open_runtime",

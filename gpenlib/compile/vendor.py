@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from gpenlib.compile.calibration_data import CalibrationData, open_calibration_data
 from gpenlib.compile.config import BuildConfig
@@ -25,6 +24,7 @@ from gpenlib.export import DeployGpen, export_torchscript
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.runtime import BACKENDS, MANIFEST_FILE, MODEL_FILE
+from gpenlib.progress import progress
 from gpenlib.run import hash_outputs, package_versions, sha256, write_atomically, write_json
 from gpenlib.settings import SettingsError
 
@@ -201,7 +201,7 @@ def _write_pictures(data: CalibrationData, folder: Path, suffix: str) -> None:
     """Write the calibration pictures as network inputs (uint8, S x S); an older folder is replaced."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         work = Path(name) / folder.name
-        for index in tqdm(range(len(data.chosen.names)), desc="calibration pictures", unit="image"):
+        for index in progress(range(len(data.chosen.names)), desc="calibration pictures", unit="image"):
             picture, _ = make_pair(data.chosen.read(index), data.task, data.size)
             write_image(work / f"{index:05d}.{suffix}", picture)
         if folder.exists():

@@ -245,11 +245,15 @@ def open_runtime(
     FileNotFoundError
         If the folder holds no artefact.
     RuntimeUnavailable
-        If the backend cannot run this dtype on this device.
+        If the backend cannot run this dtype on this device, or the folder was built for the vendor's chip.
     """
     folder = Path(artefact_dir)
     for name in (MANIFEST_FILE, MODEL_FILE):
         if not (folder / name).is_file():
+            if name == MODEL_FILE and read_json(folder / MANIFEST_FILE).get("kind") == "vendor-build":
+                raise RuntimeUnavailable(
+                    f"{folder}: built for the vendor's chip (tvm_vacc); run it with the vendor's runtime"
+                )
             raise FileNotFoundError(
                 f"{folder}: not an artefact folder (no {name}); make one with compile_model"
             )

@@ -1,0 +1,268 @@
+"""The vendor's build file against a fake ``vamc`` on PATH that records what it is given."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from gpenlib.compile import BuildConfig, compile_model, vendor
+from gpenlib.compile.vendor import VendorCompilerError
+from gpenlib.data import DataError
+from gpenlib.export import ParityError, deploy_form, export_torchscript
+from gpenlib.export.onnx_export import example_input
+from gpenlib.images import read_image
+from gpenlib.infer import RuntimeUnavailable, open_runtime
+from gpenlib.run import sha256
+from gpenlib.settings import SettingsError, parse_overrides
+
+VENDOR_FILE = Path(__file__).parents[1] / "data_files" / "vendor_build.yaml"
+OPERATORS = [
+    {"type": "DecodeImage"},
+    {"type": "Resize", "size": [64, 64]},
+    {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    {"type": "ToTensor"},
+]
+FAKE = """\
+import json, os, pathlib, shutil, sys
+records = pathlib.Path({records!r})
+if sys.argv[1:] == ["--version"]:
+    print("vamc 9.8.7 (fake)")
+    sys.exit(0)
+(records / "call.json").write_text(json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd()}}))
+shutil.copy(sys.argv[2], records / "given.yaml")
+mode = {mode!r}
+print("reading", sys.argv[2])
+if mode == "fails":
+    print("\\n".join(f"line {{i}}" for i in range(100)))
+    print("unsupported operator: einsum", file=sys.stderr)
+    sys.exit(3)
+if mode == "works":
+    target = pathlib.Path("deploy_weights/official_gpen_int8_run_stream_int8")
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "mod.params").write_bytes(b"compiled")
+"""
+
+
+def configuration(folder: Path | None, count: int = 3, **more) -> BuildConfig:
+    """Return the vendor's file, for a network of 64 px."""
+    overrides = {
+        "frontend.shape": {"input": [1, 3, 64, 64]},
+        "dataset.path": folder and str(folder),
+        "dataset.sampler": {"suffix": "png", "get_data_num": count},
+        "dataset.process_ops": OPERATORS,
+    }
+    return BuildConfig.from_yaml(VENDOR_FILE, overrides | more)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model, tmp_path_factory) -> Path:
+    """Export the tiny network once."""
+    return export_torchscript(tiny_model, tmp_path_factory.mktemp("script") / "deploy.pt")
+
+
+@pytest.fixture(autouse=True)
+def _exported_once(checkpoint, monkeypatch) -> None:
+    """Copy that file instead of exporting it again, which takes seconds; one test undoes this."""
+    monkeypatch.setattr(vendor, "export_torchscript", lambda _, path: Path(shutil.copy(checkpoint, path)))
+
+
+@pytest.fixture
+def no_vamc(tmp_path, monkeypatch) -> None:
+    """Leave an empty folder on PATH."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+
+
+@pytest.fixture
+def vamc(tmp_path, monkeypatch):
+    """Function that puts a fake ``vamc`` on PATH; return the folder of its records."""
+
+    def install(mode: str) -> Path:
+        records = tmp_path / "bin"
+        records.mkdir(exist_ok=True)
+        script = records / "vamc"
+        source = FAKE.format(records=str(records), mode=mode)
+        script.write_text(f"#!{sys.executable}\n{source}", encoding="utf-8")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(records))
+        return records
+
+    return install
+
+
+def check_inputs(artefact: Path, build: dict, count: int) -> None:
+    """Check that the build file points at a complete set of inputs, all of them beside it."""
+    assert (artefact / build["frontend"]["checkpoint"]).is_file()
+    pictures = sorted((artefact / build["dataset"]["path"]).iterdir())
+    assert len(pictures) == count == build["dataset"]["sampler"]["get_data_num"]
+    for path in pictures:
+        assert path.suffix == f".{build['dataset']['sampler']['suffix']}"
+        picture = read_image(path)
+        assert picture.shape == (64, 64, 3)
+        assert not np.ptp(picture, axis=2).any(), "grey"
+
+
+def test_vamc_gets_what_the_vendors_file_says(tiny_model, tmp_path, vamc, picture_folder):
+    records, artefact = vamc("works"), tmp_path / "artefact"
+    assert compile_model(tiny_model, configuration(picture_folder(5)), artefact) == artefact
+
+    call = json.loads((records / "call.json").read_text(encoding="utf-8"))
+    assert call == {"argv": ["compile", "build.yaml"], "cwd": str(artefact.resolve())}
+
+    given = yaml.safe_load((records / "given.yaml").read_text(encoding="utf-8"))
+    expected = yaml.safe_load(VENDOR_FILE.read_text(encoding="utf-8"))
+    expected["frontend"] |= {
+        "shape": {"input": [1, 3, 64, 64]},
+        "checkpoint": "gpen-3_64_64.torchscript.pt",
+    }
+    expected["dataset"] |= {
+        "path": "calibration",
+        "sampler": {"suffix": "png", "get_data_num": 3},
+        "process_ops": OPERATORS,
+    }
+    assert given == expected, "the vendor's keys, all of them and no other"
+    assert BuildConfig.from_yaml(records / "given.yaml").backend.type == "tvm_vacc"
+    check_inputs(artefact, given, 3)
+
+    manifest = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))
+    assert (manifest["kind"], manifest["dtype"], manifest["unused_keys"]) == ("vendor-build", "int8", [])
+    assert manifest["command"] == [str(records / "vamc"), "compile", "build.yaml"]
+    assert manifest["compiler_version"] == "vamc 9.8.7 (fake)"
+    assert manifest["inputs"]["build.yaml"] == sha256(artefact / "build.yaml")
+    assert list(manifest["outputs"]) == ["official_gpen_int8_run_stream_int8/mod.params"]
+    assert manifest["vendor_build"] == given and manifest["calibration_images"] == 3
+
+
+def test_the_checkpoint_is_the_network(monkeypatch, tiny_model, tmp_path, no_vamc, picture_folder):
+    monkeypatch.setattr(vendor, "export_torchscript", export_torchscript)
+    with pytest.raises(RuntimeUnavailable):
+        compile_model(tiny_model, configuration(picture_folder(3)), tmp_path / "artefact")
+    image = example_input(tiny_model.config)
+    with torch.inference_mode():
+        expected = deploy_form(tiny_model)(image)
+        found = torch.jit.load(str(tmp_path / "artefact" / "gpen-3_64_64.torchscript.pt"))(image)
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_without_vamc_the_inputs_lie_ready(tiny_model, tmp_path, no_vamc, picture_folder):
+    artefact = tmp_path / "an artefact"
+    (artefact / "calibration").mkdir(parents=True)
+    for old in ("model.onnx", "manifest.json", "calibration/old.png"):
+        (artefact / old).write_bytes(b"old")
+    with pytest.raises(RuntimeUnavailable) as caught:
+        compile_model(tiny_model, configuration(picture_folder(4)), artefact)
+    message = str(caught.value)
+    assert "vamc is not on PATH" in message and f"lie ready in {artefact}" in message
+    assert f"cd '{artefact}' && vamc compile build.yaml" in message
+    assert "auto, openvino, onnxruntime" in message
+    check_inputs(artefact, yaml.safe_load((artefact / "build.yaml").read_text(encoding="utf-8")), 3)
+    assert sorted(path.name for path in artefact.iterdir()) == [
+        "build.yaml", "calibration", "gpen-3_64_64.torchscript.pt",
+    ]  # fmt: skip
+    with pytest.raises(FileNotFoundError, match="not an artefact folder"):
+        open_runtime(artefact)
+
+
+def test_the_ready_inputs_can_be_moved(tiny_model, tmp_path, no_vamc, picture_folder):
+    with pytest.raises(RuntimeUnavailable):
+        compile_model(tiny_model, configuration(picture_folder(3)), tmp_path / "artefact")
+    moved = (tmp_path / "artefact").rename(tmp_path / "elsewhere")
+    check_inputs(moved, yaml.safe_load((moved / "build.yaml").read_text(encoding="utf-8")), 3)
+
+
+def test_a_vamc_that_fails(tiny_model, tmp_path, vamc, picture_folder):
+    vamc("fails")
+    with pytest.raises(VendorCompilerError, match="failed with exit code 3") as caught:
+        compile_model(tiny_model, configuration(picture_folder(3)), tmp_path / "artefact")
+    message = str(caught.value)
+    assert "unsupported operator: einsum" in message and "line 99" in message
+    assert "line 50" not in message, "the end only"
+    assert "line 50" in (tmp_path / "artefact" / "vamc.log").read_text(encoding="utf-8")
+    assert not (tmp_path / "artefact" / "manifest.json").exists()
+
+
+def test_a_vamc_that_writes_nothing(tiny_model, tmp_path, vamc, picture_folder):
+    vamc("works")
+    folder, artefact = picture_folder(3), tmp_path / "artefact"
+    compile_model(tiny_model, configuration(folder), artefact)
+    vamc("idle")  # what the first one wrote does not count
+    with pytest.raises(VendorCompilerError, match=r"wrote nothing to workspace.path .*deploy_weights"):
+        compile_model(tiny_model, configuration(folder), artefact)
+    assert not (artefact / "manifest.json").exists()
+
+
+def test_a_vendor_build_is_not_opened_as_an_artefact(tiny_model, tmp_path, vamc, picture_folder):
+    vamc("works")
+    artefact = compile_model(tiny_model, configuration(picture_folder(3)), tmp_path / "artefact")
+    with pytest.raises(FileNotFoundError, match=r"no model.onnx"):
+        open_runtime(artefact)
+
+
+def test_a_partial_mapping_of_ours(tiny_model, tmp_path, vamc):
+    records = vamc("works")
+    build = {
+        "backend": {
+            "type": "tvm_vacc",
+            "dtype": "int8",
+            "quantize": {"calibrate_mode": "percentile", "percentile": 99.9},
+        },
+        "dataset": {"task": "color", "sampler": {"get_data_num": 2}},
+    }
+    artefact = compile_model(tiny_model, build, tmp_path / "artefact")
+    given = yaml.safe_load((records / "given.yaml").read_text(encoding="utf-8"))
+    check_inputs(artefact, given, 2)
+    assert "percentile" not in given["backend"]["quantize"] and "task" not in given["dataset"]
+    assert given["dataset"]["process_ops"] == OPERATORS, "a size that was left open is written out"
+    manifest = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["unused_keys"] == ["backend.quantize.percentile"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"backend.dtype": "bf16"}, RuntimeUnavailable, "builds fp16 and int8, not bf16"),
+        (
+            {"backend.quantize.exclude_layers": ["generator.*"]},
+            SettingsError,
+            "exclude_layers=.*indices only",
+        ),
+        (
+            {"dataset.sampler": {"suffix": "png", "get_data_num": 9}},
+            DataError,
+            "get_data_num asks for 9",
+        ),
+        ({"dataset.path": "/no/such/folder"}, DataError, "no such folder"),
+        (
+            {"frontend.shape": {"input": [1, 3, 512, 512]}},
+            ParityError,
+            r"takes input=\[N, 3, 64, 64\]; override frontend.shape",
+        ),
+    ],
+)
+def test_refused_before_anything_is_written(
+    tiny_model, tmp_path, vamc, picture_folder, change, error, message
+):
+    vamc("works")
+    with pytest.raises(error, match=message):
+        compile_model(tiny_model, configuration(picture_folder(3), **change), tmp_path / "artefact")
+    assert not (tmp_path / "artefact").exists()
+
+
+@pytest.mark.parametrize("backend", ["tvm_vacc", "openvino"])
+def test_a_resize_to_another_size_says_what_to_override(tiny_model, tmp_path, vamc, picture_folder, backend):
+    vamc("works")
+    sizes = [{**entry, "size": [512, 512]} if "size" in entry else entry for entry in OPERATORS]
+    change = {"dataset.process_ops": sizes, "backend.type": backend}
+    with pytest.raises(
+        SettingsError, match=r"give \(3, 512, 512\), the network takes \(3, 64, 64\)"
+    ) as caught:
+        compile_model(tiny_model, configuration(picture_folder(3), **change), tmp_path / "artefact")
+    found = re.search(r"override (dataset\.process_ops=\[.*\])$", str(caught.value))
+    assert found and parse_overrides([found[1]]) == {"dataset.process_ops": OPERATORS}
+    assert not (tmp_path / "artefact").exists()

@@ -1,0 +1,294 @@
+"""The way in: weights recovered from anonymised ONNX files of the training form."""
+
+import copy
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+
+from gpenlib import gpen_from_onnx
+from gpenlib.architecture import Gpen, GpenConfig, ops
+from gpenlib.export import RecoverError, export_training_form
+from gpenlib.export.onnx_export import example_input
+from gpenlib.weights import random_network
+
+CONFIGS = {
+    "tiny": GpenConfig(64, 64, 1, 0.0625),
+    "multiplier 2": GpenConfig(64, 64, 2, 0.03125),
+    "widths differ": GpenConfig(128, 128, 1, 0.0625),  # 8, 16, then 32 channels
+    "super-resolution": GpenConfig(64, 128, 1, 0.0625),
+}
+
+
+def network(config: GpenConfig) -> Gpen:
+    """Random network in which no two biases or noise weights are equal."""
+    model = random_network(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bias", "noise.weight")):
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def export_torchscript_onnx(model: Gpen, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model,
+            (example_input(model.config),),
+            path,
+            dynamo=False,
+            opset_version=17,
+            input_names=["input"],
+            output_names=["output"],
+        )
+
+
+EXPORTERS: dict[str, Callable[[Gpen, Path], object]] = {
+    "dynamo": export_training_form,
+    "torchscript": export_torchscript_onnx,
+}
+
+
+def anonymise(path: Path) -> None:
+    """Replace every initialiser, value and node name; drop what else could tell names."""
+    model = onnx.load(path)
+    graph, names = model.graph, {"": ""}
+
+    def anonymous(name: str) -> str:
+        return names.setdefault(name, f"onnx::Any_{len(names)}")
+
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = anonymous(value.name)
+        del value.metadata_props[:]
+        value.doc_string = ""
+    for index, node in enumerate(graph.node):
+        node.name, node.doc_string = f"n{index}", ""
+        node.input[:] = [anonymous(name) for name in node.input]
+        node.output[:] = [anonymous(name) for name in node.output]
+        del node.metadata_props[:]
+    del graph.value_info[:]
+    del model.metadata_props[:]
+    graph.name, graph.doc_string = "g", ""
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def shuffle(path: Path) -> None:
+    """Put the nodes into another topological order."""
+    model = onnx.load(path)
+    chooser = random.Random(0)
+    producer = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    needs = [{producer[name] for name in node.input if name in producer} for node in model.graph.node]
+    readers: dict[int, list[int]] = {}
+    for index, wanted in enumerate(needs):
+        for other in wanted:
+            readers.setdefault(other, []).append(index)
+    ready, order = [index for index, wanted in enumerate(needs) if not wanted], []
+    while ready:
+        index = ready.pop(chooser.randrange(len(ready)))
+        order.append(copy.deepcopy(model.graph.node[index]))
+        for reader in readers.get(index, ()):
+            needs[reader].discard(index)
+            if not needs[reader]:
+                ready.append(reader)
+    del model.graph.node[:]
+    model.graph.node.extend(order)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def assert_recovered(path: Path, model: Gpen) -> None:
+    found = gpen_from_onnx(path)
+    assert found.config == model.config
+    assert not found.training
+    own = found.state_dict()
+    unknown = {
+        f"generator.convs.{2 * level - 6 + i}.noise.weight"
+        for level in range(model.config.log_in + 1, model.config.log_out + 1)
+        for i in (0, 1)
+    }
+    for name, expected in model.state_dict().items():
+        if name not in unknown:
+            limit = 1e-5 * max(1.0, float(expected.abs().max()))  # the mapping network's entries reach 400
+            assert (own[name] - expected).abs().max() <= limit, name
+    image = example_input(model.config, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(found(image), model(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def anonymous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Gpen, Path]]:
+    """The tiny network, exported by both exporters, without names."""
+    folder, files = tmp_path_factory.mktemp("anonymous"), {}
+    for exporter, export in EXPORTERS.items():
+        model, path = network(CONFIGS["tiny"]), folder / f"{exporter}.onnx"
+        export(model, path)
+        anonymise(path)
+        files[exporter] = (model, path)
+    return files
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_recovers_without_names(anonymous, exporter):
+    model, path = anonymous[exporter]
+    assert "generator" not in str(onnx.load(path).graph.node)
+    assert_recovered(path, model)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_recovers_other_widths_and_sizes(tmp_path, exporter, name):
+    model, path = network(CONFIGS[name]), tmp_path / "any.onnx"
+    EXPORTERS[exporter](model, path)
+    anonymise(path)
+    assert_recovered(path, model)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_dropped_zero_biases_and_equal_tensors(tmp_path, tiny_model, exporter):
+    """A fresh network's zero biases are left out or shared by exporters."""
+    model, path = copy.deepcopy(tiny_model), tmp_path / "any.onnx"
+    EXPORTERS[exporter](model, path)
+    anonymise(path)
+    assert_recovered(path, model)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_order_of_nodes_does_not_matter(anonymous, tmp_path, exporter):
+    model, source = anonymous[exporter]
+    path = tmp_path / "shuffled.onnx"
+    path.write_bytes(source.read_bytes())
+    shuffle(path)
+    assert_recovered(path, model)
+
+
+def test_native_operators_of_the_original_code(tmp_path, monkeypatch):
+    """Padded and cropped FIR filters, and biases that are added after a bare matrix product."""
+    fast, linear = ops.upfirdn2d, ops.EqualLinear.forward
+
+    def native(x, kernel, up=1, down=1, pad=(0, 0)):
+        """One-channel filter over zero-inserted, padded rows, as ``upfirdn2d_native``."""
+        n, c, h, w = x.shape
+        x = x.reshape(-1, 1, h, 1, w, 1)
+        x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(-1, 1, h * up, w * up)
+        x = F.conv2d(F.pad(x, (*pad, *pad)), kernel.flip(0, 1)[None, None])
+        return x.reshape(n, c, x.shape[2], x.shape[3])[:, :, ::down, ::down]
+
+    def bias_afterwards(layer, x):
+        if not layer.activation:
+            return linear(layer, x)
+        y = x @ (layer.weight * layer.scale).T
+        return F.leaky_relu(y + layer.bias * layer.lr_mul, ops.LEAKY_SLOPE) * ops.LEAKY_GAIN
+
+    model, path = network(CONFIGS["tiny"]), tmp_path / "native.onnx"
+    x = torch.randn(1, 3, 8, 8)
+    torch.testing.assert_close(
+        native(x, ops.fir_kernel(), 2, 1, (2, 1)), fast(x, ops.fir_kernel(), 2, 1, (2, 1))
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "upfirdn2d", native)
+        patch.setattr(ops.EqualLinear, "forward", bias_afterwards)
+        export_training_form(model, path)
+    anonymise(path)
+    assert "MatMul" in {node.op_type for node in onnx.load(path).graph.node}
+    assert_recovered(path, model)
+
+
+def first_weight(model: onnx.ModelProto) -> TensorProto:
+    """Return the first encoder weight."""
+    return next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [16, 3, 1, 1])
+
+
+def transpose_weight(model: onnx.ModelProto) -> None:
+    first_weight(model).dims[:] = [3, 16, 1, 1]
+
+
+def truncate_weight(model: onnx.ModelProto) -> None:
+    tensor = first_weight(model)
+    tensor.raw_data = tensor.raw_data[:40]
+
+
+def remove_weight(model: onnx.ModelProto) -> None:
+    model.graph.initializer.remove(first_weight(model))
+
+
+def narrow_a_bias(model: onnx.ModelProto) -> None:
+    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [1, 16, 1, 1])
+    bias.CopyFrom(numpy_helper.from_array(np.zeros((1, 5, 1, 1), np.float32), bias.name))
+
+
+def remove_linear(model: onnx.ModelProto) -> None:
+    """Take one layer out of the mapping network."""
+    gemms = [node for node in model.graph.node if node.op_type == "Gemm"]
+    third, fourth = gemms[3], gemms[4]
+    third.input[0], fourth.input[0] = fourth.input[0], third.input[0]
+    fourth.input[0] = gemms[3].output[0]
+    model.graph.node.remove(fourth)
+    for node in model.graph.node:
+        node.input[:] = [third.output[0] if name == fourth.output[0] else name for name in node.input]
+    third.input[0] = gemms[2].output[0]
+
+
+def other_slope(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "LeakyRelu":
+            node.attribute[0].f = 0.5
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (transpose_weight, "for 3 channels"),
+        (truncate_weight, "damaged initialiser"),
+        (remove_weight, "neither an initialiser nor"),
+        (narrow_a_bias, r"shape \(1, 5, 1, 1\) for 16 channels"),
+        (remove_linear, "8 linear layers before the decoder instead of 9"),
+        (other_slope, r"do not reproduce the file.*standard deviation"),
+    ],
+)
+def test_damaged_graph(anonymous, tmp_path, exporter, damage, message):
+    model = onnx.load(anonymous[exporter][1])
+    damage(model)
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(RecoverError, match=message):
+        gpen_from_onnx(path)
+
+
+def test_other_networks_are_refused(tmp_path, tiny_onnx):
+    value = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 64, 64]) for name in ("input", "output")
+    ]
+    weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w")
+    node = helper.make_node("Conv", ["input", "w"], ["output"])
+    graph = helper.make_graph([node], "other", value[:1], value[1:], [weight])
+    onnx.save(helper.make_model(graph), tmp_path / "other.onnx")
+    for path in (tmp_path / "other.onnx", *tiny_onnx.values()):
+        with pytest.raises(RecoverError, match="not a GPEN training form"):
+            gpen_from_onnx(path)
+
+
+def test_half_precision_is_refused(anonymous, tmp_path):
+    model = onnx.load(anonymous["dynamo"][1])
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    onnx.save(model, tmp_path / "half.onnx")
+    with pytest.raises(RecoverError, match="not float32"):
+        gpen_from_onnx(tmp_path / "half.onnx")
+
+
+def test_not_a_graph(tmp_path):
+    (tmp_path / "text.onnx").write_text("no protobuf")
+    with pytest.raises(RecoverError, match=r"text.onnx"):
+        gpen_from_onnx(tmp_path / "text.onnx")
+    with pytest.raises(FileNotFoundError):
+        gpen_from_onnx(tmp_path / "absent.onnx")
