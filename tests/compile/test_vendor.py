@@ -200,7 +200,7 @@ def test_a_vamc_that_writes_nothing(tiny_model, tmp_path, vamc, picture_folder):
 def test_a_vendor_build_is_not_opened_as_an_artefact(tiny_model, tmp_path, vamc, picture_folder):
     vamc("works")
     artefact = compile_model(tiny_model, configuration(picture_folder(3)), tmp_path / "artefact")
-    with pytest.raises(FileNotFoundError, match=r"no model.onnx"):
+    with pytest.raises(RuntimeUnavailable, match="built for the vendor's chip"):
         open_runtime(artefact)
 
 
