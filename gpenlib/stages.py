@@ -131,7 +131,7 @@ def compile(settings: CompileSettings) -> dict[str, Any]:
 
     def build(folder: Path) -> dict[str, Any]:
         artefact = compile_model(weights.model, config, folder / "artefact", float_graph(settings))
-        return read_manifest(artefact)
+        return dict(read_json(artefact / "manifest.json"))
 
     return _stage(settings, f"03_compile/{settings.dtype}", described, inputs, build)
 
@@ -235,11 +235,6 @@ def output_reader(manifest: Mapping[str, Any]) -> Callable[[str], Any]:
 def evaluation_pack(settings: DataSettings) -> Pack:
     """Return the evaluation faces of a run (built if missing)."""
     return read_pack(Path(data(settings)["folder"]) / "evaluation")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return ``manifest.json`` of an artefact folder."""
-    return dict(read_json(folder / "manifest.json"))
 
 
 def _export_parity(weights: Weights, folder: Path) -> dict[str, Any]:

@@ -28,8 +28,25 @@ Part = Literal["encoder", "mapping", "decoder"]
 FIR_AREA = 16  # taps of the 4x4 FIR kernel
 
 
+class _Derived:
+    """Figures that follow from parameters and multiply-accumulates."""
+
+    parameters: int
+    macs: int
+
+    @property
+    def gflops(self) -> float:
+        """Floating-point operations in 1e9, two per multiply-accumulate."""
+        return 2 * self.macs / 1e9
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the parameters in float32."""
+        return self.parameters * FLOAT_BYTES
+
+
 @dataclass(frozen=True)
-class BlockCost:
+class BlockCost(_Derived):
     """Cost of one block for one image in float32.
 
     Attributes
@@ -63,19 +80,9 @@ class BlockCost:
     macs: int
     activation_bytes: int
 
-    @property
-    def gflops(self) -> float:
-        """Floating-point operations in 1e9, two per multiply-accumulate."""
-        return 2 * self.macs / 1e9
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the parameters in float32."""
-        return self.parameters * FLOAT_BYTES
-
 
 @dataclass(frozen=True)
-class TotalCost:
+class TotalCost(_Derived):
     """Sums over the blocks of one network, and its peak of live activations in bytes."""
 
     config: GpenConfig
@@ -83,16 +90,6 @@ class TotalCost:
     macs: int
     activation_bytes: int
     peak_activation_bytes: int
-
-    @property
-    def gflops(self) -> float:
-        """Floating-point operations in 1e9, two per multiply-accumulate."""
-        return 2 * self.macs / 1e9
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the parameters in float32."""
-        return self.parameters * FLOAT_BYTES
 
 
 def block_costs(config: GpenConfig) -> list[BlockCost]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gpenlib.compile.config import DatasetConfig
 from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import Pack, read_pack
+from gpenlib.data.packs import DATALIST, Pack, read_pack
 from gpenlib.data.process_ops import ProcessOp, preprocess
 from gpenlib.data.sources import DataError, ImageSource, combined_digest, open_folder
 from gpenlib.data.splits import Subset
@@ -17,7 +17,6 @@ from gpenlib.images import FloatArray, Image
 from gpenlib.progress import progress
 from gpenlib.run import resolve_path
 
-DATALIST = "datalist.txt"
 DEFAULT_COUNT = 32
 HELD_OUT = 4
 EMBEDDED_OFFSET = 100_000  # embedded faces from here on are never calibrated on nor evaluated

@@ -110,8 +110,7 @@ def compile_model(
         manifest["model_sha256"] = sha256(out_dir / MODEL_FILE)
         manifest["model_bytes"] = (out_dir / MODEL_FILE).stat().st_size
         manifest["packages"] = package_versions()
-        write_json(work / MANIFEST_FILE, manifest)
-        shutil.copy(work / MANIFEST_FILE, out_dir / MANIFEST_FILE)
+        write_json(out_dir / MANIFEST_FILE, manifest)  # what the runtime needs to open it for verification
         try:
             manifest |= _verify(deploy, out_dir, data)
         except BaseException:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpenlib.images import Image
-from gpenlib.metrics import colour_shift, psnr
+from gpenlib.metrics import colour_shift, finite_psnr
 
-EQUAL_PSNR = 100.0  # stands for infinity, so that means and plots stay finite
 SCORES = ("psnr", "ssim")
 
 
@@ -61,7 +60,7 @@ def compare_outputs(
                 **{score: row[score] for score in SCORES},
                 **{f"{score}_input": row[f"{score}_input"] for score in SCORES},
                 **{f"{score}_drop": reference[score] - row[score] for score in SCORES},
-                "psnr_to_fp32": min(psnr(output, expected), EQUAL_PSNR),
+                "psnr_to_fp32": finite_psnr(output, expected),
                 "colour_shift_to_fp32": colour_shift(output, expected),
                 "largest_error": int(np.abs(difference).max()),
                 "bias": float(difference.mean()),

@@ -11,10 +11,9 @@ from typing import Any
 from gpenlib.data.packs import Pack
 from gpenlib.images import Image, from_tensor, resize, to_tensor, write_image
 from gpenlib.infer.runtime import Runtime
-from gpenlib.metrics import colour_shift, colourfulness, psnr, ssim
+from gpenlib.metrics import colour_shift, colourfulness, finite_psnr, ssim
 from gpenlib.progress import progress
 
-PSNR_CEILING = 100.0
 MEANS = (
     "psnr", "ssim", "psnr_truncated", "ssim_truncated", "psnr_input", "ssim_input", "colour_shift",
     "colourfulness", "colourfulness_truth",
@@ -80,11 +79,11 @@ def score(source: Image, truth: Image, output: Image, truncated: Image) -> dict[
     """
     baseline = resize(source, truth.shape[0])
     return {
-        "psnr": _finite_psnr(output, truth),
+        "psnr": finite_psnr(output, truth),
         "ssim": ssim(output, truth),
-        "psnr_truncated": _finite_psnr(truncated, truth),
+        "psnr_truncated": finite_psnr(truncated, truth),
         "ssim_truncated": ssim(truncated, truth),
-        "psnr_input": _finite_psnr(baseline, truth),
+        "psnr_input": finite_psnr(baseline, truth),
         "ssim_input": ssim(baseline, truth),
         "colour_shift": colour_shift(output, truth),
         "colourfulness": colourfulness(output),
@@ -96,10 +95,6 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return ``<figure>_mean`` over all rows and the median ``ms_per_image``."""
     means = {f"{name}_mean": statistics.fmean(row[name] for row in rows) for name in MEANS}
     return {**means, "ms_per_image": statistics.median(row["ms"] for row in rows)}
-
-
-def _finite_psnr(a: Image, b: Image) -> float:
-    return min(psnr(a, b), PSNR_CEILING)
 
 
 def _batches(count: int, size: int) -> Iterator[range]:

@@ -5,8 +5,8 @@ import pytest
 
 from gpenlib.data.packs import Pack
 from gpenlib.images import from_tensor, read_image
-from gpenlib.infer.pipeline import MEANS, PSNR_CEILING, restore_pack, score, summarise
-from gpenlib.metrics import psnr, ssim
+from gpenlib.infer.pipeline import MEANS, restore_pack, score, summarise
+from gpenlib.metrics import PSNR_CEILING, psnr, ssim
 
 
 @pytest.fixture(scope="module")
