@@ -33,6 +33,7 @@ from gpenlib.export.onnx_export import run_onnx
 from gpenlib.images import read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.pipeline import restore_pack, summarise
+from gpenlib.infer.runtime import QUANTISED
 from gpenlib.run import read_json, resolve_path, valid_manifest, write_json, write_manifest
 from gpenlib.stage_settings import (
     CompileSettings,
@@ -126,7 +127,7 @@ def compile(settings: CompileSettings) -> dict[str, Any]:
     config = build_config(settings)
     inputs = {"weights": weights.digest}
     described: dict[str, Any] = {"build": config.model_dump(exclude={"dataset": {"path"}})}
-    if settings.dtype == "int8":
+    if settings.dtype in QUANTISED:
         inputs["calibration"] = data(settings)["inputs"]["calibration"]
 
     def build(folder: Path) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def build_config(settings: CompileSettings) -> BuildConfig:
     values["backend"]["type"], _ = choose_backend(settings.backend, settings.dtype, settings.device)
     if settings.calibrate_mode is not None:
         values["backend"]["quantize"]["calibrate_mode"] = settings.calibrate_mode
-    if settings.dtype == "int8":
+    if settings.dtype in QUANTISED:
         folder = settings.folder / "02_data" / "calibration"
         values["dataset"] |= {"path": str(folder), "task": settings.task, "sampler": {}}
     return BuildConfig.parse(values)

@@ -31,13 +31,13 @@ from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.process_ops import preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
 from gpenlib.infer import choose_backend, open_runtime
-from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
+from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE, QUANTISED
 from gpenlib.run import package_versions, resolve_path, sha256, write_json
 from gpenlib.settings import SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
 # Sound ones lie far above: see notebook 03.
-LEAST_PSNR = {"fp32": 90.0, "fp16": 50.0, "bf16": 35.0, "int8": 20.0}
+LEAST_PSNR = {"fp32": 90.0, "fp16": 50.0, "bf16": 35.0, "int8": 20.0, "int8_bf16": 20.0}
 
 
 def compile_model(
@@ -200,7 +200,7 @@ def _verify(deploy: DeployGpen, out_dir: Path, data: CalibrationData) -> dict[st
     """Run the artefact on held-out faces against the float network; return the figures."""
     runtime = open_runtime(out_dir)
     executed = runtime.executed_types()
-    if runtime.dtype == "int8" and runtime.backend == "openvino":
+    if runtime.dtype in QUANTISED and runtime.backend == "openvino":
         _check_executed_int8(executed, out_dir)
     found = [
         parity(expected, runtime(image))

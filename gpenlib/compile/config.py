@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from gpenlib.data.process_ops import ProcessOp, parse_process_ops
 from gpenlib.settings import Settings
 
-Dtype = Literal["fp32", "bf16", "fp16", "int8"]
+Dtype = Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
 BackendType = Literal["auto", "openvino", "onnxruntime", "tvm_vacc"]
 CalibrateMode = Literal["max", "percentile", "kl_divergence", "mse"]
 DEFAULT_OPS: tuple[dict[str, Any], ...] = (

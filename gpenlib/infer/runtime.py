@@ -12,14 +12,15 @@ import numpy as np
 from gpenlib.images import FloatArray
 from gpenlib.run import choice_error, read_json
 
-DTYPES = ("fp32", "bf16", "fp16", "int8")
+DTYPES = ("fp32", "bf16", "fp16", "int8", "int8_bf16")
+QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
 DEVICES = ("cpu", "cuda")
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 
 # What each backend can execute, by device. onnxruntime has no bf16 convolution on the CPU.
 SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
-    "openvino": {"cpu": ("fp32", "bf16", "fp16", "int8")},
+    "openvino": {"cpu": DTYPES},
     "onnxruntime": {"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16", "int8")},
 }
 BACKENDS = tuple(SUPPORTED)
@@ -116,7 +117,9 @@ class Runtime(ABC):
 class OpenVinoRuntime(Runtime):
     """OpenVINO on the CPU; compiled once per batch size, because static shapes run faster."""
 
-    HINTS: ClassVar[dict[str, str]] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+    HINTS: ClassVar[dict[str, str]] = {
+        "fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16",
+    }  # fmt: skip
 
     def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
         super().__init__(manifest, "openvino", device)
@@ -137,9 +140,9 @@ class OpenVinoRuntime(Runtime):
             self._properties["INFERENCE_NUM_THREADS"] = threads
         self._compiled: dict[int, Any] = {}
         ran = self._for_batch(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if self.dtype == "bf16" and ran != "bf16":
+        if hint == "bf16" and ran != "bf16":
             warnings.warn(f"this processor has no bf16: OpenVINO computes in {ran}", stacklevel=3)
-        self.executed_precision = "int8 convolutions, rest f32" if self.dtype == "int8" else ran
+        self.executed_precision = f"int8 convolutions, rest {ran}" if self.dtype in QUANTISED else ran
 
     def _for_batch(self, size: int) -> Any:
         if size not in self._compiled:

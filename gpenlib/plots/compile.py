@@ -20,6 +20,7 @@ LABEL_PLACES = {
     "bf16": (9, 7),
     "fp16": (9, 7),
     "int8": (-8, -19),
+    "int8_bf16": (9, -16),
 }  # points; bf16 is near int8
 MODE_COLOURS = {"max": "#000000", "percentile": "#E69F00", "kl_divergence": "#CC79A7", "mse": "#0072B2"}
 MODE_STYLES = {"max": "-", "percentile": "--", "kl_divergence": ":", "mse": "-."}

@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe-Ito: distinguishable with every common colour-vision deficiency.
-DTYPE_COLOURS = {"fp32": "#0072B2", "bf16": "#56B4E9", "fp16": "#009E73", "int8": "#D55E00"}
+DTYPE_COLOURS = {
+    "fp32": "#0072B2", "bf16": "#56B4E9", "fp16": "#009E73", "int8": "#D55E00", "int8_bf16": "#E69F00",
+}  # fmt: skip
 BASELINE_COLOUR = "#7F7F7F"  # the do-nothing input
 ACCENT = "#CC79A7"
 SECOND = "#E69F00"

@@ -15,8 +15,14 @@ from gpenlib.metrics import psnr
 
 RUNNABLE = [(backend, dtype) for backend, devices in SUPPORTED.items() for dtype in devices["cpu"]]
 # PSNR (dB) that each dtype's output must reach against the torch network: rounding alone stays above.
-LEAST_PSNR = {"fp32": 90.0, "bf16": 35.0, "fp16": 50.0, "int8": 20.0}
-SAME = {"fp32": 1e-4, "fp16": 1e-4, "bf16": 0.05, "int8": 0.05}  # batch sizes may take other kernels
+LEAST_PSNR = {"fp32": 90.0, "bf16": 35.0, "fp16": 50.0, "int8": 20.0, "int8_bf16": 20.0}
+SAME = {
+    "fp32": 1e-4,
+    "fp16": 1e-4,
+    "bf16": 0.05,
+    "int8": 0.05,
+    "int8_bf16": 0.05,
+}  # batch sizes may take other kernels
 
 
 @pytest.mark.parametrize(
