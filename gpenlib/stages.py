@@ -130,8 +130,10 @@ def compile(settings: CompileSettings) -> dict[str, Any]:
     if settings.dtype in QUANTISED:
         inputs["calibration"] = data(settings)["inputs"]["calibration"]
 
+    cache = settings.folder / "03_compile" / "calibration"
+
     def build(folder: Path) -> dict[str, Any]:
-        artefact = compile_model(weights.model, config, folder / "artefact", float_graph(settings))
+        artefact = compile_model(weights.model, config, folder / "artefact", float_graph(settings), cache)
         return dict(read_json(artefact / "manifest.json"))
 
     return _stage(settings, f"03_compile/{settings.dtype}", described, inputs, build)

@@ -1,14 +1,16 @@
-"""Calibration: one streaming pass that records the magnitudes of every tensor a quantised layer reads."""
+"""Calibration: one streaming pass that records what the quantised layers read and write."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 
 from gpenlib.compile.histogram import MagnitudeHistogram
 from gpenlib.images import FloatArray
@@ -18,52 +20,100 @@ class CalibrationError(RuntimeError):
     """Calibration that cannot give usable ranges."""
 
 
-def collect_histograms(
-    model_path: Path, tensors: Sequence[str], images: Iterable[FloatArray]
-) -> tuple[dict[str, MagnitudeHistogram], int]:
-    """Run the float model over the calibration images and record each tensor's magnitudes.
+@dataclass
+class ChannelRange:
+    """Smallest and largest value of every channel, float64 [C] each."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    def update(self, values: NDArray[np.float32]) -> None:
+        """Widen by an array [N, C, H, W]."""
+        self.low = np.minimum(self.low, values.min(axis=(0, 2, 3)))
+        self.high = np.maximum(self.high, values.max(axis=(0, 2, 3)))
+
+
+@dataclass
+class Calibration:
+    """What one pass over the calibration images found; its size does not depend on their number.
+
+    Attributes
+    ----------
+    histograms : dict of MagnitudeHistogram by name of an input tensor
+    input_means : dict of float64 [Cin] by name of an input tensor
+        Mean of every channel.
+    output_ranges : dict of ChannelRange by name of an output tensor
+    images : int
+    """
+
+    histograms: dict[str, MagnitudeHistogram]
+    input_means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    output_ranges: dict[str, ChannelRange] = field(default_factory=dict)
+    images: int = 0
+
+    def thresholds(self, mode: str, percentile: float) -> dict[str, float]:
+        """Return the clipping threshold of every input tensor under a calibration mode."""
+        return {name: found.threshold(mode, percentile) for name, found in self.histograms.items()}
+
+
+def calibrate(
+    model_path: Path, inputs: Sequence[str], outputs: Sequence[str], images: Iterable[FloatArray]
+) -> Calibration:
+    """Run the float model over the calibration images and record the layers' inputs and outputs.
 
     Parameters
     ----------
     model_path : Path
         The float ONNX model.
-    tensors : sequence of str
-        Names of the tensors to watch.
+    inputs : sequence of str
+        Tensors that quantised layers read, [N, C, H, W].
+    outputs : sequence of str
+        Tensors that they write.
     images : iterable of float32 [1, 3, S, S]
         Read once, one at a time; memory does not grow with their number.
-
-    Returns
-    -------
-    (dict of MagnitudeHistogram by tensor name, number of images)
 
     Raises
     ------
     CalibrationError
         If there is no image, or a tensor is not finite or always zero.
     """
-    histograms = {name: MagnitudeHistogram() for name in tensors}
-    session = watching_session(model_path, tensors)
+    found = Calibration({name: MagnitudeHistogram() for name in inputs})
+    watched = [*inputs, *outputs]
+    session = watching_session(model_path, watched)
     feed = session.get_inputs()[0].name
-    count = 0
     for image in images:
-        for name, value in zip(tensors, session.run(list(tensors), {feed: image}), strict=True):
+        values = dict(zip(watched, session.run(watched, {feed: image}), strict=True))
+        for name, value in values.items():
             if not np.isfinite(value).all():
-                raise CalibrationError(f"tensor {name} is not finite on calibration image {count}")
-            histograms[name].update(value)
-        count += 1
-    if not count:
+                raise CalibrationError(f"tensor {name} is not finite on calibration image {found.images}")
+        _record(found, values, inputs, outputs)
+        found.images += 1
+    if not found.images:
         raise CalibrationError("no calibration image was given")
-    dead = [name for name, histogram in histograms.items() if not histogram.largest > 0]
+    for mean in found.input_means.values():
+        mean /= found.images
+    dead = [name for name, histogram in found.histograms.items() if not histogram.largest > 0]
     if dead:
         raise CalibrationError(f"tensors that are zero on every calibration image: {', '.join(dead[:5])}")
-    return histograms, count
+    return found
 
 
-def thresholds_from(
-    histograms: Mapping[str, MagnitudeHistogram], mode: str, percentile: float
-) -> dict[str, float]:
-    """Return the clipping threshold of every tensor under a calibration mode."""
-    return {name: histogram.threshold(mode, percentile) for name, histogram in histograms.items()}
+def _record(
+    found: Calibration,
+    values: Mapping[str, NDArray[np.float32]],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> None:
+    """Add the tensors of one image."""
+    for name in inputs:
+        value = values[name]
+        found.histograms[name].update(value)
+        means = value.mean(axis=(0, 2, 3), dtype=np.float64)
+        found.input_means[name] = found.input_means.get(name, 0.0) + means
+    for name in outputs:
+        channels = values[name].shape[1]
+        empty = ChannelRange(np.full(channels, np.inf), np.full(channels, -np.inf))
+        found.output_ranges.setdefault(name, empty).update(values[name])
 
 
 def watching_session(model_path: Path, tensors: Sequence[str]) -> onnxruntime.InferenceSession:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpenlib.compile.config import DatasetConfig
 from gpenlib.data.embedded import EmbeddedSource
@@ -56,6 +57,7 @@ class CalibrationData:
     operators: tuple[ProcessOp, ...]
     task: str
     size: int
+    pack: Pack | None = None  # holds the truths if the pictures are a pack's inputs
 
     @property
     def label(self) -> str:
@@ -71,6 +73,30 @@ class CalibrationData:
         """Yield float32 [1, 3, S, S], one image at a time."""
         bar = progress(range(len(self.chosen.names)), desc="calibrate", unit="image")
         return (self._prepare(self.chosen, index) for index in bar)
+
+    def pairs(self, count: int, out_size: int) -> Iterator[tuple[FloatArray, Image]]:
+        """Yield the first ``count`` calibration images (or all, if fewer) with their truths.
+
+        Returns
+        -------
+        iterator of (float32 [1, 3, S, S], uint8 [out_size, out_size, 3])
+
+        Raises
+        ------
+        DataError
+            If the images are a pack without truths.
+        """
+        for index in range(min(count, len(self.chosen.names))):
+            if self.pack is not None:
+                truth = self.pack.truths(index)
+            else:
+                truth = make_pair(self.chosen.read(index), self.task, self.size, out_size)[1]
+            yield self._prepare(self.chosen, index), truth
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what happens to a picture on its way into the network, as JSON-like values."""
+        operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
+        return {"task": self.task, "size": self.size, "process_ops": operators}
 
     def held_out(self) -> Iterator[FloatArray]:
         """Yield a few images that calibration does not see."""
@@ -105,13 +131,13 @@ def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
             if (folder / DATALIST).is_file()
             else open_folder(folder, config.sampler.suffix)
         )
-    whole_pack = isinstance(source, PackInputs)
-    wanted = asked or (len(source.names) if whole_pack else min(DEFAULT_COUNT, len(source.names)))
+    pack = source.pack if isinstance(source, PackInputs) else None
+    wanted = asked or (len(source.names) if pack else min(DEFAULT_COUNT, len(source.names)))
     if len(source.names) < wanted:
         raise DataError(f"{source.label}: {len(source.names)} images, sampler.get_data_num asks for {wanted}")
     rest = tuple(range(wanted, min(wanted + HELD_OUT, len(source.names))))
     if rest:
         verification = Subset(source, rest)
     return CalibrationData(
-        Subset(source, tuple(range(wanted))), verification, tuple(config.operators()), config.task, size
+        Subset(source, tuple(range(wanted))), verification, tuple(config.operators()), config.task, size, pack
     )

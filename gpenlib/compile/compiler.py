@@ -15,22 +15,15 @@ import torch
 import yaml
 
 from gpenlib.architecture import Gpen
-from gpenlib.compile.calibrate import collect_histograms, thresholds_from
 from gpenlib.compile.calibration_data import CalibrationData, open_calibration_data
 from gpenlib.compile.config import BuildConfig, as_build_config
 from gpenlib.compile.half import to_half
-from gpenlib.compile.quantise import (
-    QuantisationError,
-    QuantisedLayer,
-    count_quantised,
-    quantisable_layers,
-    quantise,
-    select_layers,
-)
+from gpenlib.compile.int8 import build_int8, count_quantised
+from gpenlib.compile.layers import QuantisationError
 from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.process_ops import preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
-from gpenlib.infer import choose_backend, open_runtime
+from gpenlib.infer import RuntimeUnavailable, choose_backend, open_runtime
 from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE, QUANTISED
 from gpenlib.run import package_versions, resolve_path, sha256, write_json
 from gpenlib.settings import SettingsError
@@ -45,6 +38,7 @@ def compile_model(
     build: BuildConfig | str | Path | Mapping[str, Any],
     out_dir: str | Path,
     float_graph: Path | None = None,
+    calibration_cache: Path | None = None,
 ) -> Path:
     """Build an artefact: export, calibrate and quantise as configured, verify by running it.
 
@@ -58,6 +52,9 @@ def compile_model(
     float_graph : Path, optional
         This model as :func:`gpenlib.export_onnx` wrote it, to save exporting it again; it is checked
         against the model like any artefact.
+    calibration_cache : Path, optional
+        Folder that keeps what calibration found, by model, images and preprocessing: another mode or form of
+        int8 then needs no new pass.
 
     Returns
     -------
@@ -105,7 +102,14 @@ def compile_model(
             "unused_keys": config.unused_keys(),
         }
         data = open_calibration_data(config.dataset, deploy.config.in_size)
-        manifest |= _write_model(config, float_path, data, work / MODEL_FILE)
+        if config.backend.dtype in QUANTISED:
+            form = _int8_form(config, backend)
+            built = build_int8(deploy, config.backend.quantize, float_path, data, calibration_cache)
+            counts = built.write(form, work / MODEL_FILE)
+            manifest["layers"] = [layer.to_dict() for layer in built.reports()]
+            manifest["quantisation"] = {"form": form, "quantised": counts, **built.report}
+        else:
+            manifest |= _write_float_model(config.backend.dtype, float_path, work / MODEL_FILE)
         shutil.move(work / MODEL_FILE, out_dir / MODEL_FILE)
         manifest["model_sha256"] = sha256(out_dir / MODEL_FILE)
         manifest["model_bytes"] = (out_dir / MODEL_FILE).stat().st_size
@@ -144,56 +148,23 @@ def _check_process_ops(config: BuildConfig, deploy: DeployGpen) -> None:
         raise SettingsError(f"dataset.process_ops: {error}{hint}") from error
 
 
-def _write_model(
-    config: BuildConfig, float_path: Path, data: CalibrationData, target: Path
-) -> dict[str, Any]:
-    """Write the model file of the configured dtype; return what the manifest says of it."""
-    dtype = config.backend.dtype
+def _int8_form(config: BuildConfig, backend: str) -> str:
+    """Return the form of the int8 file: the one that the backend computes in 8 bits, unless told."""
+    asked = config.backend.quantize.format
+    best = "qoperator" if backend == "onnxruntime" else "qdq"
+    if asked == "qoperator" and backend != "onnxruntime":
+        raise RuntimeUnavailable(f"quantize.format qoperator is for onnxruntime; {backend} reads qdq")
+    return best if asked == "auto" else asked
+
+
+def _write_float_model(dtype: str, float_path: Path, target: Path) -> dict[str, Any]:
+    """Write the model file of a floating-point dtype; return what the manifest says of it."""
     if dtype in ("fp32", "bf16"):  # bf16 is the float graph under an execution hint
         shutil.copy(float_path, target)
         return {}
-    model = onnx.load(float_path)
-    if dtype == "fp16":
-        half, counts = to_half(model)
-        onnx.save(half, target)
-        return {"convolutions_by_weight_type": counts}
-    layers, report = _quantise(config, model, float_path, data)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, target)
-    return {"layers": [layer.to_dict() for layer in layers], "quantisation": report}
-
-
-def _quantise(
-    config: BuildConfig, model: onnx.ModelProto, float_path: Path, data: CalibrationData
-) -> tuple[list[QuantisedLayer], dict[str, Any]]:
-    """Calibrate and quantise ``model`` in place; assert that it happened."""
-    options = config.backend.quantize
-    if options.quantize_mode == "auto":
-        raise QuantisationError("quantize_mode='auto' is not built yet; use 'manual' with exclude_layers")
-    nodes = {node.name: node for node in quantisable_layers(model)}
-    chosen = select_layers(list(nodes), options.exclude_layers)
-    tensors = list(dict.fromkeys(nodes[name].input[0] for name in chosen))
-    histograms, images = collect_histograms(float_path, tensors, data.calibration())
-    thresholds = thresholds_from(histograms, options.calibrate_mode, options.percentile)
-    layers = quantise(
-        model, thresholds, chosen, options.quantize_per_channel, options.weight_scale == "power2"
-    )
-    counts = count_quantised(model)
-    if sum(counts.values()) != len(chosen):
-        raise QuantisationError(
-            f"{counts} convolutions are quantised in the written graph, expected {len(chosen)}"
-        )
-    report = {
-        "calibrate_mode": options.calibrate_mode,
-        "histograms": {name: found.summary(options.percentile) for name, found in histograms.items()},
-        "clipped_share": {name: histograms[name].clipped_share(limit) for name, limit in thresholds.items()},
-        "calibration_images": images,
-        "calibration_source": data.label,
-        "calibration_digest": data.digest,
-        "quantised": counts,
-        "excluded": [name for name in nodes if name not in chosen],
-    }
-    return layers, report
+    half, counts = to_half(onnx.load(float_path))
+    onnx.save(half, target)
+    return {"convolutions_by_weight_type": counts}
 
 
 def _verify(deploy: DeployGpen, out_dir: Path, data: CalibrationData) -> dict[str, Any]:

@@ -51,10 +51,21 @@ class QuantizeConfig(Settings):
         "max", description="power2 rounds scales up to powers of two"
     )
     output_ddr: list[int] | None = None
-    exclude_layers: list[int | str] = Field(
-        default_factory=list, description="module paths, or indices from 0"
+    exclude_layers: list[int | str] | Literal["auto"] = Field(
+        default_factory=list, description="module paths, patterns, or indices from 0; or auto"
     )
-    quantize_mode: Literal["manual", "auto"] = "manual"
+    quantize_mode: Literal["manual", "auto"] = Field("manual", description="auto: exclude_layers auto")
+    max_drop_db: float = Field(0.05, gt=0, description="exclude_layers auto: largest loss of PSNR, dB")
+    sensitivity_images: int = Field(8, ge=1, description="calibration images that auto measures on")
+    bias_correction: bool = Field(True, description="take the mean error of rounded weights out of the bias")
+    format: Literal["auto", "qdq", "qoperator"] = Field(
+        "auto", description="form of the int8 file: auto is qoperator for onnxruntime, qdq otherwise"
+    )
+
+    @property
+    def exclude_automatically(self) -> bool:
+        """Whether the layers that stay in float are chosen by measuring."""
+        return self.exclude_layers == "auto" or self.quantize_mode == "auto"
 
 
 class BackendConfig(Settings):

@@ -189,7 +189,9 @@ class OnnxRuntimeRuntime(Runtime):
         )
         self._input = self._session.get_inputs()[0].name
         rounded = "fp16 storage, computed in f32" if self.dtype == "fp16" and device == "cpu" else self.dtype
-        self.executed_precision = "f32 on values rounded to int8" if self.dtype == "int8" else rounded
+        form = manifest.get("quantisation", {}).get("form")
+        int8 = "int8 convolutions, rest f32" if form == "qoperator" else "f32 on values rounded to int8"
+        self.executed_precision = int8 if self.dtype == "int8" else rounded
 
     def _options(self, threads: int | None) -> Any:
         options = self._onnxruntime.SessionOptions()

@@ -28,7 +28,10 @@ SHIPPED = sorted((repository_root() / "params" / "build").glob("*.yaml"))
             {"dataset": {"sampler": {"get_num": 4}}},
             ["'dataset.sampler.get_num'", "allowed: suffix, get_data_num"],
         ),
-        ({"backend": {"dtype": "int3"}}, ["backend.dtype='int3'", "'fp32', 'bf16', 'fp16', 'int8' or 'int8_bf16'"]),
+        (
+            {"backend": {"dtype": "int3"}},
+            ["backend.dtype='int3'", "'fp32', 'bf16', 'fp16', 'int8' or 'int8_bf16'"],
+        ),
         ({"backend": {"type": "openvno"}}, ["backend.type='openvno'", "'openvino'"]),
         (
             {"backend": {"quantize": {"calibrate_mode": "minmax"}}},

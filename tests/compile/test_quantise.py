@@ -8,20 +8,28 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gpenlib.compile.quantise import (
+from gpenlib.compile.int8 import count_quantised
+from gpenlib.compile.layers import (
     LEVELS,
     QuantisationError,
-    count_quantised,
     quantisable_layers,
-    quantise,
     quantise_weight,
+    round_layers,
     select_layers,
     sqnr_db,
     weight_scales,
 )
+from gpenlib.compile.qdq import write_qdq
 
 THRESHOLDS = {"input": 2.0, "middle": 1.5}  # below the largest values, so that clipping is tested too
 LAYERS = ["first", "second"]
+
+
+def quantise(model, thresholds, layers, *args, **options):
+    """Round and write in QDQ form; return the reports."""
+    rounded = round_layers(model, thresholds, layers, *args, **options)
+    write_qdq(model, rounded)
+    return [layer.report for layer in rounded.values()]
 
 
 def weights() -> dict[str, np.ndarray]:

@@ -1,10 +1,7 @@
-"""Write the int8 model: QuantizeLinear / DequantizeLinear around convolution inputs and weights.
+"""What int8 is about: which convolutions are quantised, how their weights are rounded, what is reported.
 
-Why our own writer and not ONNX Runtime's: scales come from our calibration and can be rounded to powers
-of two, the channel axis of transposed convolutions is explicit, and a layer that cannot be quantised is an
-error here, not silence. Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are
-symmetric s8; outputs are not quantised, because rounding a convolution's output before demodulation costs
-tens of dB.
+Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are symmetric 8-bit numbers. The
+files are written by :mod:`gpenlib.compile.qdq` and :mod:`gpenlib.compile.qoperator`.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from gpenlib.compile.histogram import LEVELS
 from gpenlib.export.onnx_export import CONVOLUTIONS
@@ -48,6 +45,35 @@ class QuantisedLayer:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class RoundedLayer:
+    """One convolution in 8 bits, ready to be written in either form.
+
+    Attributes
+    ----------
+    activation_scale : float
+        Step of the input.
+    weight : int8, shaped as the float weight
+    scales : float32 [Cout]
+        Step of each output channel's weights.
+    axis : int
+        The output channels' axis in ``weight``: 0 for Conv, 1 for ConvTranspose.
+    per_channel : bool
+        False: all ``scales`` are equal.
+    bias : float32 [Cout] or None
+        The convolution's bias, corrected if that was asked for.
+    report : QuantisedLayer
+    """
+
+    activation_scale: float
+    weight: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int
+    per_channel: bool
+    bias: NDArray[np.float32] | None
+    report: QuantisedLayer
+
+
 def quantisable_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """Return the convolutions worth quantising, in graph order.
 
@@ -61,7 +87,7 @@ def quantisable_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         node
         for node in model.graph.node
         if node.op_type in CONVOLUTIONS
-        and _attribute(node, "group", 1) == 1
+        and _group(node) == 1
         and min(shapes.get(node.input[1], (0, 0))[:2]) > RGB_CHANNELS
     ]
 
@@ -100,19 +126,20 @@ def select_layers(names: Sequence[str], exclude: Sequence[int | str]) -> list[st
     return kept
 
 
-def quantise(
+def round_layers(
     model: onnx.ModelProto,
     thresholds: Mapping[str, float],
     layers: Sequence[str],
     per_channel: bool = True,
     power2: bool = False,
-) -> list[QuantisedLayer]:
-    """Insert QDQ pairs for ``layers`` in place.
+    input_means: Mapping[str, NDArray[np.float64]] | None = None,
+) -> dict[str, RoundedLayer]:
+    """Round weights and choose scales.
 
     Parameters
     ----------
     model : ModelProto
-        The float deploy graph; changed in place.
+        The float deploy graph; not changed.
     thresholds : mapping
         Clipping threshold (largest magnitude that is represented) by activation tensor name.
     layers : sequence of str
@@ -121,11 +148,12 @@ def quantise(
         One weight scale per output channel, else one per tensor.
     power2 : bool
         Round weight scales up to powers of two (the vendor's shift hardware).
+    input_means : mapping of tensor name to float64 [Cin], optional
+        Mean of each input channel over the calibration images: corrects the bias (:func:`bias_correction`).
 
     Returns
     -------
-    list of QuantisedLayer
-        One per layer, in graph order.
+    dict of RoundedLayer by node name, in graph order
 
     Raises
     ------
@@ -134,49 +162,54 @@ def quantise(
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     wanted = set(layers)
-    readers: dict[str, str] = {}  # activation tensor -> its dequantised copy
-    nodes: list[onnx.NodeProto] = []
-    done: list[QuantisedLayer] = []
+    rounded: dict[str, RoundedLayer] = {}
     for node in model.graph.node:
-        if node.name in wanted and node.op_type in CONVOLUTIONS:
-            tensor, weight_name = node.input[0], node.input[1]
-            if weight_name not in constants or tensor not in thresholds:
-                raise QuantisationError(
-                    f"{node.name}: weight is not constant, or {tensor} was not calibrated"
-                )
-            scale = float(np.float32(thresholds[tensor] / LEVELS))
-            if tensor not in readers:
-                readers[tensor] = f"{tensor}_dequantised"
-                nodes += _activation_pair(model, tensor, readers[tensor], scale)
-            weight = numpy_helper.to_array(constants[weight_name])
-            axis = 0 if node.op_type == "Conv" else 1
-            scales = weight_scales(weight, axis, per_channel, power2)
-            quantised = quantise_weight(weight, scales, axis)
-            nodes.append(
-                _weight_node(model, node, weight_name, quantised, scales, axis if per_channel else None)
-            )
-            done.append(
-                QuantisedLayer(
-                    name=node.name,
-                    operator=node.op_type,
-                    tensor=tensor,
-                    activation_scale=scale,
-                    activation_range=float(thresholds[tensor]),
-                    weight_scale_min=float(scales.min()),
-                    weight_scale_max=float(scales.max()),
-                    weight_sqnr_db=sqnr_db(weight, quantised * _along(scales, axis, weight.ndim)),
-                )
-            )
-            node.input[0] = readers[tensor]
-            node.input[1] = nodes[-1].output[0]
-        nodes.append(node)
-    if {layer.name for layer in done} != wanted:
-        missing = sorted(wanted - {layer.name for layer in done})
+        if node.name not in wanted or node.op_type not in CONVOLUTIONS:
+            continue
+        tensor = node.input[0]
+        if node.input[1] not in constants or tensor not in thresholds:
+            raise QuantisationError(f"{node.name}: weight is not constant, or {tensor} was not calibrated")
+        weight = numpy_helper.to_array(constants[node.input[1]])
+        axis = 0 if node.op_type == "Conv" else 1
+        scales = weight_scales(weight, axis, per_channel, power2)
+        stored = quantise_weight(weight, scales, axis)
+        restored = stored * along(scales, axis, weight.ndim)
+        bias = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else None
+        if input_means is not None:
+            correction = bias_correction(node, weight - restored, input_means[tensor])
+            bias = (correction if bias is None else bias + correction).astype(np.float32)
+        step = float(np.float32(thresholds[tensor] / LEVELS))
+        report = QuantisedLayer(
+            name=node.name,
+            operator=node.op_type,
+            tensor=tensor,
+            activation_scale=step,
+            activation_range=float(thresholds[tensor]),
+            weight_scale_min=float(scales.min()),
+            weight_scale_max=float(scales.max()),
+            weight_sqnr_db=sqnr_db(weight, restored),
+        )
+        rounded[node.name] = RoundedLayer(step, stored, scales, axis, per_channel, bias, report)
+    if set(rounded) != wanted:
+        missing = sorted(wanted - set(rounded))
         raise QuantisationError(f"layers that are not convolutions of this graph: {', '.join(missing)}")
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    _drop_unused_constants(model)
-    return done
+    return rounded
+
+
+def bias_correction(
+    node: onnx.NodeProto, weight_error: NDArray[Any], means: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what rounding the weights takes from each output channel on average, [Cout].
+
+    The expected error of a convolution is the weight error times the mean input (Nagel et al., *Data-Free
+    Quantization*, 2019, section 4.2). Only this layer's own error is corrected, for a float input:
+    correcting what earlier layers did as well would count it once per layer. Borders are not treated apart; a
+    transposed convolution of stride s spreads its taps over s x s outputs.
+    """
+    if node.op_type == "Conv":
+        return np.einsum("oikl,i->o", weight_error.astype(np.float64), means)
+    strides = next(entry.ints for entry in node.attribute if entry.name == "strides")
+    return np.einsum("iokl,i->o", weight_error.astype(np.float64), means) / float(np.prod(strides))
 
 
 def weight_scales(
@@ -195,7 +228,7 @@ def weight_scales(
 
 def quantise_weight(weight: NDArray[np.float32], scales: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
     """Round to s8, half to even as ONNX does."""
-    scaled = weight / _along(scales, axis, weight.ndim)
+    scaled = weight / along(scales, axis, weight.ndim)
     return np.clip(np.rint(scaled), -LEVELS, LEVELS).astype(np.int8)
 
 
@@ -206,58 +239,12 @@ def sqnr_db(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
     return 10 * np.log10(signal / noise) if noise > 0 and signal > 0 else 200.0
 
 
-def count_quantised(model: onnx.ModelProto) -> dict[str, int]:
-    """Return, by operator, how many convolutions read dequantised int8 data and int8 weights."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    counts = dict.fromkeys(CONVOLUTIONS, 0)
-    for node in model.graph.node:
-        if node.op_type in CONVOLUTIONS:
-            sources = [producers.get(name) for name in node.input[:2]]
-            counts[node.op_type] += all(s is not None and s.op_type == "DequantizeLinear" for s in sources)
-    return counts
-
-
-def _along(scales: NDArray[np.float32], axis: int, ndim: int) -> NDArray[np.float32]:
+def along(scales: NDArray[np.float32], axis: int, ndim: int) -> NDArray[np.float32]:
     """Shape per-channel scales for broadcasting along ``axis``."""
     return scales.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-def _activation_pair(model: onnx.ModelProto, tensor: str, output: str, scale: float) -> list[onnx.NodeProto]:
-    """Return QuantizeLinear and DequantizeLinear nodes for one activation tensor."""
-    scale_name, zero_name = f"{tensor}_scale", f"{tensor}_zero_point"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), scale_name))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), zero_name))
-    middle = f"{tensor}_quantised"
-    return [
-        helper.make_node("QuantizeLinear", [tensor, scale_name, zero_name], [middle], f"{tensor}_quantise"),
-        helper.make_node(
-            "DequantizeLinear", [middle, scale_name, zero_name], [output], f"{tensor}_dequantise"
-        ),
-    ]
-
-
-def _weight_node(
-    model: onnx.ModelProto,
-    node: onnx.NodeProto,
-    weight_name: str,
-    quantised: NDArray[np.int8],
-    scales: NDArray[np.float32],
-    axis: int | None,
-) -> onnx.NodeProto:
-    """Store int8 weights and return the DequantizeLinear node that reads them."""
-    prefix = f"{node.name}.weight_s8"
-    stored = scales if axis is not None else np.array(scales.max(), np.float32)
-    zero = np.zeros(stored.shape, np.int8)
-    for array, suffix in ((quantised, ""), (stored, "_scale"), (zero, "_zero_point")):
-        model.graph.initializer.append(numpy_helper.from_array(array, prefix + suffix))
-    inputs = [prefix, f"{prefix}_scale", f"{prefix}_zero_point"]
-    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-    return helper.make_node(
-        "DequantizeLinear", inputs, [f"{prefix}_dequantised"], f"{prefix}_dequantise", **attributes
-    )
-
-
-def _drop_unused_constants(model: onnx.ModelProto) -> None:
+def drop_unused_constants(model: onnx.ModelProto) -> None:
     """Remove float weights that nothing reads any more."""
     read = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
@@ -265,6 +252,6 @@ def _drop_unused_constants(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept)
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """Return an integer attribute of a node."""
-    return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+def _group(node: onnx.NodeProto) -> int:
+    """Return the number of groups of a convolution."""
+    return next((entry.i for entry in node.attribute if entry.name == "group"), 1)

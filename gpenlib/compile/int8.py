@@ -1,0 +1,196 @@
+"""From the float graph and calibration images to int8 models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from gpenlib.compile.calibrate import Calibration, calibrate
+from gpenlib.compile.calibration_cache import cache_key, load_calibration, save_calibration
+from gpenlib.compile.calibration_data import CalibrationData
+from gpenlib.compile.config import QuantizeConfig
+from gpenlib.compile.layers import (
+    QuantisationError,
+    QuantisedLayer,
+    RoundedLayer,
+    quantisable_layers,
+    round_layers,
+    select_layers,
+)
+from gpenlib.compile.qdq import write_qdq
+from gpenlib.compile.qoperator import write_qoperator
+from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
+from gpenlib.export import DeployGpen
+from gpenlib.export.onnx_export import CONVOLUTIONS
+from gpenlib.run import sha256
+
+
+@dataclass(frozen=True)
+class Int8Build:
+    """Calibrated and rounded, ready to be written.
+
+    Attributes
+    ----------
+    float_path : Path
+        The float graph.
+    layers : dict of RoundedLayer by module path
+    calibration : Calibration
+    report : dict
+        For the manifest.
+    """
+
+    float_path: Path
+    layers: dict[str, RoundedLayer]
+    calibration: Calibration
+    report: dict[str, Any]
+
+    def write(self, form: str, target: Path) -> dict[str, int]:
+        """Write ``"qdq"`` or ``"qoperator"``; return how many layers of each kind are quantised in the file.
+
+        Raises
+        ------
+        QuantisationError
+            If these are not all that were asked for.
+        """
+        model = onnx.load(self.float_path)
+        if form == "qdq":
+            write_qdq(model, self.layers)
+        else:
+            write_qoperator(model, self.layers, self.calibration.output_ranges)
+        counts = count_quantised(model)
+        if sum(counts.values()) != len(self.layers):
+            raise QuantisationError(
+                f"{counts} convolutions are quantised in the written graph, expected {len(self.layers)}"
+            )
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, target)
+        return counts
+
+    def reports(self) -> list[QuantisedLayer]:
+        """Return what was done to every layer, in graph order."""
+        return [layer.report for layer in self.layers.values()]
+
+
+def build_int8(
+    deploy: DeployGpen,
+    options: QuantizeConfig,
+    float_path: Path,
+    data: CalibrationData,
+    cache_dir: Path | None = None,
+) -> Int8Build:
+    """Calibrate, choose layers, round.
+
+    Parameters
+    ----------
+    deploy : DeployGpen
+        The network of ``float_path``; ``exclude_layers: auto`` runs it.
+    options : QuantizeConfig
+    float_path : Path
+    data : CalibrationData
+    cache_dir : Path, optional
+        Keeps what calibration found, for the next mode or form.
+
+    Raises
+    ------
+    QuantisationError, CalibrationError, DataError
+        If it cannot be made as configured.
+    """
+    model = onnx.load(float_path)
+    nodes = {node.name: node for node in quantisable_layers(model)}
+    by_hand = [] if options.exclude_automatically else options.exclude_layers
+    chosen = select_layers(list(nodes), by_hand)  # fails before calibration if a name is wrong
+    calibration, cached = calibrate_layers(float_path, list(nodes.values()), data, cache_dir)
+    thresholds = calibration.thresholds(options.calibrate_mode, options.percentile)
+    means = calibration.input_means if options.bias_correction else None
+    per_channel, power2 = options.quantize_per_channel, options.weight_scale == "power2"
+    layers = round_layers(model, thresholds, chosen, per_channel, power2, means)
+    report: dict[str, Any] = {
+        "calibrate_mode": options.calibrate_mode,
+        "calibration_images": calibration.images,
+        "calibration_source": data.label,
+        "calibration_digest": data.digest,
+        "calibration_cached": cached,
+    }
+    if options.exclude_automatically:
+        layers, report["automatic"] = exclude_automatically(deploy, layers, data, options)
+    used = {layer.report.tensor for layer in layers.values()}
+    histograms = {name: found for name, found in calibration.histograms.items() if name in used}
+    report["excluded"] = [name for name in nodes if name not in layers]
+    report["histograms"] = {name: found.summary(options.percentile) for name, found in histograms.items()}
+    report["clipped_share"] = {
+        name: found.clipped_share(thresholds[name]) for name, found in histograms.items()
+    }
+    return Int8Build(float_path, layers, calibration, report)
+
+
+def calibrate_layers(
+    float_path: Path, nodes: list[onnx.NodeProto], data: CalibrationData, cache_dir: Path | None
+) -> tuple[Calibration, bool]:
+    """Calibrate all quantisable layers, or take what an earlier run found; return also which it was."""
+    inputs = list(dict.fromkeys(node.input[0] for node in nodes))
+    outputs = [node.output[0] for node in nodes]
+    if cache_dir is None:
+        return calibrate(float_path, inputs, outputs, data.calibration()), False
+    settings = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
+    path = cache_dir / f"{cache_key(sha256(float_path), data.digest, settings)}.npz"
+    found = load_calibration(path)
+    if found is not None:
+        return found, True
+    found = calibrate(float_path, inputs, outputs, data.calibration())
+    save_calibration(found, path)
+    return found, False
+
+
+def exclude_automatically(
+    deploy: DeployGpen, layers: dict[str, RoundedLayer], data: CalibrationData, options: QuantizeConfig
+) -> tuple[dict[str, RoundedLayer], dict[str, Any]]:
+    """Drop the most sensitive layers until the loss on calibration images fits ``max_drop_db``.
+
+    Returns
+    -------
+    (dict of RoundedLayer, dict)
+        What stays quantised, and the report: ``max_drop_db``, ``ranking``, ``steps``, ``images``.
+    """
+    probe = open_probe(deploy, data, options.sensitivity_images)
+    ranking = rank_layers(probe, layers)
+    names = [row.name for row in ranking]
+    excluded, steps = choose_exclusions(
+        lambda kept: probe.drop({name: layers[name] for name in kept}), names, options.max_drop_db
+    )
+    report = {
+        "max_drop_db": options.max_drop_db,
+        "images": len(probe.inputs),
+        "ranking": [row.to_dict() for row in ranking],
+        "steps": steps,
+        "excluded": excluded,
+    }
+    return {name: layer for name, layer in layers.items() if name not in excluded}, report
+
+
+def open_probe(deploy: DeployGpen, data: CalibrationData, images: int) -> Probe:
+    """Return a probe over the first calibration images and their truths."""
+    pairs = list(data.pairs(images, deploy.config.out_size))
+    inputs = torch.cat([torch.from_numpy(image) for image, _ in pairs])
+    return Probe(deploy, inputs, [truth for _, truth in pairs])
+
+
+def count_quantised(model: onnx.ModelProto) -> dict[str, int]:
+    """Return, by operator of the float graph, how many convolutions have 8-bit data and weights."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    counts = dict.fromkeys(CONVOLUTIONS, 0)
+    phases = set()
+    for node in model.graph.node:
+        if node.op_type in CONVOLUTIONS:
+            sources = [producers.get(name) for name in node.input[:2]]
+            counts[node.op_type] += all(s is not None and s.op_type == "DequantizeLinear" for s in sources)
+        elif node.op_type == "QLinearConv":
+            layer, _, phase = node.name.rpartition(".phase")
+            counts["Conv"] += not phase or not layer
+            if layer:
+                phases.add(layer)
+    counts["ConvTranspose"] += len(phases)
+    return counts

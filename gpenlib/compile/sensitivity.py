@@ -1,0 +1,127 @@
+"""Rank layers by what int8 costs there, and keep as many in float as a budget of PSNR demands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpenlib.compile.layers import QuantisationError, RoundedLayer
+from gpenlib.compile.simulate import fake_quantised
+from gpenlib.export import DeployGpen
+from gpenlib.images import Image, from_tensor
+from gpenlib.metrics import finite_psnr
+from gpenlib.progress import progress
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What rounding this layer alone does to the output.
+
+    Attributes
+    ----------
+    name : str
+        Module path.
+    psnr : float
+        Output against the float network's, dB, data range 2; low is sensitive.
+    share : float
+        Of the summed squared errors of all layers, 0 to 1.
+    """
+
+    name: str
+    psnr: float
+    share: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dictionary."""
+        return asdict(self)
+
+
+class Probe:
+    """Outputs of the float network on a few calibration images, to measure what-if networks against.
+
+    Parameters
+    ----------
+    deploy : DeployGpen
+    inputs : float32 [N, 3, S, S]
+    truths : sequence of uint8 [T, T, 3], optional
+        Needed for :meth:`drop`.
+    """
+
+    def __init__(self, deploy: DeployGpen, inputs: Tensor, truths: Sequence[Image] = ()) -> None:
+        self.deploy = deploy
+        self.inputs = inputs
+        self.truths = truths
+        self.reference = self.run({})
+        self._scores = self._score(self.reference)
+
+    def run(self, layers: Mapping[str, RoundedLayer]) -> Tensor:
+        """Return the outputs with these layers rounded, [N, 3, T, T]; one image at a time to save memory."""
+        with torch.inference_mode(), fake_quantised(self.deploy, layers) as network:
+            return torch.cat([network(image[None]) for image in self.inputs])
+
+    def error(self, layers: Mapping[str, RoundedLayer]) -> float:
+        """Return the mean squared difference from the float network."""
+        return float((self.run(layers) - self.reference).double().square().mean())
+
+    def drop(self, layers: Mapping[str, RoundedLayer]) -> float:
+        """Return the mean loss of PSNR against the truths in dB (negative: a gain)."""
+        return float(np.mean(self._scores - self._score(self.run(layers))))
+
+    def _score(self, outputs: Tensor) -> np.ndarray:
+        if not self.truths:
+            return np.zeros(0)
+        images = from_tensor(outputs.numpy())
+        return np.array([finite_psnr(a, b) for a, b in zip(images, self.truths, strict=True)])
+
+
+def rank_layers(probe: Probe, layers: Mapping[str, RoundedLayer]) -> list[LayerSensitivity]:
+    """Quantise one layer at a time; return all, the most sensitive first."""
+    bar = progress(layers.items(), desc="sensitivity", unit="layer")
+    errors = {name: probe.error({name: layer}) for name, layer in bar}
+    total = sum(errors.values()) or 1.0
+    order = sorted(errors, key=lambda name: -errors[name])
+    return [
+        LayerSensitivity(name, 10 * float(np.log10(4 / max(errors[name], 1e-12))), errors[name] / total)
+        for name in order
+    ]
+
+
+def choose_exclusions(
+    drop: Callable[[Sequence[str]], float], ranking: Sequence[str], max_drop_db: float
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Exclude the most sensitive layers, one after another, until the loss fits the budget.
+
+    Parameters
+    ----------
+    drop : callable
+        Names of the layers that are quantised -> loss of PSNR in dB.
+    ranking : sequence of str
+        All quantisable layers, the most sensitive first.
+    max_drop_db : float
+
+    Returns
+    -------
+    (list of str, list of dict)
+        The excluded layers, and for every step ``excluded`` (how many) and ``drop_db``.
+
+    Raises
+    ------
+    QuantisationError
+        If the budget is missed with only one layer left.
+    """
+    steps: list[dict[str, Any]] = []
+    lost = 0.0
+    for count in range(len(ranking)):
+        lost = drop(ranking[count:])
+        steps.append({"excluded": count, "drop_db": lost})
+        if lost <= max_drop_db:
+            return list(ranking[:count]), steps
+    raise QuantisationError(
+        f"exclude_layers auto: with all but one layer in float the loss is still {lost:.3f} dB, "
+        f"max_drop_db={max_drop_db} allows less; raise it, or use another dtype"
+    )
