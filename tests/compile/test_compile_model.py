@@ -140,6 +140,7 @@ def test_layers_are_excluded_automatically(build, names, monkeypatch):
     assert {row["name"] for row in found["ranking"]} == set(names)
     assert (found["excluded"], found["images"], len(manifest["layers"])) == ([], 2, len(names))
     monkeypatch.setattr(Probe, "drop", lambda self, layers: 60.0 if len(layers) > len(names) - 2 else 1.0)
+    quantize["max_drop_db"] = 49.0  # another configuration, built anew
     manifest = read(build(config))
     excluded = [row["name"] for row in found["ranking"][:2]]
     assert manifest["quantisation"]["automatic"]["excluded"] == excluded
