@@ -85,6 +85,9 @@ def contestants(weights: str, work: Path, threads: int) -> dict[str, tuple[str, 
         artefact = compile_model(deploy, build, work / dtype, plain)
         runtime = open_runtime(artefact, threads=threads)
         found[f"deploy form, OpenVINO {dtype}"] = (arithmetic, partial(runtime, batch))
+    # int8 and int8_bf16 are one file, run with different arithmetic around its int8 convolutions.
+    mixed = graph_runtime(work / "int8" / MODEL_FILE, "openvino", "int8_bf16", size, threads)
+    found["deploy form, OpenVINO int8_bf16"] = ("int8", partial(mixed, batch))
     return found
 
 

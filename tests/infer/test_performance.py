@@ -1,0 +1,251 @@
+"""Performance test: concurrency, percentiles, memory of child processes, the command line."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from gpenlib.infer import RuntimeUnavailable
+from gpenlib.infer.instances import Combination, memory_mib, run_instances
+from gpenlib.infer.performance import (
+    PACKAGE_ROOT,
+    TABLE,
+    available_cores,
+    main,
+    measure_in_child,
+    performance_test,
+    summary_row,
+)
+from gpenlib.plots.performance import performance_figure
+from gpenlib.run import write_json
+
+NAP = 0.02
+
+
+def measured(times_ms, wall_s=1.0):
+    return {
+        "backend": "openvino",
+        "dtype": "fp32",
+        "executed_precision": "f32",
+        "times_ms": times_ms,
+        "wall_s": wall_s,
+        "base_memory_mib": 60.0,
+        "peak_memory_mib": 200.0,
+    }
+
+
+# --- one process
+
+
+def nap():
+    time.sleep(NAP)
+
+
+def test_two_instances_overlap():
+    alone, alone_s = run_instances([nap], repeats=10)
+    both, both_s = run_instances([nap, nap], repeats=10)
+    assert (len(alone), len(both)) == (10, 20)
+    assert alone_s >= 10 * NAP
+    assert 1.5 < (len(both) / both_s) / (len(alone) / alone_s) < 2.5
+
+
+def test_a_fast_instance_does_not_wait_for_a_slow_one():
+    made = {"fast": 0, "slow": 0}
+
+    def call(name, pause):
+        made[name] += 1
+        time.sleep(pause)
+
+    times, wall = run_instances([lambda: call("fast", 0.005), lambda: call("slow", 0.05)], repeats=10)
+    assert len(times) == 20 == sum(made.values())
+    assert made["fast"] > made["slow"]
+    assert wall < 10 * 0.05
+
+
+def test_warm_up_is_not_timed_and_each_latency_is():
+    pauses = iter([0.2, 0.2, 0.001, 0.06])
+    times, wall = run_instances([lambda: time.sleep(next(pauses))], repeats=2, warm_up=2)
+    assert len(times) == 2 and 1 <= times[0] < 50 <= times[1] < 200
+    assert sum(times) <= wall * 1000 < 400
+
+
+def test_calls_go_on_for_the_seconds_asked_for():
+    times, wall = run_instances([nap, nap], repeats=1, seconds=0.2)
+    assert 0.2 <= wall < 1
+    assert len(times) > 4
+
+
+@pytest.mark.parametrize("warm_up", [0, 1])
+def test_a_failing_instance_raises_its_own_error(warm_up):
+    def fail():
+        raise OSError("out of order")
+
+    with pytest.raises(OSError, match="out of order"):
+        run_instances([nap, fail], repeats=2, warm_up=warm_up)
+
+
+def test_memory_is_that_of_this_process():
+    held = np.ones(64 << 17)  # 64 MiB
+    assert held.nbytes / 2**20 < memory_mib("VmRSS") <= memory_mib("VmHWM") + 1
+    with pytest.raises(ValueError, match="no field 'VmNone'"):
+        memory_mib("VmNone")
+
+
+# --- combinations
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"repeats": 0}, "repeats=0: must be a whole number, at least 1"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"instances": -1}, "instances=-1"),
+        ({"threads": 1.5}, "threads=1.5"),
+        ({"warm_up": -1}, "warm_up=-1: must be a whole number, at least 0"),
+        ({"seconds": -0.1}, "seconds=-0.1"),
+        ({"seconds": float("nan")}, "seconds=nan"),
+    ],
+)
+def test_impossible_numbers_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Combination("anywhere", **wrong)
+
+
+def test_lists_are_checked_before_anything_runs():
+    with pytest.raises(ValueError, match=r"threads=\[\]: give at least one"):
+        performance_test("nowhere", threads=[])
+    with pytest.raises(ValueError, match="instances=0"):
+        performance_test("nowhere", instances=[1, 0])
+
+
+def test_percentiles_are_numpys():
+    times = list(np.random.default_rng(0).gamma(2.0, 10.0, 100))
+    row = summary_row(Combination("a", batch_size=4, instances=2), measured(times, wall_s=5.0))
+    for q in (50, 95, 99):
+        assert row[f"p{q}_ms"] == pytest.approx(np.percentile(times, q))
+    assert row["mean_ms"] == pytest.approx(np.mean(times))
+    assert row["images_per_s"] == pytest.approx(100 * 4 / 5)
+    assert row["calls"] == 100 and row["enough_for_p99"] is True
+    assert row["times_ms"] == times
+
+
+def test_rows_say_what_they_cannot_support():
+    cores = available_cores()
+    row = summary_row(Combination("a", instances=cores, threads=1), measured([1.0] * 99))
+    assert row["enough_for_p99"] is False and row["oversubscribed"] is False
+    assert summary_row(Combination("a", instances=cores, threads=2), measured([1.0]))["oversubscribed"]
+
+
+# --- child processes
+
+
+def peak_of_a_child(mib):
+    """Memory of a process whose runtime holds so many MiB, from a parent of several hundred."""
+    code = f"""
+        import json
+        import numpy as np
+        from gpenlib.infer.instances import Combination, measure
+
+        class Hungry:
+            backend = dtype = executed_precision = "none"
+            in_size = 8
+            def __init__(self):
+                self.held = np.ones({mib} << 17)
+            def __call__(self, batch):
+                return batch
+
+        print(json.dumps(measure(Combination("a", repeats=2), lambda *_, **__: Hungry())))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        check=True, capture_output=True, text=True, cwd=PACKAGE_ROOT,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_peak_memory_of_a_child_is_what_it_holds():
+    held = np.ones(300 << 17)  # 300 MiB here, which must not show there
+    small, large = peak_of_a_child(1), peak_of_a_child(201)
+    assert held.nbytes == 300 << 20
+    assert large["peak_memory_mib"] - small["peak_memory_mib"] == pytest.approx(200, abs=15)
+    assert large["peak_memory_mib"] - large["base_memory_mib"] == pytest.approx(201, abs=15)
+    assert small["base_memory_mib"] <= small["peak_memory_mib"] < 250
+
+
+def test_rows_are_complete(artefact):
+    folder = artefact("onnxruntime", "fp32")
+    rows = performance_test(folder, [1, 2], [1, 2], [1], repeats=3, warm_up=1)
+    assert [(r["batch_size"], r["instances"], r["threads"]) for r in rows] == [
+        (1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1),
+    ]  # fmt: skip
+    for row in rows:
+        assert set(TABLE) <= set(row)
+        assert (row["backend"], row["dtype"], row["device"]) == ("onnxruntime", "fp32", "cpu")
+        assert row["executed_precision"] == "fp32"
+        assert row["calls"] == 3 * row["instances"] == len(row["times_ms"])
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= max(row["times_ms"])
+        assert row["images_per_s"] == pytest.approx(row["calls"] * row["batch_size"] / row["wall_s"])
+        assert 0 < row["base_memory_mib"] < row["peak_memory_mib"]
+    json.dumps(rows, allow_nan=False)
+
+
+def broken_artefact(folder, backend):
+    """An artefact folder whose graph no backend can read."""
+    manifest = {"backend": backend, "dtype": "fp32", "in_size": 64, "out_size": 64}
+    write_json(folder / "manifest.json", manifest)
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    return folder
+
+
+def test_what_cannot_be_opened_is_told_as_by_open_runtime(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):
+        performance_test(tmp_path)
+    with pytest.raises(RuntimeUnavailable, match="openvino does not run fp32 on cuda"):
+        performance_test(broken_artefact(tmp_path, "openvino"), device="cuda")
+
+
+def test_another_fault_ends_with_its_traceback(tmp_path):
+    combination = Combination(str(broken_artefact(tmp_path, "onnxruntime")), batch_size=3)
+    with pytest.raises(RuntimeError, match=r"batch 3, 1 instances of 1 threads: the process failed") as fault:
+        measure_in_child(combination)
+    assert "InvalidProtobuf" in str(fault.value)
+
+
+# --- command line and figure
+
+
+def test_command_prints_a_table_and_writes_rows(artefact, tmp_path, capsys):
+    target = tmp_path / "sub" / "performance.json"
+    folder = str(artefact("onnxruntime", "fp32"))
+    arguments = [folder, "--batch", "2", "--instances", "1", "2", "--repeats", "4", "--json", str(target)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert all(title in printed for title in TABLE.values())
+    assert "onnxruntime, fp32" in printed and "fewer than 100 calls" in printed
+    stored = json.loads(target.read_text(encoding="utf-8"))
+    assert [row["instances"] for row in stored["rows"]] == [1, 2]
+    assert {"numpy", "onnxruntime"} <= set(stored["packages"])
+    assert stored["artefact"] == folder
+
+
+def test_command_tells_an_error_in_one_line(tmp_path, capsys):
+    assert main([str(tmp_path), "--repeats", "0"]) == 1
+    assert capsys.readouterr().out == "error: repeats=0: must be a whole number, at least 1\n"
+
+
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_figure_names_every_combination(count):
+    grid = [(b, i, t) for b in (1, 2, 4) for i in (1, 2) for t in (1, 2)][:count]
+    rows = [summary_row(Combination("a", *numbers), measured([20.0 * numbers[0], 22.0])) for numbers in grid]
+    figure = performance_figure(rows)
+    assert isinstance(figure, Figure)
+    speed, memory = figure.axes
+    names = {f"{b} × {i} × {t}" for b, i, t in grid}
+    assert {text.get_text().removesuffix(" *") for text in speed.texts} == names
+    assert {text.get_text().removesuffix(" *") for text in memory.get_yticklabels()} == names
+    assert len([patch for patch in memory.patches if patch.get_width() > 0]) == 2 * count
