@@ -128,11 +128,32 @@ def from_tensor(tensor: NDArray[np.floating], rounding: Rounding = "round") -> I
     """
     if rounding not in ROUNDINGS:
         raise ValueError(choice_error("rounding", rounding, ROUNDINGS))
+    scaled = to_levels(tensor)
+    whole = np.rint(scaled) if rounding == "round" else scaled
+    return whole.astype(np.uint8)
+
+
+def to_levels(tensor: NDArray[np.floating]) -> FloatArray:
+    """Turn network output into grey levels that are clipped, but not yet whole numbers.
+
+    Parameters
+    ----------
+    tensor : float [N, 3, H, W]
+        Nominally in [-1, 1]; clipped to it.
+
+    Returns
+    -------
+    float32 [N, H, W, 3] in [0, 255]
+
+    Raises
+    ------
+    ValueError
+        If values are not finite.
+    """
     if not np.isfinite(tensor).all():
         raise ValueError("network output holds NaN or infinity")
-    scaled = np.clip(tensor.astype(np.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0
-    whole = np.rint(scaled) if rounding == "round" else scaled
-    return np.ascontiguousarray(whole.astype(np.uint8).transpose(0, 2, 3, 1))
+    scaled = np.clip(tensor.astype(np.float32) * 0.5 + 0.5, 0.0, 1.0) * np.float32(255.0)
+    return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1))
 
 
 def to_planar(image: Image) -> NDArray[np.uint8]:

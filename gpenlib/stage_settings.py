@@ -79,12 +79,23 @@ class InferSettings(CompileSettings):
 
     batch_size: int = Field(1, ge=1)
     save_images: bool = True
+    save_npz: bool = False
 
 
 class ErrorSettings(InferSettings):
     """Settings of 05_errors: infer for several dtypes, then compare with fp32."""
 
     dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16", "int8")
+    lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
+    features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
+    features_are_inception: bool = False
+
+    @field_validator("lpips_weights", "features_file")
+    @classmethod
+    def _file_exists(cls, value: str | None) -> str | None:
+        if value and not resolve_path(value).is_file():
+            raise ValueError("no such file")
+        return str(resolve_path(value)) if value else None
 
     @field_validator("dtypes", mode="before")
     @classmethod
@@ -100,5 +111,5 @@ class ErrorSettings(InferSettings):
 
     def for_dtype(self, dtype: str) -> InferSettings:
         """Return the settings of one dtype's inference, with images saved for comparison."""
-        values = self.model_dump(exclude={"dtypes"}) | {"dtype": dtype, "save_images": True}
-        return InferSettings.parse(values)
+        values = self.model_dump(include=set(InferSettings.model_fields))
+        return InferSettings.parse(values | {"dtype": dtype, "save_images": True})

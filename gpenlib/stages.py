@@ -20,7 +20,7 @@ from gpenlib.data.packs import Pack, read_pack, write_pack
 from gpenlib.data.sources import combined_digest, open_folder
 from gpenlib.data.splits import open_source, split
 from gpenlib.data.tasks import make_pair
-from gpenlib.errors.compare import compare_outputs, summarise_comparison
+from gpenlib.errors.analysis import analyse
 from gpenlib.export import (
     assert_parity,
     deploy_form,
@@ -32,9 +32,11 @@ from gpenlib.export import (
 from gpenlib.export.onnx_export import run_onnx
 from gpenlib.images import read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
-from gpenlib.infer.pipeline import restore_pack, summarise
+from gpenlib.infer.chroma import data_chroma
+from gpenlib.infer.pipeline import restore_pack
 from gpenlib.infer.runtime import QUANTISED
-from gpenlib.run import read_json, resolve_path, valid_manifest, write_json, write_manifest
+from gpenlib.infer.scoring import summarise
+from gpenlib.run import read_json, resolve_path, sha256, valid_manifest, write_json, write_manifest
 from gpenlib.stage_settings import (
     CompileSettings,
     DataSettings,
@@ -153,16 +155,17 @@ def float_graph(settings: RunSettings) -> Path:
 def infer(settings: InferSettings) -> dict[str, Any]:
     """04_infer: restore and score the evaluation faces with one dtype.
 
-    Writes ``results.json`` (the metrics) and, with ``save_images``, ``images/*.png``.
+    Writes ``results.json`` (the metrics), with ``save_images`` ``images/*.png`` and with ``save_npz`` the
+    unrounded outputs as ``npz/*.npz``.
     """
     faces = data(settings)
     artefact = compile(settings)
     inputs = {
-        "evaluation": faces["inputs"]["evaluation"],
+        **faces["inputs"],  # calibration too: its mean colour makes a baseline
         "artefact": artefact["outputs"]["artefact/model.onnx"],
     }
     described = {
-        **settings.model_dump(include={"dtype", "device", "batch_size", "save_images"}),
+        **settings.model_dump(include={"dtype", "device", "batch_size", "save_images", "save_npz"}),
         "backend": artefact["metrics"]["backend"],
     }
 
@@ -170,7 +173,9 @@ def infer(settings: InferSettings) -> dict[str, Any]:
         runtime = open_runtime(Path(artefact["folder"]) / "artefact", device=settings.device)
         pack = read_pack(Path(faces["folder"]) / "evaluation")
         images = folder / "images" if settings.save_images else None
-        rows = restore_pack(runtime, pack, settings.batch_size, images)
+        npz = folder / "npz" if settings.save_npz else None
+        chroma = data_chroma(pack)
+        rows = restore_pack(runtime, pack, settings.batch_size, images, npz, chroma)
         results = {
             "images": len(rows),
             "dtype": settings.dtype,
@@ -181,6 +186,7 @@ def infer(settings: InferSettings) -> dict[str, Any]:
             "weights": settings.weights,
             "task": settings.task,
             "data": faces["metrics"]["label"],
+            "chroma_baseline": chroma.source,
             **summarise(rows),
             "rows": rows,
         }
@@ -193,25 +199,29 @@ def infer(settings: InferSettings) -> dict[str, Any]:
 def errors(settings: ErrorSettings) -> dict[str, Any]:
     """05_errors: compare every dtype with fp32 on the same faces.
 
-    Metrics: ``table`` (one row per dtype), ``rows`` (one per dtype and image).
+    Metrics: see :func:`gpenlib.errors.analysis.analyse`.
     """
     runs = {dtype: infer(settings.for_dtype(dtype)) for dtype in settings.dtypes}
     inputs = {str(dtype): manifest["outputs"]["results.json"] for dtype, manifest in runs.items()}
+    files = {name: getattr(settings, name) for name in ("lpips_weights", "features_file")}
+    inputs |= {name: sha256(Path(file)) for name, file in files.items() if file}
+    described = {
+        "dtypes": list(settings.dtypes),
+        "features_are_inception": settings.features_are_inception,
+    }
 
     def build(folder: Path) -> dict[str, Any]:
-        reference = runs["fp32"]
-        rows: list[dict[str, Any]] = []
-        for dtype, manifest in runs.items():
-            rows += compare_outputs(dtype, manifest["metrics"]["rows"], reference["metrics"]["rows"],
-                                    output_reader(manifest), output_reader(reference))  # fmt: skip
-        results = {
-            "table": summarise_comparison(rows, {d: m["metrics"] for d, m in runs.items()}),
-            "rows": rows,
-        }
+        results = analyse(
+            {str(dtype): manifest["metrics"] for dtype, manifest in runs.items()},
+            {str(dtype): output_reader(manifest) for dtype, manifest in runs.items()},
+            evaluation_pack(settings),
+            {name: Path(file) if file else None for name, file in files.items()},
+            settings.features_are_inception,
+        )
         write_json(folder / "results.json", results)
         return results
 
-    return _stage(settings, "05_errors", {"dtypes": list(settings.dtypes)}, inputs, build)
+    return _stage(settings, "05_errors", described, inputs, build)
 
 
 def build_config(settings: CompileSettings) -> BuildConfig:

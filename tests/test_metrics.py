@@ -7,9 +7,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import structural_similarity
 
 from gpenlib.images import read_image, to_grey
-from gpenlib.metrics import colour_shift, colourfulness, psnr, ssim
+from gpenlib.metrics import (
+    SsimReference,
+    chroma_error,
+    colour_shift,
+    colourfulness,
+    delta_e2000,
+    finite_psnr,
+    mean_colour,
+    psnr,
+    ssim,
+    to_lab,
+)
 
 REFERENCE = json.loads((Path(__file__).parent / "reference" / "metrics.json").read_text())["rows"]
 
@@ -120,3 +133,90 @@ def test_colourfulness():
     assert colourfulness(flat((90, 90, 90))) == 0
     # Flat red: rg = 255, yb = 127.5, no deviation
     assert colourfulness(flat((255, 0, 0))) == pytest.approx(0.3 * math.hypot(255, 127.5))
+
+
+@pytest.mark.parametrize("shape", [(48, 64, 3), (150, 40, 3), (11, 11, 3), (80, 70)])
+def test_ssim_is_that_of_scikit_image(shape):
+    """Also where the image takes several strips, and where one window fills it."""
+    random = np.random.default_rng(0)
+    a, b = (cv2.GaussianBlur(random.uniform(0, 255, shape), (0, 0), s).astype(np.uint8) for s in (1, 1.5))
+    _, full = structural_similarity(
+        a.astype(float), b.astype(float), data_range=255, channel_axis=2 if len(shape) == 3 else None,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True,
+    )  # fmt: skip
+    assert ssim(a, b) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-12)
+
+
+def test_one_reference_serves_many_images(picture):
+    reference = SsimReference(picture)
+    for offset in (0, 3, 9):
+        other = picture + np.uint8(offset)
+        assert reference.score(other) == ssim(other, picture)
+    with pytest.raises(ValueError, match=r"\(48, 64, 3\)"):
+        reference.score(picture[:-1])
+
+
+def test_unrounded_scores_approach_the_rounded_ones(picture):
+    """[-1, 1] with data range 2 and grey levels with data range 255 are one PSNR."""
+    other = picture + np.uint8(4)
+    tensor, truth = (other / 127.5 - 1).astype(np.float32), (picture / 127.5 - 1).astype(np.float32)
+    levels = (tensor + 1) * np.float32(127.5)
+    expected = psnr(other, picture)
+    assert psnr(tensor, truth, 2.0) == pytest.approx(expected, abs=1e-4)
+    assert psnr(levels, picture.astype(np.float32), 255.0) == pytest.approx(expected, abs=1e-4)
+    assert finite_psnr(levels, levels, 255.0) == 100.0
+
+
+def test_lab_in_single_precision_is_close_to_double(picture):
+    np.testing.assert_allclose(to_lab(picture), rgb2lab(picture), atol=1e-3)
+    assert to_lab(picture).dtype == np.float32
+    with pytest.raises(ValueError, match="float64"):
+        to_lab(picture / 255)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, -1.0, 2.0), (50, 0, 0), 2.3669),
+        ((50, 2.5, 0), (50, 0, -2.5), 4.3065),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082),
+    ],
+)
+def test_delta_e2000_of_the_published_pairs(a, b, expected):
+    """Sharma, Wu, Dalal 2005, table 1."""
+    first, second = (np.broadcast_to(np.float64(colour), (70, 2, 3)) for colour in (a, b))
+    assert delta_e2000(first, second) == pytest.approx(expected, abs=1e-4)
+
+
+def test_delta_e2000_is_the_mean_over_pixels(picture):
+    other = cv2.GaussianBlur(picture, (0, 0), 2)
+    expected = deltaE_ciede2000(rgb2lab(picture), rgb2lab(other)).mean()
+    assert delta_e2000(to_lab(picture), to_lab(other)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_chroma_error_of_known_distances():
+    a = np.zeros((100, 4, 3), np.float32)
+    b = a.copy()
+    b[:50] += (40, 3, 4)  # lightness does not count
+    assert chroma_error(a, b) == pytest.approx(2.5)
+    assert chroma_error(b, a) == pytest.approx(2.5)
+
+
+def test_chroma_error_of_grey_is_the_chroma_of_the_truth(picture):
+    lab = to_lab(picture)
+    expected = np.hypot(lab[..., 1], lab[..., 2]).mean()
+    assert chroma_error(to_lab(to_grey(picture)), lab) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("measure", [delta_e2000, chroma_error])
+def test_colours_must_be_lab_of_one_shape(measure, picture):
+    with pytest.raises(ValueError, match="to_lab"):
+        measure(picture, picture)
+    with pytest.raises(ValueError, match="one shape"):
+        measure(to_lab(picture), to_lab(picture)[:-1])
+
+
+def test_mean_colour(picture):
+    np.testing.assert_allclose(mean_colour(to_lab(picture)), rgb2lab(picture).mean(axis=(0, 1)), atol=1e-3)

@@ -11,6 +11,7 @@ from gpenlib.architecture import CheckpointError
 from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.packs import read_pack
 from gpenlib.data.sources import DataError
+from gpenlib.errors.from_npz import evaluate_npz
 from gpenlib.images import ImageError, read_image, write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.settings import SettingsError
@@ -255,6 +256,15 @@ def test_without_images_none_are_written(outputs_root):
     assert manifest["metrics"]["images"] == 3 and manifest["metrics"]["batch_size"] == 2
 
 
+def test_npz_files_give_exactly_the_figures_of_the_stage(outputs_root):
+    manifest = stages.infer(infer_settings(save_images=False, save_npz=True))
+    faces = read_pack(outputs_root / "test/02_data/evaluation")
+    assert len([name for name in manifest["outputs"] if name.startswith("npz/")]) == 3
+    rows = evaluate_npz(f"{manifest['folder']}/npz", faces)
+    assert rows == [{k: v for k, v in row.items() if k != "ms"} for row in manifest["metrics"]["rows"]]
+    assert manifest["metrics"]["chroma_baseline"] == "mean of 4 calibration truths"
+
+
 @pytest.mark.parametrize("dtypes", ["fp32", "int8,bf16", "fp32,fp32", ""])
 def test_a_comparison_needs_fp32_and_another(dtypes):
     with pytest.raises(SettingsError, match=r"dtypes"):
@@ -279,4 +289,15 @@ def test_comparison_has_a_row_per_precision_and_face(one_run):
     ]
     assert table[0]["psnr_drop"] == table[0]["bias"] == 0
     assert 20 < table[1]["psnr_to_fp32"] < 100
+    assert table[1]["psnr_verdict"] == "too few images"
+    found = manifest["metrics"]
+    assert {row["trait"] for row in found["groups"]} == {"ita", "lightness", "colourfulness"}
+    assert len(found["traits"]) == 3 and len(found["trends"]) == 9
+    assert [row["metric"] for row in found["perceptual"]] == ["lpips", "fid", "kid"]
     assert stages.errors(settings)["built"] is False
+
+
+def test_a_file_that_is_not_there_is_refused_before_anything_runs():
+    for name in ("lpips_weights", "features_file"):
+        with pytest.raises(SettingsError, match=f"{name}='no/such.pt'.*no such file"):
+            stages.ErrorSettings.parse(TINY | {name: "no/such.pt"})

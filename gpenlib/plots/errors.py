@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,9 +14,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gpenlib.errors.gallery import FaceErrors
+from gpenlib.errors.gallery import ZOOM_SIDE, FaceErrors
 from gpenlib.plots.infer import shorten
-from gpenlib.plots.style import BASELINE_COLOUR, DTYPE_COLOURS, RC, new_figure, show_image
+from gpenlib.plots.style import ACCENT, BASELINE_COLOUR, DTYPE_COLOURS, RC, new_figure, show_image
 from gpenlib.plots.zoom import EYE, Region, mark_region, show_zoom
 
 Row = Mapping[str, Any]
@@ -26,13 +27,15 @@ SPREAD = 0.32  # width over which the dots of one dtype are spread
 SHOWN_SHARE = 99.9  # percentile of the errors that gets the brightest colour
 
 
-def drops_figure(rows: Sequence[Row]) -> Figure:
-    """Plot what each dtype loses against fp32: the mean as a bar, every image as a dot.
+def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
+    """Plot what each dtype loses against fp32: the mean as a bar with its interval, every image as a dot.
 
     Parameters
     ----------
     rows : sequence of mapping
         With ``dtype``, ``psnr_drop`` (dB) and ``ssim_drop``; positive is worse. fp32's own are left out.
+    table : sequence of mapping, optional
+        Of 05_errors: the ends of the intervals, ``psnr_drop_low`` and so on, by ``dtype``.
     """
     figure, axes = new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
@@ -42,6 +45,7 @@ def drops_figure(rows: Sequence[Row]) -> Figure:
         means = [float(np.mean([row[key] for row in own])) for own in groups.values()]
         axis.bar(range(len(groups)), means, width=0.62, color=_colours(groups), alpha=0.45)
         _dots(axis, groups, key)
+        _intervals(axis, groups, key, table)
         axis.axhline(0, color=INK, linewidth=1)
         digits = 3 if key == "psnr_drop" else 4
         labels = [f"{dtype}\nmean {m:+.{digits}f}{unit}" for dtype, m in zip(groups, means, strict=True)]
@@ -152,6 +156,43 @@ def error_maps_figure(faces: Sequence[FaceErrors], region: Region = EYE) -> Figu
     return figure
 
 
+def worst_figure(faces: Sequence[FaceErrors], dtype: str) -> Figure:
+    """Show the faces on which a dtype loses most: input, fp32, dtype, error, and its worst part enlarged.
+
+    Parameters
+    ----------
+    faces : sequence of FaceErrors
+        One strip each, with ``source``; up to about six are readable.
+    dtype : str
+        One of the dtypes in ``outputs``.
+    """
+    brightest = _brightest([replace(face, errors={dtype: face.errors[dtype]}) for face in faces])
+    norm = Normalize(0, brightest)
+    figure, axes = new_figure(len(faces), 7, width=14.0, height=0.9 + 2.1 * len(faces))
+    figure.set_layout_engine("constrained", h_pad=0.08)
+    for place, (row, face) in enumerate(zip(axes, faces, strict=True)):
+        output, error = face.outputs[dtype], face.errors[dtype]
+        region = Region("largest error", *face.hotspots[dtype], ZOOM_SIDE, ACCENT)
+        pictures = {"fp32": face.expected, dtype: output}
+        source = face.expected[:0] if face.source is None else face.source
+        first = place == 0
+        for axis, (name, picture) in zip(row, {"input": source, **pictures}.items(), strict=False):
+            show_image(axis, picture, name if first else "", interpolation="antialiased")
+        title = f"error: mean {error.mean():.2f}, largest {error.max()}"
+        show_image(row[3], error, title, norm=norm, cmap=ERROR_COLOURS, interpolation="antialiased")
+        for axis in row[1:4]:
+            mark_region(axis, error.shape[0], region)
+        for axis, (name, picture) in zip(row[4:6], pictures.items(), strict=True):
+            show_zoom(axis, picture, region, f"{name}, enlarged" if first else "")
+        show_zoom(row[6], error, region, "error, enlarged" if first else "", norm=norm, cmap=ERROR_COLOURS)
+        row[0].set_ylabel(f"{shorten(face.name)}\n{face.role}", fontsize=9)
+    bar = figure.colorbar(
+        ScalarMappable(norm, ERROR_COLOURS), ax=axes, location="bottom", shrink=0.4, aspect=45, extend="max"
+    )
+    bar.set_label("absolute difference from fp32, largest of the three channels [grey levels of 255]")
+    return figure
+
+
 def _draw_whole(axes: Sequence[Axes], face: FaceErrors, norm: Normalize, region: Region) -> None:
     """Draw fp32's output and the whole error maps."""
     show_image(axes[0], face.expected, f"{shorten(face.name)}: fp32", interpolation="antialiased")
@@ -192,6 +233,17 @@ def _by_dtype(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _colours(groups: Mapping[str, Any]) -> list[str]:
     return [DTYPE_COLOURS[dtype] for dtype in groups]
+
+
+def _intervals(axis: Axes, groups: Mapping[str, Any], key: str, table: Sequence[Row]) -> None:
+    """Draw the interval of each dtype's mean, where there is one."""
+    by_dtype = {row["dtype"]: row for row in table}
+    for place, dtype in enumerate(groups):
+        row = by_dtype.get(dtype, {})
+        low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+        if low is not None and high is not None:
+            axis.errorbar(place, row[key], [[row[key] - low], [high - row[key]]], color=INK, fmt="none",
+                          elinewidth=2, capsize=7, capthick=2, zorder=4)  # fmt: skip
 
 
 def _dots(axis: Axes, groups: Mapping[str, Sequence[Row]], key: str) -> None:

@@ -5,8 +5,10 @@ import pytest
 
 from gpenlib.data.packs import Pack
 from gpenlib.images import from_tensor, read_image
-from gpenlib.infer.pipeline import MEANS, restore_pack, score, summarise
-from gpenlib.metrics import PSNR_CEILING, psnr, ssim
+from gpenlib.infer.npz_outputs import output_paths, read_output_npz
+from gpenlib.infer.pipeline import restore_pack
+from gpenlib.infer.scoring import MEANS, summarise
+from gpenlib.metrics import psnr, ssim
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +79,11 @@ def test_output_that_is_not_finite_is_refused(fp32, pack):
         restore_pack(Broken(), Pack(pack.folder, pack.paths[:1]))
 
 
-def test_a_perfect_answer_scores_finite():
-    truth = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    row = score(truth, truth, truth, truth)
-    assert row["psnr"] == row["psnr_input"] == PSNR_CEILING
-    assert row["ssim"] == pytest.approx(1.0)
-    assert row["colour_shift"] == 0.0
-
-
-def test_a_smaller_input_is_enlarged_for_the_baseline():
-    truth = np.full((64, 64, 3), 90, np.uint8)
-    row = score(np.full((32, 32, 3), 90, np.uint8), truth, truth, truth)
-    assert row["psnr_input"] == PSNR_CEILING
-
-
-def test_truncating_scores_the_truncated_image():
-    truth = np.full((32, 32, 3), 100, np.uint8)
-    row = score(truth, truth, truth, truth - 1)
-    assert row["psnr"] == PSNR_CEILING
-    assert row["psnr_truncated"] == pytest.approx(20 * np.log10(255))
+def test_npz_files_hold_the_unrounded_outputs(fp32, pack, faces, tmp_path):
+    restore_pack(fp32, pack, 2, npz_to=tmp_path)
+    for index, path in enumerate(output_paths(tmp_path, pack)):
+        output = read_output_npz(path, pack.names[index], 64)
+        np.testing.assert_allclose(output, fp32(faces[index : index + 1])[0], atol=1e-5)
 
 
 def test_summary_is_means_and_the_median_time(saved):

@@ -1,0 +1,14 @@
+"""A pack of a few faces."""
+
+import pytest
+
+from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.packs import read_pack, write_pack
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory):
+    """Four pairs of 64 px."""
+    folder = tmp_path_factory.mktemp("pack") / "evaluation"
+    write_pack(folder, EmbeddedSource(4, 64), "color", 64)
+    return read_pack(folder)
