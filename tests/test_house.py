@@ -19,8 +19,8 @@ MAX_LINES = 320
 LAYERS = [
     {"images", "metrics", "progress", "run", "settings"},
     {"architecture", "data"},
-    {"weights"},
     {"export"},
+    {"weights"},
     {"infer"},
     {"compile"},
     {"errors", "train"},

@@ -23,11 +23,15 @@ DEFAULT_OPS: tuple[dict[str, Any], ...] = (
 
 
 class FrontendConfig(Settings):
-    """Where the network comes from. With a model given to ``compile_model`` only ``shape`` is checked."""
+    """Where the network comes from.
+
+    ``python -m gpenlib.compile`` loads ``checkpoint`` (as :func:`gpenlib.load_weights`). With a model given
+    to ``compile_model`` only ``shape`` is checked.
+    """
 
     shape: dict[str, list[int]] | None = Field(None, description="input name -> [N, 3, S, S]")
-    type: Literal["pytorch", "onnx"] = "pytorch"
-    checkpoint: str | None = None
+    type: Literal["pytorch", "onnx"] = Field("pytorch", description="onnx: recover the weights of a file")
+    checkpoint: str | None = Field(None, description="name of weights, checkpoint, or ONNX file")
     dtype: Literal["fp32"] = "fp32"
 
 

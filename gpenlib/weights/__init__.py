@@ -38,8 +38,8 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
     ----------
     name : str or Path
         A shipped name (``demo-color``); ``tiny-random`` (64 px, for tests) or ``random-<size>`` (the
-        full-width network with random weights, for speed measurements); or the path of a checkpoint,
-        relative to the repository root.
+        full-width network with random weights, for speed measurements); or the path of a checkpoint, or of an
+        ONNX file in the original formulation, relative to the repository root.
     key : str, optional
         As :func:`gpenlib.load_checkpoint`.
 
@@ -47,7 +47,11 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
     ------
     CheckpointError
         If the name is neither known nor a file, or the file cannot be loaded.
+    RecoverError
+        If an ONNX file is no GPEN in the original formulation.
     """
+    from gpenlib.export import gpen_from_onnx  # heavy; only needed for ONNX files
+
     text = str(name)
     if text in shipped_weights():
         path = shipped_weights()[text]
@@ -65,7 +69,8 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
                 else choice_error("weights", text, known)
             )
             raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
-    return Weights(load_checkpoint(path, key), text, sha256(path))
+    model = gpen_from_onnx(path) if path.suffix == ".onnx" else load_checkpoint(path, key)
+    return Weights(model, text, sha256(path))
 
 
 def random_network(config: GpenConfig, seed: int = 0) -> Gpen:
