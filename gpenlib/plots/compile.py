@@ -1,20 +1,16 @@
-"""Figures of notebook 03: size, latency, parity per dtype, and the int8 layers one by one."""
+"""Figures of notebook 03: size, latency and parity per dtype, and what to choose."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gpenlib.plots.style import BASELINE_COLOUR, DTYPE_COLOURS, new_figure
 
 Row = Mapping[str, Any]
 MIB = 2**20
-OPERATOR_COLOURS = {"Conv": "#117733", "ConvTranspose": "#AA4499"}  # not those of the dtypes
 LABEL_PLACES = {
     "fp32": (9, 7),
     "bf16": (9, 7),
@@ -22,10 +18,6 @@ LABEL_PLACES = {
     "int8": (-8, -19),
     "int8_bf16": (9, -16),
 }  # points; bf16 is near int8
-MODE_COLOURS = {"max": "#000000", "percentile": "#E69F00", "kl_divergence": "#CC79A7", "mse": "#0072B2"}
-MODE_STYLES = {"max": "-", "percentile": "--", "kl_divergence": ":", "mse": "-."}
-SHOWN_HISTOGRAMS = 6
-OPERATOR_MARKERS = {"Conv": "o", "ConvTranspose": "s"}
 
 
 def size_figure(rows: Sequence[Row]) -> Figure:
@@ -149,114 +141,6 @@ def tradeoff_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def layer_figure(layers: Sequence[Row]) -> Figure:
-    """Draw activation range, weight ranges and weight SQNR of every quantised layer, in graph order.
-
-    Parameters
-    ----------
-    layers : sequence of mappings
-        ``name``, ``operator``, ``activation_range``, ``weight_scale_min``, ``weight_scale_max``,
-        ``weight_sqnr_db``, as the artefact's manifest gives them under ``layers``.
-    """
-    figure, axes = new_figure(3, 1, width=11.0, height=8.2)
-    activation, weight, sqnr = axes[:, 0]
-    for operator, colour in OPERATOR_COLOURS.items():
-        places = [i for i, layer in enumerate(layers) if layer["operator"] == operator]
-        if not places:
-            continue
-        chosen = [layers[i] for i in places]
-        ranges = [layer["activation_range"] for layer in chosen]
-        activation.vlines(places, 0, ranges, color=colour, linewidth=2, alpha=0.5)
-        style = {"marker": OPERATOR_MARKERS[operator], "color": colour, "linestyle": "none", "ms": 6.5}
-        activation.plot(places, ranges, label=operator, **style)
-        low = np.array([layer["weight_scale_min"] for layer in chosen]) * 127
-        high = np.array([layer["weight_scale_max"] for layer in chosen]) * 127
-        weight.vlines(places, low, high, color=colour, linewidth=6, alpha=0.45)
-        weight.plot(places, high, **style)
-        weight.plot(places, low, **style, fillstyle="none")
-        sqnr.plot(places, [layer["weight_sqnr_db"] for layer in chosen], **style)
-    activation.set_title(
-        "Activation range: largest magnitude that int8 represents at the layer's input", loc="left"
-    )
-    activation.set(ylabel="network units", ylim=(0, None))
-    activation.legend(loc="upper right", ncols=2, frameon=False)
-    weight.set_title(
-        "Weight range per output channel: widest (filled) and narrowest (open) channel", loc="left"
-    )
-    weight.set(ylabel="largest magnitude", yscale="log")
-    weight.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    weight.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    weight.yaxis.set_minor_formatter(NullFormatter())
-    sqnr.set_title("Weights: signal to quantisation noise", loc="left")
-    noise = [layer["weight_sqnr_db"] for layer in layers]
-    sqnr.set(ylabel="SQNR [dB]", ylim=(min(30, min(noise) - 3), max(noise) + 3))
-    for axis in (activation, weight):
-        _layer_axis(axis, layers, named=False)
-    _layer_axis(sqnr, layers, named=True)
-    return figure
-
-
-def _layer_axis(axis: Axes, layers: Sequence[Row], named: bool) -> None:
-    """Put one tick per layer under an axis, with the module paths if ``named``."""
-    axis.set_xlim(-0.7, len(layers) - 0.3)
-    if named:
-        names = [layer["name"] for layer in layers]
-        axis.set_xticks(
-            range(len(layers)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8
-        )
-    else:
-        axis.set_xticks(range(len(layers)))
-        axis.xaxis.set_major_formatter(NullFormatter())
-    axis.set_axisbelow(True)
-
-
 def _colours(rows: Sequence[Row]) -> list[str]:
     """Return the colour of each row's dtype."""
     return [DTYPE_COLOURS[row["dtype"]] for row in rows]
-
-
-def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], chosen: str) -> Figure:
-    """Draw calibration histograms with the clipping threshold of every mode.
-
-    Parameters
-    ----------
-    layers : sequence of mapping
-        ``layers`` of an int8 artefact's manifest: ``name`` and ``tensor``.
-    histograms : mapping
-        By tensor: ``limit``, ``counts``, ``thresholds`` (by calibration mode). The layers whose modes differ
-        most are shown.
-    chosen : str
-        The mode that the artefact uses.
-
-    Returns
-    -------
-    Figure
-    """
-
-    def spread(layer: Row) -> float:
-        limits = histograms[layer["tensor"]]["thresholds"].values()
-        return max(limits) / min(limits)
-
-    shown = sorted(layers, key=spread, reverse=True)[:SHOWN_HISTOGRAMS]
-    figure, axes = new_figure(-(-len(shown) // 3), min(len(shown), 3), 11.0, 2.5 * -(-len(shown) // 3) + 0.6)
-    for axis, layer in zip(axes.flat, shown, strict=False):
-        histogram = histograms[layer["tensor"]]
-        edges = np.linspace(0.0, histogram["limit"], len(histogram["counts"]) + 1)
-        share = np.asarray(histogram["counts"]) / sum(histogram["counts"])
-        axis.stairs(share, edges, fill=True, color=BASELINE_COLOUR, alpha=0.45)
-        for mode, limit in histogram["thresholds"].items():
-            label = f"{mode} (used)" if mode == chosen else mode
-            axis.axvline(limit, color=MODE_COLOURS[mode], linestyle=MODE_STYLES[mode], lw=1.6, label=label)
-        axis.set_yscale("log")
-        axis.set_xlim(0, 1.05 * max(histogram["thresholds"].values()))
-        axis.set_title(layer["name"], loc="left")
-    for axis in list(axes.flat)[len(shown) :]:
-        axis.set_visible(False)
-    for row in axes:
-        row[0].set_ylabel("share of values")
-    for axis in axes[-1]:
-        axis.set_xlabel("magnitude of the layer's input")
-    figure.legend(
-        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(MODE_COLOURS)
-    )
-    return figure
