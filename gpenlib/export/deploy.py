@@ -75,6 +75,20 @@ def leaky_relu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, LEAKY_SLOPE)
 
 
+def as_map(vector: Tensor, features: Tensor) -> Tensor:
+    """Return per-channel factors [N, C] as [N, C, 1, 1] in the precision of ``features``.
+
+    This is where float32 style vectors meet feature maps of :func:`gpenlib.export.mixed_precision`; between
+    equal types no cast is traced, so that the float graph holds none.
+    """
+    return in_type_of(vector, features)[:, :, None, None]
+
+
+def in_type_of(x: Tensor, other: Tensor) -> Tensor:
+    """Return ``x`` in the type of ``other``, without a traced cast between equal types."""
+    return x if x.dtype == other.dtype else x.to(other.dtype)
+
+
 class DepthwiseBlur(nn.Module):
     """The 4x4 FIR filter as a depthwise convolution with constant weights."""
 
@@ -163,12 +177,12 @@ class StyledStage(nn.Module):
     def forward(self, x: Tensor, w: Tensor, feature: Tensor | None) -> Tensor:
         """[N, Cin, H, W], latent [N, 512], encoder feature -> [N, 2 Cout, H or 2H, ...]."""
         direction, magnitude = self.style(w)
-        y = self.conv(x * direction[:, :, None, None])
+        y = self.conv(x * as_map(direction, x))
         if self.blur is not None:
             y = self.blur(y)
-        y = y * self.demodulation(direction, magnitude)[:, :, None, None] + self.bias
+        y = y * as_map(self.demodulation(direction, magnitude), y) + self.bias
         # Above in_size the encoder has no feature: its half is the bias alone.
-        skip = torch.zeros_like(y) if feature is None else feature * self.skip_gain
+        skip = torch.zeros_like(y) if feature is None else feature * in_type_of(self.skip_gain, feature)
         return leaky_relu(torch.cat((y, skip + self.skip_bias), dim=1))
 
 
@@ -191,7 +205,8 @@ class RgbStage(nn.Module):
     def forward(self, x: Tensor, w: Tensor, skip: Tensor | None) -> Tensor:
         """[N, C, H, W] and image [N, 3, H/2, W/2] -> [N, 3, H, W]."""
         direction, magnitude = self.style(w)
-        rgb = self.conv(x * direction[:, :, None, None]) * magnitude[:, :, None, None] + self.bias
+        rgb = self.conv(x * as_map(direction, x))
+        rgb = rgb * as_map(magnitude, rgb) + self.bias
         return rgb if self.upsample is None or skip is None else rgb + self.upsample(skip)
 
 
@@ -256,6 +271,6 @@ class DeployGpen(nn.Module):
         for index in range(self.config.log_in - 1):
             x = getattr(self, f"ecd{index}")(x)
             features.append(x)
-        z = leaky_relu(self.final_linear(x.flatten(1)))
+        z = leaky_relu(self.final_linear(in_type_of(x.flatten(1), self.final_linear.weight)))
         missing: list[Tensor | None] = [None] * (self.config.log_out - self.config.log_in)
         return self.generator(z, features[::-1] + missing)
