@@ -9,13 +9,12 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from gpenlib.compile.config import CalibrateMode, Dtype
+from gpenlib.compile.config import CalibrateMode, Device, Dtype, RunnableBackend
 from gpenlib.run import resolve_path
 from gpenlib.settings import Settings
 from gpenlib.weights import Weights, load_weights
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
-Backend = Literal["auto", "openvino", "onnxruntime"]
 
 
 class RunSettings(Settings):
@@ -61,8 +60,8 @@ class CompileSettings(DataSettings):
     """Settings of 03_compile for one dtype."""
 
     dtype: Dtype = "fp32"
-    backend: Backend = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
+    backend: Literal["auto", RunnableBackend] = "auto"
+    device: Device = "cpu"
     calibrate_mode: CalibrateMode | None = Field(None, description="None: the build configuration's")
     build: str | None = Field(
         None, description="YAML build configuration; dtype, backend and data are set by us"

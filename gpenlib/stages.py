@@ -160,13 +160,14 @@ def infer(settings: InferSettings) -> dict[str, Any]:
     """
     faces = data(settings)
     artefact = compile(settings)
+    backend = artefact["metrics"]["backend"]  # what compile_model measured, where the settings say auto
     inputs = {
         **faces["inputs"],  # calibration too: its mean colour makes a baseline
-        "artefact": artefact["outputs"]["artefact/model.onnx"],
+        "artefact": artefact["outputs"][f"artefact/{artefact['metrics']['files'][backend]}"],
     }
     described = {
         **settings.model_dump(include={"dtype", "device", "batch_size", "save_images", "save_npz"}),
-        "backend": artefact["metrics"]["backend"],
+        "backend": backend,
     }
 
     def build(folder: Path) -> dict[str, Any]:
@@ -225,12 +226,16 @@ def errors(settings: ErrorSettings) -> dict[str, Any]:
 
 
 def build_config(settings: CompileSettings) -> BuildConfig:
-    """Return the build configuration of a stage: the file's, with our dtype, backend and calibration pack."""
+    """Return the build configuration of a stage: the file's, with our dtype, backend and calibration pack.
+
+    ``backend="auto"`` stays in it: what it comes to is measured, and must not decide whether a stage stands.
+    """
+    choose_backend(settings.backend, settings.dtype, settings.device)  # refuses early what cannot be run
     base: BuildConfig = as_build_config(settings.build) if settings.build else BuildConfig()
     values = base.model_dump()
     values["name"] = f"{settings.weights}_{settings.dtype}".replace("/", "_")
     values["backend"]["dtype"] = settings.dtype
-    values["backend"]["type"], _ = choose_backend(settings.backend, settings.dtype, settings.device)
+    values["backend"] |= {"type": settings.backend, "device": settings.device}
     if settings.calibrate_mode is not None:
         values["backend"]["quantize"]["calibrate_mode"] = settings.calibrate_mode
     if settings.dtype in QUANTISED:

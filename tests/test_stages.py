@@ -8,12 +8,14 @@ import pytest
 
 from gpenlib import stages
 from gpenlib.architecture import CheckpointError
+from gpenlib.compile import compiler
 from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.packs import read_pack
 from gpenlib.data.sources import DataError
 from gpenlib.errors.from_npz import evaluate_npz
 from gpenlib.images import ImageError, read_image, write_image
 from gpenlib.infer import RuntimeUnavailable
+from gpenlib.run import sha256
 from gpenlib.settings import SettingsError
 from gpenlib.stage_settings import OUTPUTS_VARIABLE
 
@@ -59,7 +61,9 @@ def test_what_stands_is_not_built_again(one_run, monkeypatch):
 def test_results_hold_the_contract(one_run):
     results = json.loads((one_run / "04_infer/int8/results.json").read_text())
     assert results.keys() >= CONTRACT
-    assert (results["images"], results["dtype"], results["backend"]) == (3, "int8", "openvino")
+    assert (results["images"], results["dtype"]) == (3, "int8")
+    artefact = json.loads((one_run / "03_compile/int8/artefact/manifest.json").read_text())
+    assert results["backend"] == artefact["backend"] == artefact["backend_times"][0]["backend"]
     assert len(results["rows"]) == 3
     assert results["psnr_mean"] == pytest.approx(np.mean([row["psnr"] for row in results["rows"]]))
     assert "embedded" in results["data"]
@@ -83,6 +87,32 @@ def test_int8_was_calibrated_on_the_packed_images(one_run):
     manifest = json.loads((one_run / "03_compile/int8/artefact/manifest.json").read_text())
     assert manifest["quantisation"]["calibration_images"] == 4
     assert sum(manifest["quantisation"]["quantised"].values()) > 0
+
+
+def test_the_settings_say_auto_and_the_artefact_what_it_came_to(one_run):
+    manifest = json.loads((one_run / "03_compile/int8/manifest.json").read_text())
+    assert manifest["settings"]["build"]["backend"]["type"] == "auto"
+    assert manifest["metrics"]["backend"] in ("openvino", "onnxruntime")
+    assert manifest["metrics"]["backend_reason"].startswith("fastest measured here")
+
+
+def test_a_measured_choice_is_kept_until_the_artefact_is_built_again(outputs_root, monkeypatch):
+    """The next measurement might come out otherwise: it must not be made while the stage stands."""
+    for choice in ("onnxruntime", "openvino"):
+        monkeypatch.setattr(
+            compiler, "fastest_backend", lambda *_, choice=choice: (choice, "measured", [{"backend": choice}])
+        )
+        found = stages.infer(infer_settings())
+        assert found["built"] == (choice == "onnxruntime")
+        assert found["metrics"]["backend"] == "onnxruntime"
+
+
+def test_a_torch_backend_is_compiled_and_run(outputs_root):
+    manifest = stages.infer(infer_settings(dtype="bf16", backend="torch"))
+    artefact = outputs_root / "test/03_compile/bf16/artefact"
+    assert (manifest["metrics"]["backend"], manifest["metrics"]["images"]) == ("torch", 3)
+    assert manifest["inputs"]["artefact"] == sha256(artefact / "model.safetensors")
+    assert stages.infer(infer_settings(dtype="bf16", backend="torch"))["built"] is False
 
 
 def test_other_precisions_share_data_and_float_graph(one_run):
@@ -223,8 +253,8 @@ def test_unknown_weights_are_refused_before_anything_is_written(outputs_root):
     ("changes", "said"),
     [
         ({"dtype": "int3"}, r"dtype='int3'.*fp32.*bf16.*fp16.*int8"),
-        ({"backend": "tensorflow"}, r"backend='tensorflow'.*auto.*openvino.*onnxruntime"),
-        ({"device": "gpu"}, r"device='gpu'.*cpu.*cuda"),
+        ({"backend": "tensorflow"}, r"backend='tensorflow'.*auto.*openvino.*onnxruntime.*torch"),
+        ({"device": "gpu"}, r"device='gpu'.*cpu.*cuda.*tensorrt"),
         ({"task": "sharpen"}, r"task='sharpen'.*color"),
         ({"dataset_size": 0}, "dataset_size=0.*greater than or equal to 1"),
         ({"batch_size": 0}, "batch_size=0.*greater than or equal to 1"),

@@ -5,32 +5,28 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 import yaml
 
 from gpenlib.architecture import Gpen
 from gpenlib.compile.calibration_data import CalibrationData, open_calibration_data
-from gpenlib.compile.config import BuildConfig, as_build_config
+from gpenlib.compile.config import BackendConfig, BuildConfig, as_build_config
 from gpenlib.compile.half import to_half
-from gpenlib.compile.int8 import build_int8, count_quantised
-from gpenlib.compile.layers import QuantisationError
+from gpenlib.compile.int8 import QOPERATOR_FILE, build_int8, int8_forms, keep_form
 from gpenlib.compile.vendor import build_for_vendor
+from gpenlib.compile.verify import float_outputs, verify
 from gpenlib.data.process_ops import preprocess
-from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
-from gpenlib.infer import RuntimeUnavailable, choose_backend, open_runtime
-from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE, QUANTISED
+from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx
+from gpenlib.infer import check_support
+from gpenlib.infer.choice import auto_candidates, fastest_backend
+from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE, QUANTISED, runtime_class, serves
+from gpenlib.infer.torch_files import write_torch_files
 from gpenlib.run import package_versions, resolve_path, sha256, write_json
 from gpenlib.settings import SettingsError
-
-# The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
-# Sound ones lie far above: see notebook 03.
-LEAST_PSNR = {"fp32": 90.0, "fp16": 50.0, "bf16": 35.0, "int8": 20.0, "int8_bf16": 20.0}
 
 
 def compile_model(
@@ -40,7 +36,10 @@ def compile_model(
     float_graph: Path | None = None,
     calibration_cache: Path | None = None,
 ) -> Path:
-    """Build an artefact: export, calibrate and quantise as configured, verify by running it.
+    """Build an artefact: export, calibrate and quantise as configured, choose the backend, verify it.
+
+    With ``backend.type: auto`` the backends that serve the artefact are timed on it, here, and the fastest is
+    recorded. The chosen backend and those of ``backend.also`` run it on held-out faces.
 
     Parameters
     ----------
@@ -59,15 +58,17 @@ def compile_model(
     Returns
     -------
     Path
-        ``out_dir`` with ``model.onnx`` and ``manifest.json`` (written last); with ``backend.type: tvm_vacc``
-        the vendor's inputs and outputs in place of ``model.onnx``.
+        ``out_dir`` with ``model.onnx``, what PyTorch's backends read if they were asked for
+        (``model.safetensors``, ``model.pt``), and ``manifest.json`` (written last), whose ``files`` names
+        the backends that can open it; with ``backend.type: tvm_vacc`` the vendor's files instead.
 
     Raises
     ------
     SettingsError
         If the configuration has unknown keys or wrong values.
     RuntimeUnavailable
-        If the backend cannot run the dtype, or is the vendor's compiler and that is not installed.
+        If a backend cannot run the dtype on ``backend.device``, the machine has no such device, or the
+        backend is the vendor's compiler and that is not installed.
     VendorCompilerError
         If the vendor's compiler (``backend.type: tvm_vacc``) fails.
     QuantisationError, CalibrationError, DataError
@@ -82,9 +83,12 @@ def compile_model(
     out_dir = resolve_path(out_dir)
     if config.backend.type == "tvm_vacc":
         return build_for_vendor(config, deploy, out_dir)
-    backend, reason = choose_backend(config.backend.type, config.backend.dtype)
+    candidates = _candidates(config.backend)
+    wanted = [*candidates, *config.backend.also]
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
+    older = {MANIFEST_FILE, QOPERATOR_FILE, *FILES.values()} - {MODEL_FILE}
+    for name in older:
+        (out_dir / name).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=".build-") as name:
         work = Path(name)
         float_path = float_graph or export_onnx(deploy, work / "float.onnx")
@@ -92,8 +96,10 @@ def compile_model(
             "kind": "gpen-artefact",
             "name": config.name,
             "dtype": config.backend.dtype,
-            "backend": backend,
-            "backend_reason": reason,
+            "backend": candidates[0],
+            "backend_reason": "asked for",
+            "backend_times": [],
+            "device": config.backend.device,
             "in_size": deploy.config.in_size,
             "out_size": deploy.config.out_size,
             "network": deploy.config.to_dict(),
@@ -102,26 +108,65 @@ def compile_model(
             "unused_keys": config.unused_keys(),
         }
         data = open_calibration_data(config.dataset, deploy.config.in_size)
+        manifest["files"] = {backend: FILES[backend] for backend in serves(config.backend.dtype, wanted)}
         if config.backend.dtype in QUANTISED:
-            form = _int8_form(config, backend)
+            forms = int8_forms(config.backend, wanted)
             built = build_int8(deploy, config.backend.quantize, float_path, data, calibration_cache)
-            counts = built.write(form, work / MODEL_FILE)
-            manifest["layers"] = [layer.to_dict() for layer in built.reports()]
-            manifest["quantisation"] = {"form": form, "quantised": counts, **built.report}
+            manifest |= built.write_all(forms, work)
         else:
             manifest |= _write_float_model(config.backend.dtype, float_path, work / MODEL_FILE)
-        shutil.move(work / MODEL_FILE, out_dir / MODEL_FILE)
-        manifest["model_sha256"] = sha256(out_dir / MODEL_FILE)
-        manifest["model_bytes"] = (out_dir / MODEL_FILE).stat().st_size
+        for path in work.glob(f"{Path(MODEL_FILE).stem}*.onnx"):
+            shutil.move(path, out_dir / path.name)
+        manifest["torch_files"] = {
+            path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
+            for path in write_torch_files(deploy, config.backend.dtype, out_dir, wanted)
+        }
         manifest["packages"] = package_versions()
-        write_json(out_dir / MANIFEST_FILE, manifest)  # what the runtime needs to open it for verification
+        write_json(out_dir / MANIFEST_FILE, manifest)  # what the runtimes need to open it
         try:
-            manifest |= _verify(deploy, out_dir, data)
+            manifest |= _choose(config.backend, out_dir, candidates)
+            if config.backend.dtype in QUANTISED and config.backend.type == "auto":
+                manifest |= keep_form(out_dir, manifest, config.backend.also)
+                write_json(out_dir / MANIFEST_FILE, manifest)
+            manifest["model_sha256"] = sha256(out_dir / MODEL_FILE)
+            manifest["model_bytes"] = (out_dir / MODEL_FILE).stat().st_size
+            manifest |= _verify(config.backend, manifest["backend"], deploy, out_dir, data)
         except BaseException:
             (out_dir / MANIFEST_FILE).unlink(missing_ok=True)
             raise
         write_json(out_dir / MANIFEST_FILE, manifest)
     return out_dir
+
+
+def _candidates(options: BackendConfig) -> list[str]:
+    """Return the backends to choose from; refuse before any work what cannot be built or verified here."""
+    dtype, device = options.dtype, options.device
+    asked = [*options.also, *([] if options.type == "auto" else [options.type])]
+    for name in asked:
+        check_support(name, dtype, device)
+        runtime_class(name).check_device(device)
+    return auto_candidates(dtype, device, options.also) if options.type == "auto" else [options.type]
+
+
+def _choose(options: BackendConfig, out_dir: Path, candidates: list[str]) -> dict[str, Any]:
+    """Return what the manifest says of the backend that ``auto`` comes to."""
+    if options.type != "auto":
+        return {}
+    backend, reason, rows = fastest_backend(out_dir, options.dtype, options.device, candidates)
+    return {"backend": backend, "backend_reason": reason, "backend_times": rows}
+
+
+def _verify(
+    options: BackendConfig, backend: str, deploy: DeployGpen, out_dir: Path, data: CalibrationData
+) -> dict[str, Any]:
+    """Verify the chosen backend and those of ``also``; return what the manifest says of both."""
+    images = list(data.held_out())
+    expected = float_outputs(deploy, images)
+    found = {
+        name: verify(out_dir, name, options.device, images, expected)
+        for name in dict.fromkeys((backend, *options.also))
+    }
+    return {**found.pop(backend), "also": found}
 
 
 def _check_frontend(config: BuildConfig, deploy: DeployGpen) -> None:
@@ -148,15 +193,6 @@ def _check_process_ops(config: BuildConfig, deploy: DeployGpen) -> None:
         raise SettingsError(f"dataset.process_ops: {error}{hint}") from error
 
 
-def _int8_form(config: BuildConfig, backend: str) -> str:
-    """Return the form of the int8 file: the one that the backend computes in 8 bits, unless told."""
-    asked = config.backend.quantize.format
-    best = "qoperator" if backend == "onnxruntime" else "qdq"
-    if asked == "qoperator" and backend != "onnxruntime":
-        raise RuntimeUnavailable(f"quantize.format qoperator is for onnxruntime; {backend} reads qdq")
-    return best if asked == "auto" else asked
-
-
 def _write_float_model(dtype: str, float_path: Path, target: Path) -> dict[str, Any]:
     """Write the model file of a floating-point dtype; return what the manifest says of it."""
     if dtype in ("fp32", "bf16"):  # bf16 is the float graph under an execution hint
@@ -165,48 +201,3 @@ def _write_float_model(dtype: str, float_path: Path, target: Path) -> dict[str, 
     half, counts = to_half(onnx.load(float_path))
     onnx.save(half, target)
     return {"convolutions_by_weight_type": counts}
-
-
-def _verify(deploy: DeployGpen, out_dir: Path, data: CalibrationData) -> dict[str, Any]:
-    """Run the artefact on held-out faces against the float network; return the figures."""
-    runtime = open_runtime(out_dir)
-    executed = runtime.executed_types()
-    if runtime.dtype in QUANTISED and runtime.backend == "openvino":
-        _check_executed_int8(executed, out_dir)
-    found = [
-        parity(expected, runtime(image))
-        for image in data.held_out()
-        for expected in [_run_torch(deploy, image)]
-    ]
-    worst = min(found, key=lambda row: row.psnr)
-    least = LEAST_PSNR[runtime.dtype]
-    if worst.psnr < least:
-        raise ParityError(
-            f"{runtime.dtype} artefact reaches {worst.psnr:.1f} dB against the float network on its worst "
-            f"held-out face, at least {least} dB is expected"
-        )
-    mean = replace(
-        worst, **{name: float(np.mean([getattr(row, name) for row in found])) for name in asdict(worst)}
-    )
-    return {
-        "parity": {"faces": len(found), "mean": mean.to_dict(), "worst": worst.to_dict()},
-        "executed_convolutions": executed,
-        "executed_precision": runtime.executed_precision,
-    }
-
-
-def _check_executed_int8(executed: Mapping[str, int], out_dir: Path) -> None:
-    """Fail unless OpenVINO runs every quantised convolution in int8."""
-    wanted = sum(count_quantised(onnx.load(out_dir / MODEL_FILE)).values())
-    ran = executed.get("i8", 0) + executed.get("u8", 0)
-    if ran < wanted:
-        raise QuantisationError(
-            f"OpenVINO executes {ran} of {wanted} quantised convolutions in int8: {executed}"
-        )
-
-
-def _run_torch(deploy: DeployGpen, image: np.ndarray) -> np.ndarray:
-    """Run the float deploy form on one batch."""
-    with torch.inference_mode():
-        device = next(deploy.buffers()).device
-        return deploy(torch.from_numpy(image).to(device)).cpu().numpy()

@@ -12,7 +12,9 @@ from gpenlib.data.process_ops import ProcessOp, parse_process_ops
 from gpenlib.settings import Settings
 
 Dtype = Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
-BackendType = Literal["auto", "openvino", "onnxruntime", "tvm_vacc"]
+RunnableBackend = Literal["openvino", "onnxruntime", "torch", "torchscript"]
+BackendType = Literal["auto", RunnableBackend, "tvm_vacc"]
+Device = Literal["cpu", "cuda", "tensorrt"]
 CalibrateMode = Literal["max", "percentile", "kl_divergence", "mse"]
 DEFAULT_OPS: tuple[dict[str, Any], ...] = (
     {"type": "DecodeImage"},
@@ -75,8 +77,12 @@ class QuantizeConfig(Settings):
 class BackendConfig(Settings):
     """What to build for."""
 
-    type: BackendType = "auto"
+    type: BackendType = Field("auto", description="auto: the fastest, measured on the finished artefact")
+    also: list[RunnableBackend] = Field(
+        default_factory=list, description="further backends whose files the artefact shall hold"
+    )
     dtype: Dtype = "fp32"
+    device: Device = Field("cpu", description="where the artefact is measured and verified")
     compile: VendorCompileOptions = Field(default_factory=VendorCompileOptions)
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ import torch
 from gpenlib.compile.calibrate import Calibration, calibrate
 from gpenlib.compile.calibration_cache import cache_key, load_calibration, save_calibration
 from gpenlib.compile.calibration_data import CalibrationData
-from gpenlib.compile.config import QuantizeConfig
+from gpenlib.compile.config import BackendConfig, QuantizeConfig
 from gpenlib.compile.layers import (
     QuantisationError,
-    QuantisedLayer,
     RoundedLayer,
     quantisable_layers,
     round_layers,
@@ -26,7 +26,11 @@ from gpenlib.compile.qoperator import write_qoperator
 from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
 from gpenlib.export import DeployGpen
 from gpenlib.export.onnx_export import CONVOLUTIONS
+from gpenlib.infer import RuntimeUnavailable
+from gpenlib.infer.runtime import MODEL_FILE, serves
 from gpenlib.run import sha256
+
+QOPERATOR_FILE = "model_qoperator.onnx"
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,76 @@ class Int8Build:
         onnx.save(model, target)
         return counts
 
-    def reports(self) -> list[QuantisedLayer]:
-        """Return what was done to every layer, in graph order."""
-        return [layer.report for layer in self.layers.values()]
+    def write_all(self, forms: Mapping[str, str], folder: Path) -> dict[str, Any]:
+        """Write a file per form; return what the manifest says of them and of every layer.
+
+        Parameters
+        ----------
+        forms : mapping of backend to form
+        folder : Path
+            Gets ``model.onnx`` and, if there are two forms, the QOperator one as ``model_qoperator.onnx``.
+        """
+        names = {form: MODEL_FILE for form in forms.values()}
+        if len(names) > 1:
+            names["qoperator"] = QOPERATOR_FILE
+        counts = {form: self.write(form, folder / name) for form, name in names.items()}
+        return {
+            "files": {backend: names[form] for backend, form in forms.items()},
+            "layers": [layer.report.to_dict() for layer in self.layers.values()],
+            "quantisation": {
+                "forms": {name: form for form, name in names.items()},
+                "quantised": next(iter(counts.values())),
+                **self.report,
+            },
+        }
+
+
+def int8_forms(options: BackendConfig, wanted: Sequence[str]) -> dict[str, str]:
+    """Return the form of the int8 file for every backend that the artefact shall serve.
+
+    ONNX Runtime on a CPU computes QOperator files in 8 bits and QDQ files in float32; OpenVINO and TensorRT
+    read QDQ. A QDQ file serves ONNX Runtime too, if only slowly.
+
+    Raises
+    ------
+    RuntimeUnavailable
+        If ``quantize.format`` is qoperator and another backend is wanted.
+    """
+    asked = options.quantize.format
+    if asked == "qoperator" and set(wanted) - {"onnxruntime"}:
+        others = ", ".join(sorted(set(wanted) - {"onnxruntime"}))
+        raise RuntimeUnavailable(f"quantize.format qoperator is for onnxruntime; {others} reads qdq")
+    own = "qoperator" if options.device == "cpu" else "qdq"
+    best = {"openvino": "qdq", "onnxruntime": own}
+    forms = {backend: best[backend] if asked == "auto" else asked for backend in wanted}
+    if "qdq" in forms.values():
+        served = serves(options.dtype, wanted)
+        forms |= {backend: "qdq" for backend in served if backend not in forms}
+    return forms
+
+
+def keep_form(folder: Path, manifest: Mapping[str, Any], also: Sequence[str]) -> dict[str, Any]:
+    """Remove the form that ``auto`` did not choose, unless ``also`` asks for its backend.
+
+    Returns
+    -------
+    dict
+        What changes in the manifest.
+    """
+    backend, files = manifest["backend"], manifest["files"]
+    forms = manifest["quantisation"]["forms"]
+    if len(forms) < 2 or {files[name] for name in also} - {files[backend]}:
+        return {}
+    form = forms[files[backend]]
+    if form == "qoperator":
+        (folder / QOPERATOR_FILE).replace(folder / MODEL_FILE)
+    else:
+        (folder / QOPERATOR_FILE).unlink()
+    kept = {name for name in files if form == "qdq" or files[name] == files[backend]}
+    return {
+        "files": {name: MODEL_FILE for name in files if name in kept},
+        "quantisation": {**manifest["quantisation"], "forms": {MODEL_FILE: form}},
+    }
 
 
 def build_int8(

@@ -1,5 +1,6 @@
 """Running artefacts: runtimes, the streaming pipeline, latency."""
 
+from gpenlib.infer.choice import fastest_backend
 from gpenlib.infer.runtime import (
     BACKENDS,
     DEVICES,
@@ -19,5 +20,6 @@ __all__ = [
     "RuntimeUnavailable",
     "check_support",
     "choose_backend",
+    "fastest_backend",
     "open_runtime",
 ]

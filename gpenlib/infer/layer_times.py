@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE, RuntimeUnavailable
+from gpenlib.infer.runtime import MANIFEST_FILE, RuntimeUnavailable, file_for
 from gpenlib.run import read_json
 
 KINDS = (
@@ -66,22 +66,23 @@ def layer_times(artefact_dir: Path, repeats: int = 5, threads: int | None = None
     backend = manifest["backend"]
     if backend not in profilers:
         raise RuntimeUnavailable(f"no layer times from {backend}; backends: {', '.join(profilers)}")
-    return _medians(profilers[backend](artefact_dir, manifest, image, repeats, threads))
+    path = artefact_dir / file_for(manifest, backend)
+    return _medians(profilers[backend](path, manifest, image, repeats, threads))
 
 
 Event = tuple[str, str, str, float]  # name, operator, precision, ms
 
 
 def _openvino_times(
-    folder: Path, manifest: dict[str, Any], image: np.ndarray, repeats: int, threads: int | None
+    path: Path, manifest: dict[str, Any], image: np.ndarray, repeats: int, threads: int | None
 ) -> Iterable[Event]:
     """Yield the events of ``repeats`` calls from OpenVINO's performance counters."""
     import openvino
 
-    from gpenlib.infer.runtime import OpenVinoRuntime
+    from gpenlib.infer.onnx_runtimes import OpenVinoRuntime
 
     core = openvino.Core()
-    model = core.read_model(folder / MODEL_FILE)
+    model = core.read_model(path)
     model.reshape(list(image.shape))
     properties: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": OpenVinoRuntime.HINTS[manifest["dtype"]],
@@ -115,7 +116,7 @@ def _openvino_name(node: Any) -> str:
 
 
 def _onnxruntime_times(
-    folder: Path, manifest: dict[str, Any], image: np.ndarray, repeats: int, threads: int | None
+    path: Path, manifest: dict[str, Any], image: np.ndarray, repeats: int, threads: int | None
 ) -> Iterable[Event]:
     """Yield the events of ``repeats`` calls from ONNX Runtime's profile."""
     import onnx
@@ -127,12 +128,12 @@ def _onnxruntime_times(
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as work:
         options.profile_file_prefix = str(Path(work) / "profile")
-        path = str(folder / MODEL_FILE)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        source = str(path)
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         for _ in range(WARM_UP + repeats):
             session.run(None, {session.get_inputs()[0].name: image})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    graph = onnx.load(folder / MODEL_FILE, load_external_data=False).graph
+    graph = onnx.load(path, load_external_data=False).graph
     producers = {name: node for node in graph.node for name in node.output}
     seen: dict[str, int] = defaultdict(int)
     for event in events:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +15,32 @@ from gpenlib.run import choice_error, read_json
 
 DTYPES = ("fp32", "bf16", "fp16", "int8", "int8_bf16")
 QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
-DEVICES = ("cpu", "cuda")
+DEVICES = ("cpu", "cuda", "tensorrt")  # tensorrt: ONNX Runtime's way to the same GPU
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 
-# What each backend can execute, by device. onnxruntime has no bf16 convolution on the CPU.
+# What each backend can execute, by device. onnxruntime has no bf16 convolution on the CPU. PyTorch's fp16
+# convolutions work on CPUs, but took twenty times as long as its float32 ones on one without fp16 arithmetic.
 SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
     "openvino": {"cpu": DTYPES},
-    "onnxruntime": {"cpu": ("fp32", "fp16", "int8"), "cuda": ("fp32", "fp16", "int8")},
+    "onnxruntime": dict.fromkeys(DEVICES, ("fp32", "fp16", "int8")),
+    "torch": {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")},
+    "torchscript": {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")},
 }
 BACKENDS = tuple(SUPPORTED)
+FILES = {  # what each backend opens
+    "openvino": MODEL_FILE,
+    "onnxruntime": MODEL_FILE,
+    "torch": "model.safetensors",
+    "torchscript": "model.pt",
+}
+ONNX_BACKENDS = tuple(name for name, file in FILES.items() if file == MODEL_FILE)
+_HOMES = {
+    "openvino": ("onnx_runtimes", "OpenVinoRuntime"),
+    "onnxruntime": ("onnx_runtimes", "OnnxRuntimeRuntime"),
+    "torch": ("torch_runtimes", "TorchRuntime"),
+    "torchscript": ("torch_runtimes", "TorchScriptRuntime"),
+}
 
 
 class RuntimeUnavailable(RuntimeError):
@@ -43,12 +60,17 @@ def check_support(backend: str, dtype: str, device: str = "cpu") -> None:
     if backend not in BACKENDS:
         raise ValueError(choice_error("backend", backend, ("auto", *BACKENDS)))
     _check_names(dtype, device)
-    if dtype in SUPPORTED[backend].get(device, ()):
+    if runs(backend, dtype, device):
         return
     able = [f"{name} ({', '.join(by[device])})" for name, by in SUPPORTED.items() if device in by]
     raise RuntimeUnavailable(
         f"{backend} does not run {dtype} on {device}; available on {device}: {', '.join(able)}"
     )
+
+
+def runs(backend: str, dtype: str, device: str) -> bool:
+    """Return whether a known backend can run ``dtype`` on ``device``."""
+    return dtype in SUPPORTED[backend].get(device, ())
 
 
 def _check_names(dtype: str, device: str) -> None:
@@ -59,13 +81,16 @@ def _check_names(dtype: str, device: str) -> None:
 
 
 def choose_backend(backend: str, dtype: str, device: str = "cpu") -> tuple[str, str]:
-    """Resolve ``"auto"``; return (backend, reason)."""
+    """Resolve ``"auto"`` by a fixed order, without opening anything; return (backend, reason).
+
+    :func:`gpenlib.infer.choice.fastest_backend` measures instead.
+    """
     if backend != "auto":
         check_support(backend, dtype, device)
         return backend, "asked for"
     _check_names(dtype, device)
     for name in BACKENDS:
-        if dtype in SUPPORTED[name].get(device, ()):
+        if runs(name, dtype, device):
             return name, f"first backend that runs {dtype} on {device}"
     raise RuntimeUnavailable(f"no backend runs {dtype} on {device}")
 
@@ -76,19 +101,27 @@ class Runtime(ABC):
     Attributes
     ----------
     backend, dtype, device : str
+    path : Path
+        The model file.
     in_size, out_size : int
     executed_precision : str
         What the processor really computes in, as the backend reports it.
     """
 
+    backend: str
     executed_precision: str
 
-    def __init__(self, manifest: dict[str, Any], backend: str, device: str) -> None:
-        self.backend = backend
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
+        self.path = folder / file_for(manifest, self.backend)
+        self.threads = threads
         self.device = device
         self.dtype: str = manifest["dtype"]
         self.in_size: int = manifest["in_size"]
         self.out_size: int = manifest["out_size"]
+
+    @classmethod  # noqa: B027 (not abstract: a backend for the CPU alone needs nothing)
+    def check_device(cls, device: str) -> None:
+        """Raise RuntimeUnavailable if the machine lacks what this backend needs for ``device``."""
 
     def __call__(self, batch: FloatArray) -> FloatArray:
         """Run one batch.
@@ -114,115 +147,29 @@ class Runtime(ABC):
         """Return how many convolutions (of both kinds) execute in each precision, such as ``{"i8": 28}``."""
 
 
-class OpenVinoRuntime(Runtime):
-    """OpenVINO on the CPU; compiled once per batch size, because static shapes run faster."""
-
-    HINTS: ClassVar[dict[str, str]] = {
-        "fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16",
-    }  # fmt: skip
-
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
-        super().__init__(manifest, "openvino", device)
-        import openvino
-
-        self._openvino = openvino
-        self._core = openvino.Core()
-        self._model = self._core.read_model(folder / MODEL_FILE)
-        # OpenVINO picks bf16 by itself where the processor has it: every dtype states its precision.
-        hint = self.HINTS[self.dtype]
-        if hint == "f16" and "FP16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            hint = "f32"
-        self._properties: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if threads:
-            self._properties["INFERENCE_NUM_THREADS"] = threads
-        self._compiled: dict[int, Any] = {}
-        ran = self._for_batch(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        if hint == "bf16" and ran != "bf16":
-            warnings.warn(f"this processor has no bf16: OpenVINO computes in {ran}", stacklevel=3)
-        self.executed_precision = f"int8 convolutions, rest {ran}" if self.dtype in QUANTISED else ran
-
-    def _for_batch(self, size: int) -> Any:
-        if size not in self._compiled:
-            model = self._model.clone()
-            model.reshape([size, 3, self.in_size, self.in_size])
-            self._compiled[size] = self._core.compile_model(model, "CPU", self._properties)
-        return self._compiled[size]
-
-    def _run(self, batch: FloatArray) -> FloatArray:
-        return np.array(self._for_batch(len(batch))(batch)[0], dtype=np.float32)
-
-    def executed_types(self) -> dict[str, int]:
-        """Count from the execution graph; OpenVINO names s8 convolutions ``u8`` or ``i8``."""
-        counts: dict[str, int] = {}
-        for node in self._for_batch(1).get_runtime_model().get_ordered_ops():
-            info = node.get_rt_info()
-            if str(info["layerType"].value) in ("Convolution", "Deconvolution"):
-                precision = str(info["runtimePrecision"].value)
-                counts[precision] = counts.get(precision, 0) + 1
-        return counts
+def runtime_class(backend: str) -> type[Runtime]:
+    """Return the class behind a backend's name; its module is imported only now."""
+    module, name = _HOMES[backend]
+    found: type[Runtime] = getattr(import_module(f"gpenlib.infer.{module}"), name)
+    return found
 
 
-class OnnxRuntimeRuntime(Runtime):
-    """ONNX Runtime on the CPU or, where its GPU build is installed, on CUDA."""
-
-    PROVIDERS: ClassVar[dict[str, str]] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
-        super().__init__(manifest, "onnxruntime", device)
-        import onnxruntime
-
-        provider = self.PROVIDERS[device]
-        if provider not in onnxruntime.get_available_providers():
-            raise RuntimeUnavailable(
-                f"onnxruntime has no {provider} here (present: "
-                f"{', '.join(onnxruntime.get_available_providers())}); "
-                "install onnxruntime-gpu or use device='cpu'"
-            )
-        self._onnxruntime = onnxruntime
-        self._path = folder / MODEL_FILE
-        self._provider = provider
-        self._session = onnxruntime.InferenceSession(
-            str(self._path), self._options(threads), providers=[provider]
-        )
-        self._input = self._session.get_inputs()[0].name
-        rounded = "fp16 storage, computed in f32" if self.dtype == "fp16" and device == "cpu" else self.dtype
-        form = manifest.get("quantisation", {}).get("form")
-        int8 = "int8 convolutions, rest f32" if form == "qoperator" else "f32 on values rounded to int8"
-        self.executed_precision = int8 if self.dtype == "int8" else rounded
-
-    def _options(self, threads: int | None) -> Any:
-        options = self._onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        return options
-
-    def _run(self, batch: FloatArray) -> FloatArray:
-        return np.asarray(self._session.run(None, {self._input: batch})[0], dtype=np.float32)
-
-    def executed_types(self) -> dict[str, int]:
-        """Count from the graph that ONNX Runtime really executes, after its own optimisation."""
-        import tempfile
-
-        import onnx
-
-        with tempfile.TemporaryDirectory() as folder:
-            options = self._options(None)
-            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-            self._onnxruntime.InferenceSession(str(self._path), options, providers=[self._provider])
-            graph = onnx.load(options.optimized_model_filepath).graph
-        names = {"QLinearConv": "i8", "ConvInteger": "i8"}
-        counts: dict[str, int] = {}
-        for node in graph.node:
-            if "Conv" in node.op_type:
-                kind = names.get(node.op_type, "f32")
-                counts[kind] = counts.get(kind, 0) + 1
-        return counts
+def served_by(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the backends that can open an artefact, from its manifest."""
+    if "files" in manifest:
+        return list(manifest["files"])
+    return serves(manifest["dtype"], [])  # written before there were others
 
 
-RUNTIMES = {"openvino": OpenVinoRuntime, "onnxruntime": OnnxRuntimeRuntime}
+def file_for(manifest: Mapping[str, Any], backend: str) -> str:
+    """Return the name of the file that a backend opens in an artefact folder."""
+    return str(manifest.get("files", FILES)[backend])
+
+
+def serves(dtype: str, extra: Iterable[str]) -> list[str]:
+    """Return the backends that open an artefact of ``dtype`` with the files of ``extra`` beside its ONNX."""
+    named = {*ONNX_BACKENDS, *extra}
+    return [name for name in BACKENDS if name in named and any(dtype in d for d in SUPPORTED[name].values())]
 
 
 def open_runtime(
@@ -233,12 +180,12 @@ def open_runtime(
     Parameters
     ----------
     artefact_dir : path
-        Holds ``model.onnx`` and ``manifest.json``.
+        Holds ``model.onnx``, ``manifest.json`` and, for PyTorch, ``model.safetensors`` or ``model.pt``.
     threads : int, optional
         Worker threads; default is the backend's own choice.
-    device : {"cpu", "cuda"}
-    backend : {"openvino", "onnxruntime"}, optional
-        Default: the one that the artefact was built for.
+    device : {"cpu", "cuda", "tensorrt"}
+    backend : {"openvino", "onnxruntime", "torch", "torchscript", "auto"}, optional
+        Default: the one that the artefact was built for. ``"auto"``: the first that serves the folder.
 
     Returns
     -------
@@ -250,9 +197,32 @@ def open_runtime(
     FileNotFoundError
         If the folder holds no artefact.
     RuntimeUnavailable
-        If the backend cannot run this dtype on this device, or the folder was built for the vendor's chip.
+        If the backend cannot run this dtype on this device, the folder has no file for it, or the folder was
+        built for the vendor's chip.
     """
     folder = Path(artefact_dir)
+    manifest = read_artefact(folder)
+    served, dtype = served_by(manifest), manifest["dtype"]
+    chosen = backend or manifest["backend"]
+    if chosen == "auto":
+        able = [name for name in served if runs(name, dtype, device)]
+        chosen = able[0] if able else choose_backend("auto", dtype, device)[0]
+    check_support(chosen, dtype, device)
+    if chosen not in served:
+        raise RuntimeUnavailable(
+            f"{folder} serves {', '.join(served)}; {chosen} needs {FILES[chosen]}: build the artefact with "
+            f"backend.also: [{chosen}]"
+        )
+    file = folder / file_for(manifest, chosen)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; build the artefact with compile_model")
+    kind = runtime_class(chosen)
+    kind.check_device(device)
+    return kind(folder, manifest, threads, device)
+
+
+def read_artefact(folder: Path) -> dict[str, Any]:
+    """Return the manifest of an artefact folder; raises as :func:`open_runtime`."""
     for name in (MANIFEST_FILE, MODEL_FILE):
         if not (folder / name).is_file():
             if name == MODEL_FILE and read_json(folder / MANIFEST_FILE).get("kind") == "vendor-build":
@@ -262,6 +232,4 @@ def open_runtime(
             raise FileNotFoundError(
                 f"{folder}: not an artefact folder (no {name}); make one with compile_model"
             )
-    manifest = read_json(folder / MANIFEST_FILE)
-    chosen, _ = choose_backend(backend or manifest["backend"], manifest["dtype"], device)
-    return RUNTIMES[chosen](folder, manifest, threads, device)
+    return dict(read_json(folder / MANIFEST_FILE))

@@ -189,7 +189,6 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
     """
     figure, axes = new_figure(2, 1, width=11.0, height=2.2 + 0.42 * len(times) + 0.26 * SHOWN_LAYERS)
     above, below = axes[:, 0]
-    figure.get_layout_engine().set(h_pad=0.12)
     axes[0, 0].get_gridspec().set_height_ratios([1.1 + 0.42 * len(times), 0.8 + 0.26 * SHOWN_LAYERS])
     starts = dict.fromkeys(times, 0.0)
     for kind, colour in KIND_COLOURS.items():

@@ -6,19 +6,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
 
 from gpenlib.compile import BuildConfig, QuantisationError, compile_model, compiler
 from gpenlib.compile.calibration_data import HELD_OUT, open_calibration_data
 from gpenlib.compile.int8 import count_quantised
 from gpenlib.compile.layers import quantisable_layers
 from gpenlib.compile.sensitivity import Probe
+from gpenlib.compile.verify import LEAST_PSNR
 from gpenlib.data import DataError, open_folder
 from gpenlib.export import ParityError
 from gpenlib.export.onnx_export import example_input
+from gpenlib.export.parity import parity
 from gpenlib.infer import DTYPES, RuntimeUnavailable, open_runtime
 from gpenlib.run import sha256
 from gpenlib.settings import SettingsError
+from gpenlib.weights import TINY, random_network
 
 FEW = {"sampler": {"get_data_num": 2}}  # calibration on two embedded faces
 
@@ -61,7 +66,7 @@ def test_every_dtype(build, tiny_model, dtype):
     assert manifest["model_sha256"] == sha256(artefact / "model.onnx")
     assert manifest["model_bytes"] == (artefact / "model.onnx").stat().st_size
     assert manifest["parity"]["faces"] == HELD_OUT
-    assert manifest["parity"]["worst"]["psnr"] >= compiler.LEAST_PSNR[dtype]
+    assert manifest["parity"]["worst"]["psnr"] >= LEAST_PSNR[dtype]
     assert BuildConfig.parse(manifest["build"]).backend.dtype == dtype, "the configuration can be used again"
     assert {"torch", "onnx", "openvino"} <= manifest["packages"].keys()
     runtime = open_runtime(artefact)
@@ -116,7 +121,7 @@ def test_int8_in_either_form_is_close_to_the_network(build):
     distance = {}
     for backend, form in (("openvino", "qdq"), ("onnxruntime", "qoperator")):
         manifest = read(build({"backend": {"dtype": "int8", "type": backend}, "dataset": FEW}))
-        assert (manifest["backend"], manifest["quantisation"]["form"]) == (backend, form)
+        assert (manifest["backend"], manifest["quantisation"]["forms"]) == (backend, {"model.onnx": form})
         assert manifest["executed_precision"] == "int8 convolutions, rest f32"
         distance[form] = manifest["parity"]["mean"]["psnr"]
     assert distance["qoperator"] > distance["qdq"] - 4
@@ -125,7 +130,7 @@ def test_int8_in_either_form_is_close_to_the_network(build):
 def test_the_form_of_the_file_can_be_chosen(build):
     options = {"dtype": "int8", "type": "onnxruntime", "quantize": {"format": "qdq"}}
     manifest = read(build({"backend": options, "dataset": FEW}))
-    assert manifest["quantisation"]["form"] == "qdq"
+    assert manifest["quantisation"]["forms"] == {"model.onnx": "qdq"}
     assert "f32" in manifest["executed_precision"] and set(manifest["executed_convolutions"]) == {"f32"}
     with pytest.raises(RuntimeUnavailable, match="openvino reads qdq"):
         build({"backend": {**options, "type": "openvino", "quantize": {"format": "qoperator"}}})
@@ -163,10 +168,108 @@ def test_another_mode_takes_the_calibration_from_the_cache(tiny_model, float_gra
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_auto_takes_openvino(build):
+def test_auto_measures_the_readers_of_the_onnx_file(build):
     manifest = read(build({"dataset": FEW}))
-    assert (manifest["backend"], manifest["dtype"]) == ("openvino", "fp32")
-    assert "first backend that runs fp32" in manifest["backend_reason"]
+    rows = manifest["backend_times"]
+    assert {row["backend"] for row in rows} == {"openvino", "onnxruntime"} == set(manifest["files"])
+    assert manifest["backend"] == min(rows, key=lambda row: row["median_ms"])["backend"]
+    assert manifest["backend_reason"].startswith(f"fastest measured here: {manifest['backend']} ")
+    assert manifest["build"]["backend"]["type"] == "auto", "the configuration stays what it was"
+
+
+@pytest.mark.parametrize("fastest", ["openvino", "onnxruntime", "torch"])
+def test_auto_builds_for_whatever_is_fastest(tiny_model, float_graph, tmp_path, monkeypatch, fastest):
+    measured = []
+
+    def fix(folder, dtype, device, candidates):
+        measured.append((dtype, device, list(candidates)))
+        return fastest, "because", [{"backend": fastest}]
+
+    monkeypatch.setattr(compiler, "fastest_backend", fix)
+    configuration = {"backend": {"also": ["torch"]}, "dataset": FEW}
+    artefact = compile_model(tiny_model, configuration, tmp_path / "artefact", float_graph)
+    manifest = read(artefact)
+    assert measured == [("fp32", "cpu", ["openvino", "onnxruntime", "torch"])]
+    assert (manifest["backend"], manifest["backend_reason"]) == (fastest, "because")
+    assert manifest["also"].keys() == {"torch"} - {fastest}, "the chosen one is described above"
+    assert open_runtime(artefact).backend == fastest
+
+
+def test_auto_with_one_backend_measures_nothing(build):
+    manifest = read(build({"backend": {"dtype": "bf16"}, "dataset": FEW}))
+    assert (manifest["backend"], manifest["backend_times"]) == ("openvino", [])
+    assert manifest["backend_reason"] == "the only backend of this artefact that runs bf16 on cpu"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_one_artefact_serves_several(build, tiny_model, dtype):
+    options = {"dtype": dtype, "type": "openvino", "also": ["torch", "torchscript"]}
+    artefact = build({"backend": options, "dataset": FEW})
+    manifest = read(artefact)
+    names = ["manifest.json", "model.onnx", "model.pt", "model.safetensors"]
+    assert sorted(path.name for path in artefact.iterdir()) == names
+    onnx_backends = ["openvino", "onnxruntime"] if dtype == "fp32" else ["openvino"]
+    assert list(manifest["files"]) == [*onnx_backends, "torch", "torchscript"]
+    assert manifest["torch_files"].keys() == {"model.pt", "model.safetensors"}
+    for name, file in manifest["torch_files"].items():
+        assert file == {"sha256": sha256(artefact / name), "bytes": (artefact / name).stat().st_size}
+    image = example_input(tiny_model.config, 2).numpy()
+    expected = tiny_model(torch.from_numpy(image)).detach().numpy()
+    for backend in manifest["files"]:
+        output = open_runtime(artefact, backend=backend)(image)
+        assert parity(expected, output).psnr > LEAST_PSNR[dtype]
+    for backend in ("torch", "torchscript"):
+        verified = manifest["also"][backend]
+        assert verified["parity"]["faces"] == HELD_OUT
+        assert verified["parity"]["worst"]["psnr"] >= LEAST_PSNR[dtype]
+        assert verified["executed_convolutions"].keys() == {"f32" if dtype == "fp32" else "bf16"}
+
+
+def test_a_further_backend_that_fails_its_check_fails_the_build(
+    tiny_model, float_graph, tmp_path, monkeypatch
+):
+    write = compiler.write_torch_files
+
+    def write_another(deploy, *arguments):
+        return write(random_network(TINY, seed=7), *arguments)
+
+    monkeypatch.setattr(compiler, "write_torch_files", write_another)
+    configuration = {"backend": {"type": "openvino", "also": ["torch"]}, "dataset": FEW}
+    with pytest.raises(ParityError, match=r"fp32 artefact reaches .* under torch on cpu"):
+        compile_model(tiny_model, configuration, tmp_path / "artefact", float_graph)
+    assert not (tmp_path / "artefact" / "manifest.json").exists()
+
+
+def test_files_of_an_older_build_are_gone(build, tiny_model, float_graph, tmp_path):
+    options = {"dtype": "fp32", "type": "openvino", "also": ["torch", "torchscript"]}
+    shutil.copytree(build({"backend": options, "dataset": FEW}), tmp_path / "artefact")
+    compile_model(
+        tiny_model, {"backend": {"type": "openvino"}, "dataset": FEW}, tmp_path / "artefact", float_graph
+    )
+    names = sorted(path.name for path in (tmp_path / "artefact").iterdir())
+    assert names == ["manifest.json", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ({"dtype": "int8", "also": ["torch"]}, "torch does not run int8 on cpu"),
+        ({"dtype": "int8", "type": "torchscript"}, "torchscript does not run int8 on cpu"),
+        ({"dtype": "fp16", "type": "torch"}, "torch does not run fp16 on cpu"),
+        ({"type": "openvino", "device": "cuda"}, "openvino does not run fp32 on cuda"),
+        ({"type": "torch", "device": "tensorrt"}, "torch does not run fp32 on tensorrt"),
+        ({"dtype": "int8_bf16", "device": "cuda"}, "no backend runs int8_bf16 on cuda"),
+        ({"type": "torch", "device": "cuda"}, "sees no CUDA device"),
+        ({"device": "cuda"}, r"no backend can run fp32 on cuda here; onnxruntime: .* torch: "),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_work(tiny_model, tmp_path, monkeypatch, backend, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(compiler, "export_onnx", lambda *_: pytest.fail("export_onnx was called"))
+    with pytest.raises(RuntimeUnavailable, match=message):
+        compile_model(tiny_model, {"backend": backend}, tmp_path / "artefact")
+    assert not (tmp_path / "artefact").exists()
 
 
 def test_yaml_path(tiny_model, float_graph, tmp_path):
@@ -220,7 +323,7 @@ def test_frontend_shape_that_fits(build):
 
 
 def test_bf16_on_onnxruntime_is_refused_before_any_work(tiny_model, tmp_path, monkeypatch):
-    for name in ("export_onnx", "open_calibration_data", "open_runtime"):
+    for name in ("export_onnx", "open_calibration_data", "verify"):
         monkeypatch.setattr(compiler, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
     with pytest.raises(
         RuntimeUnavailable, match=r"onnxruntime does not run bf16 on cpu; available .*openvino"
@@ -271,7 +374,7 @@ def test_an_artefact_that_fails_its_check_cannot_be_opened(
 ):
     configuration = {"dataset": FEW}
     shutil.copytree(build(configuration), tmp_path / "artefact")  # an older, sound one lies there
-    monkeypatch.setitem(compiler.LEAST_PSNR, "fp32", 999.0)
+    monkeypatch.setitem(LEAST_PSNR, "fp32", 999.0)
     with pytest.raises(ParityError, match=r"fp32 artefact reaches \d+\.\d dB .* at least 999"):
         compile_model(tiny_model, configuration, tmp_path / "artefact", float_graph)
     with pytest.raises(FileNotFoundError, match="not an artefact folder"):
@@ -285,7 +388,5 @@ def test_an_older_artefact_is_replaced(build, tiny_model, float_graph, tmp_path)
 
 
 def test_a_float_graph_of_another_network_is_found_out(build, float_graph, tmp_path):
-    from gpenlib.weights import TINY, random_network
-
     with pytest.raises(ParityError, match="fp32 artefact reaches"):
         compile_model(random_network(TINY, seed=7), {"dataset": FEW}, tmp_path / "artefact", float_graph)

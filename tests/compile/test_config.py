@@ -1,12 +1,14 @@
 """The build configuration: the vendor's schema, strict, with every error naming what is wrong."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from gpenlib.compile import BuildConfig, as_build_config, compile_model
-from gpenlib.infer import DTYPES, RuntimeUnavailable
+from gpenlib.compile.config import BackendType, Device, RunnableBackend
+from gpenlib.infer import BACKENDS, DEVICES, DTYPES, RuntimeUnavailable
 from gpenlib.run import repository_root
 from gpenlib.settings import SettingsError
 
@@ -58,6 +60,18 @@ def test_a_partial_mapping_takes_defaults():
     assert config.unused_keys() == []
     assert as_build_config(config) is config
     assert BuildConfig.parse(config.model_dump()) == config
+
+
+def test_backends_and_devices():
+    config = as_build_config({"backend": {"type": "torchscript", "also": ["torch"], "device": "cuda"}})
+    assert (config.backend.type, config.backend.also, config.backend.device) == (
+        "torchscript", ["torch"], "cuda",
+    )  # fmt: skip
+    assert as_build_config({}).backend.also == [] and as_build_config({}).backend.device == "cpu"
+    assert set(get_args(RunnableBackend)) == set(BACKENDS) and set(get_args(Device)) == set(DEVICES)
+    assert set(get_args(BackendType)) == {"auto", *BACKENDS, "tvm_vacc"}
+    with pytest.raises(SettingsError, match=r"backend\.also\.0='tvm_vacc'"):
+        as_build_config({"backend": {"also": ["tvm_vacc"]}})
 
 
 def test_is_frozen():

@@ -1,4 +1,4 @@
-"""Compiled files can take the place of a circulated GPEN-BFR ONNX file: plain ONNX Runtime, nothing of ours."""
+"""Compiled files can take the place of a circulated GPEN-BFR ONNX file in plain ONNX Runtime."""
 
 import numpy as np
 import onnx

@@ -10,7 +10,7 @@ import torch
 
 from gpenlib.compile.int8 import count_quantised
 from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, open_runtime
-from gpenlib.infer.runtime import DTYPES, SUPPORTED
+from gpenlib.infer.runtime import BACKENDS, DTYPES, SUPPORTED
 from gpenlib.metrics import psnr
 
 RUNNABLE = [(backend, dtype) for backend, devices in SUPPORTED.items() for dtype in devices["cpu"]]
@@ -30,7 +30,7 @@ SAME = {
     [
         (("openvin", "fp32", "cpu"), r"backend='openvin'.*openvino, onnxruntime.*did you mean 'openvino'"),
         (("openvino", "int3", "cpu"), r"dtype='int3'.*fp32, bf16, fp16, int8.*did you mean 'int8'"),
-        (("openvino", "fp32", "cuda0"), r"device='cuda0'.*cpu, cuda.*did you mean 'cuda'"),
+        (("openvino", "fp32", "cuda0"), r"device='cuda0'.*cpu, cuda, tensorrt.*did you mean 'cuda'"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(values, said):
@@ -43,7 +43,9 @@ def test_unknown_names_are_refused_with_the_nearest(values, said):
     [
         (("onnxruntime", "bf16", "cpu"), r"onnxruntime does not run bf16 on cpu.*openvino \(.*bf16"),
         (("openvino", "fp32", "cuda"), r"openvino does not run fp32 on cuda.*onnxruntime"),
-        (("onnxruntime", "bf16", "cuda"), "onnxruntime does not run bf16 on cuda"),
+        (("onnxruntime", "bf16", "cuda"), r"onnxruntime does not run bf16 on cuda.*torch \(.*bf16"),
+        (("torch", "fp16", "cpu"), r"torch does not run fp16 on cpu.*openvino \(.*fp16"),
+        (("torch", "fp32", "tensorrt"), r"torch does not run fp32 on tensorrt.*onnxruntime \("),
     ],
 )
 def test_unsupported_combinations_name_what_there_is(values, said):
@@ -58,8 +60,9 @@ def test_auto_takes_openvino_on_the_cpu(dtype):
 
 def test_auto_on_cuda():
     assert choose_backend("auto", "int8", "cuda")[0] == "onnxruntime"
-    with pytest.raises(RuntimeUnavailable, match="bf16 on cuda"):
-        choose_backend("auto", "bf16", "cuda")
+    assert choose_backend("auto", "bf16", "cuda")[0] == "torch"
+    with pytest.raises(RuntimeUnavailable, match="no backend runs int8_bf16 on cuda"):
+        choose_backend("auto", "int8_bf16", "cuda")
 
 
 def test_an_explicit_backend_is_checked():
@@ -105,7 +108,7 @@ def test_fp32_is_executed_in_fp32(fp32):
     assert set(fp32.executed_types()) == {"f32"}
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_number_of_threads_does_not_change_the_result(backend, artefact, faces):
     one = open_runtime(artefact(backend, "fp32"), threads=1)
     two = open_runtime(artefact(backend, "fp32"), threads=2)

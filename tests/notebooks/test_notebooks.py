@@ -102,7 +102,8 @@ def test_data_are_those_asked_for(executed, run_folder):
 def test_inference_writes_what_other_programs_read(executed, run_folder):
     executed("04_infer")
     results = read(run_folder / "04_infer/fp32/results.json")
-    assert (results["images"], results["dtype"], results["backend"]) == (3, "fp32", "openvino")
+    assert (results["images"], results["dtype"]) == (3, "fp32")
+    assert results["backend"] in ("openvino", "onnxruntime"), "whichever was measured to be faster"
     assert {"psnr_mean", "ssim_mean", "psnr_input_mean", "ssim_input_mean", "ms_per_image"} <= results.keys()
     assert len(results["rows"]) == 3 and finite(results["rows"])
     assert len(list((run_folder / "04_infer/fp32/images").glob("*.png"))) == 3
