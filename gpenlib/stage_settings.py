@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +16,12 @@ from gpenlib.settings import Settings
 from gpenlib.weights import Weights, load_weights
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
+
+
+@lru_cache(maxsize=1)
+def _load(weights: str, stamp: int) -> Weights:
+    """Load weights; ``stamp`` changes when the file does."""
+    return load_weights(weights)
 
 
 class RunSettings(Settings):
@@ -36,8 +43,10 @@ class RunSettings(Settings):
         return resolve_path(os.environ.get(OUTPUTS_VARIABLE) or "outputs") / self.run
 
     def load(self) -> Weights:
-        """Load the network."""
-        return load_weights(self.weights)
+        """Load the network; stages that depend on one another share one copy, which none may change."""
+        path = resolve_path(self.weights)
+        stamp = path.stat().st_mtime_ns if path.is_file() else 0
+        return _load(self.weights, stamp)
 
 
 class DataSettings(RunSettings):

@@ -18,6 +18,7 @@ from gpenlib.infer import RuntimeUnavailable
 from gpenlib.run import sha256
 from gpenlib.settings import SettingsError
 from gpenlib.stage_settings import OUTPUTS_VARIABLE
+from gpenlib.stages import compile_stage, data_stage, infer_stage
 
 TINY = {"run": "test", "weights": "tiny-random", "dataset_size": 3, "calib_size": 4}
 CONTRACT = {
@@ -51,8 +52,8 @@ def portraits(tmp_path):
 
 
 def test_what_stands_is_not_built_again(one_run, monkeypatch):
-    monkeypatch.setattr(stages, "restore_pack", pytest.fail)
-    monkeypatch.setattr(stages, "compile_model", pytest.fail)
+    monkeypatch.setattr(infer_stage, "restore_pack", pytest.fail)
+    monkeypatch.setattr(compile_stage, "compile_model", pytest.fail)
     again = stages.infer(infer_settings(dtype="int8"))
     assert again["built"] is False
     assert again["metrics"] == json.loads((one_run / "04_infer/int8/results.json").read_text())
@@ -171,7 +172,7 @@ def test_an_interrupted_build_leaves_no_manifest(faces, monkeypatch):
     settings, folder = faces
     (folder / "manifest.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "write_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(data_stage, "write_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             stages.data(settings)
     assert not (folder / "manifest.json").exists()
