@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpenlib.run import valid_manifest, write_manifest
+from gpenlib.run import resolve_path, valid_manifest, write_manifest
 from gpenlib.stage_settings import RunSettings
 
 log = logging.getLogger("gpenlib.stages")

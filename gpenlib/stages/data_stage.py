@@ -8,6 +8,7 @@ from typing import Any
 from gpenlib.data.packs import Pack, read_pack, write_pack
 from gpenlib.data.sources import combined_digest, open_folder
 from gpenlib.data.splits import open_source, split
+from gpenlib.run import resolve_path
 from gpenlib.stage_settings import DataSettings
 from gpenlib.stages.base import path_from, stage
 
