@@ -9,6 +9,7 @@ import pytest
 from gpenlib import stages
 from gpenlib.architecture import CheckpointError
 from gpenlib.compile import compiler
+from gpenlib.compile.histogram import MODES
 from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.packs import read_pack
 from gpenlib.data.sources import DataError
@@ -332,3 +333,25 @@ def test_a_file_that_is_not_there_is_refused_before_anything_runs():
     for name in ("lpips_weights", "features_file"):
         with pytest.raises(SettingsError, match=f"{name}='no/such.pt'.*no such file"):
             stages.ErrorSettings.parse(TINY | {name: "no/such.pt"})
+
+
+def test_sensitivity_is_measured_once(outputs_root):
+    settings = infer_settings(dtype="int8")
+    found = stages.sensitivity(settings, healed=1)
+    assert found["built"] and not stages.sensitivity(settings, healed=1)["built"]
+    ranking, steps = found["metrics"]["ranking"], found["metrics"]["steps"]
+    assert len(ranking) == len(stages.compile(settings)["metrics"]["layers"])
+    assert [step["excluded"] for step in steps] == [0, 1]
+    assert steps[1]["psnr"] > steps[0]["psnr"]  # without the worst layer the output is closer to float
+
+
+def test_choice_covers_every_dtype_and_mode(outputs_root):
+    settings = {dtype: infer_settings(dtype=dtype, backend="openvino") for dtype in ("fp32", "int8")}
+    found = stages.choice(settings, faces=2)
+    assert found["built"] and not stages.choice(settings, faces=2)["built"]
+    rows = {(row["dtype"], row["mode"]): row for row in found["metrics"]["rows"]}
+    assert set(rows) == {("fp32", None), *(("int8", mode) for mode in MODES)}
+    assert rows["fp32", None]["psnr_drop"] == 0 and rows["fp32", None]["psnr_to_fp32"] == 100
+    for row in rows.values():
+        assert row["psnr"] + row["psnr_drop"] == pytest.approx(rows["fp32", None]["psnr"])
+    assert not [path for path in Path(found["folder"]).iterdir() if path.is_dir()]

@@ -242,6 +242,37 @@ def exclude_automatically(
     return {name: layer for name, layer in layers.items() if name not in excluded}, report
 
 
+def measure_sensitivity(
+    deploy: DeployGpen, built: Int8Build, data: CalibrationData, images: int, healed: int
+) -> dict[str, Any]:
+    """Rank all quantised layers, and measure what leaving the worst of them in float brings.
+
+    Parameters
+    ----------
+    deploy : DeployGpen
+    built : Int8Build
+        Without exclusions.
+    data : CalibrationData
+    images : int
+        Calibration images to measure on.
+    healed : int
+        How many layers to leave in float at most.
+
+    Returns
+    -------
+    dict
+        ``images``; ``ranking`` (rows of LayerSensitivity); ``steps``: ``excluded`` (how many of the ranking
+        stay in float), ``psnr`` (against the float network, dB) and ``drop_db`` (against the truth).
+    """
+    probe = open_probe(deploy, data, images)
+    ranking = rank_layers(probe, built.layers)
+    steps = []
+    for count in range(min(healed, len(ranking) - 1) + 1):
+        kept = {row.name: built.layers[row.name] for row in ranking[count:]}
+        steps.append({"excluded": count, **probe.measure(kept)})
+    return {"images": len(probe.inputs), "ranking": [row.to_dict() for row in ranking], "steps": steps}
+
+
 def open_probe(deploy: DeployGpen, data: CalibrationData, images: int) -> Probe:
     """Return a probe over the first calibration images and their truths."""
     pairs = list(data.pairs(images, deploy.config.out_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -72,11 +73,22 @@ class Probe:
         """Return the mean loss of PSNR against the truths in dB (negative: a gain)."""
         return float(np.mean(self._scores - self._score(self.run(layers))))
 
+    def measure(self, layers: Mapping[str, RoundedLayer]) -> dict[str, float]:
+        """Return ``psnr`` against the float network and ``drop_db`` against the truths, from one run."""
+        outputs = self.run(layers)
+        error = float((outputs - self.reference).double().square().mean())
+        return {"psnr": decibels(error), "drop_db": float(np.mean(self._scores - self._score(outputs)))}
+
     def _score(self, outputs: Tensor) -> np.ndarray:
         if not self.truths:
             return np.zeros(0)
         images = from_tensor(outputs.numpy())
         return np.array([finite_psnr(a, b) for a, b in zip(images, self.truths, strict=True)])
+
+
+def decibels(error: float) -> float:
+    """Return the PSNR of a mean squared error at data range 2; at most 126 dB."""
+    return 10 * math.log10(4 / max(error, 1e-12))
 
 
 def rank_layers(probe: Probe, layers: Mapping[str, RoundedLayer]) -> list[LayerSensitivity]:
@@ -85,10 +97,7 @@ def rank_layers(probe: Probe, layers: Mapping[str, RoundedLayer]) -> list[LayerS
     errors = {name: probe.error({name: layer}) for name, layer in bar}
     total = sum(errors.values()) or 1.0
     order = sorted(errors, key=lambda name: -errors[name])
-    return [
-        LayerSensitivity(name, 10 * float(np.log10(4 / max(errors[name], 1e-12))), errors[name] / total)
-        for name in order
-    ]
+    return [LayerSensitivity(name, decibels(errors[name]), errors[name] / total) for name in order]
 
 
 def choose_exclusions(

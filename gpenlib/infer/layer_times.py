@@ -7,14 +7,14 @@ import re
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpenlib.infer.runtime import MANIFEST_FILE, RuntimeUnavailable, file_for
-from gpenlib.run import read_json
+from gpenlib.infer.onnx_runtimes import OnnxRuntimeRuntime, OpenVinoRuntime
+from gpenlib.infer.runtime import Runtime, open_runtime
 
 KINDS = (
     "convolution", "transposed convolution", "depthwise filter", "element-wise", "concatenation",
@@ -37,75 +37,77 @@ FILTER_NAME = re.compile(r"\.(blur\.conv|upsample)$")
 WARM_UP = 2
 
 
-def layer_times(artefact_dir: Path, repeats: int = 5, threads: int | None = None) -> list[dict[str, Any]]:
-    """Return the median time of every executed layer at batch 1, the slowest first.
+Event = tuple[str, str, str, float]  # name, operator, precision, ms
+
+
+def layer_times(
+    artefacts: Mapping[str, Path], repeats: int = 5, threads: int | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the median time of every executed layer at batch 1, the slowest first, for several artefacts.
+
+    They run in turns, so that noise on the machine hits all alike.
 
     Parameters
     ----------
-    artefact_dir : Path
+    artefacts : mapping of label to Path
     repeats : int
-        Timed calls.
+        Timed calls each.
     threads : int, optional
         Default: the backend's own choice.
 
     Returns
     -------
-    list of dict
+    dict of label to list of dict
         ``name`` (module path where the layer is one of the graph's), ``operator`` (the backend's), ``kind``
-        (one of :data:`KINDS`), ``precision`` (``int8``, ``bf16``, ``f16``, ``f32``), ``ms``.
-
-    Raises
-    ------
-    RuntimeUnavailable
-        If the artefact's backend has no profiler that we read.
+        (one of :data:`KINDS`), ``precision`` (``int8``, ``bf16``, ``f16``, ``f32``), ``ms``. Empty for
+        backends that have no profiler we read (PyTorch's).
     """
-    manifest = read_json(artefact_dir / MANIFEST_FILE)
-    size = manifest["in_size"]
-    image = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
-    profilers = {"openvino": _openvino_times, "onnxruntime": _onnxruntime_times}
-    backend = manifest["backend"]
-    if backend not in profilers:
-        raise RuntimeUnavailable(f"no layer times from {backend}; backends: {', '.join(profilers)}")
-    path = artefact_dir / file_for(manifest, backend)
-    return _medians(profilers[backend](path, manifest, image, repeats, threads))
+    profiles: dict[str, OpenVinoProfile | OnnxRuntimeProfile] = {}
+    for label, folder in artefacts.items():
+        runtime = open_runtime(folder, threads)
+        if runtime.backend in PROFILES:
+            profiles[label] = PROFILES[runtime.backend](runtime)
+    for _ in range(WARM_UP + repeats):
+        for profile in profiles.values():
+            profile.run()
+    return {label: _medians(profiles[label].events()) if label in profiles else [] for label in artefacts}
 
 
-Event = tuple[str, str, str, float]  # name, operator, precision, ms
+def example(runtime: Runtime) -> np.ndarray:
+    """Return a seeded random input for a runtime."""
+    shape = (1, 3, runtime.in_size, runtime.in_size)
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
 
 
-def _openvino_times(
-    path: Path, manifest: dict[str, Any], image: np.ndarray, repeats: int, threads: int | None
-) -> Iterable[Event]:
-    """Yield the events of ``repeats`` calls from OpenVINO's performance counters."""
-    import openvino
+class OpenVinoProfile:
+    """Performance counters of OpenVINO."""
 
-    from gpenlib.infer.onnx_runtimes import OpenVinoRuntime
+    def __init__(self, runtime: Runtime) -> None:
+        assert isinstance(runtime, OpenVinoRuntime)
+        compiled = runtime.compile(1, PERF_COUNT=True)
+        self._names = {
+            node.get_friendly_name(): _openvino_name(node)
+            for node in compiled.get_runtime_model().get_ordered_ops()
+        }
+        self._request = compiled.create_infer_request()
+        self._image = example(runtime)
+        self._calls = 0
+        self._events: list[Event] = []
 
-    core = openvino.Core()
-    model = core.read_model(path)
-    model.reshape(list(image.shape))
-    properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": OpenVinoRuntime.HINTS[manifest["dtype"]],
-        "PERFORMANCE_HINT": "LATENCY",
-        "PERF_COUNT": True,
-    }
-    if threads:
-        properties["INFERENCE_NUM_THREADS"] = threads
-    compiled = core.compile_model(model, "CPU", properties)
-    names = {
-        node.get_friendly_name(): _openvino_name(node)
-        for node in compiled.get_runtime_model().get_ordered_ops()
-    }
-    request = compiled.create_infer_request()
-    for call in range(WARM_UP + repeats):
-        request.infer({0: image})
-        if call < WARM_UP:
-            continue
-        for found in request.get_profiling_info():
+    def run(self) -> None:
+        """Run once and keep the events, unless it is for warming up."""
+        self._request.infer({0: self._image})
+        self._calls += 1
+        for found in self._request.get_profiling_info() if self._calls > WARM_UP else ():
             milliseconds = found.real_time.total_seconds() * 1000
             if milliseconds > 0:
                 precision = found.exec_type.rpartition("_")[2].lower()
-                yield names.get(found.node_name, found.node_name), found.node_type, precision, milliseconds
+                name = self._names.get(found.node_name, found.node_name)
+                self._events.append((name, found.node_type, precision, milliseconds))
+
+    def events(self) -> list[Event]:
+        """Return the events of all timed calls."""
+        return self._events
 
 
 def _openvino_name(node: Any) -> str:
@@ -115,35 +117,46 @@ def _openvino_name(node: Any) -> str:
     return str(paths[0] if paths else node.get_friendly_name())
 
 
-def _onnxruntime_times(
-    path: Path, manifest: dict[str, Any], image: np.ndarray, repeats: int, threads: int | None
-) -> Iterable[Event]:
-    """Yield the events of ``repeats`` calls from ONNX Runtime's profile."""
-    import onnx
-    import onnxruntime
+class OnnxRuntimeProfile:
+    """Profile of ONNX Runtime, which it writes to a file."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    options.enable_profiling = True
-    with tempfile.TemporaryDirectory() as work:
-        options.profile_file_prefix = str(Path(work) / "profile")
-        source = str(path)
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        for _ in range(WARM_UP + repeats):
-            session.run(None, {session.get_inputs()[0].name: image})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    graph = onnx.load(path, load_external_data=False).graph
-    producers = {name: node for node in graph.node for name in node.output}
-    seen: dict[str, int] = defaultdict(int)
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        name, operator = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
-        seen[name] += 1
-        if seen[name] > WARM_UP:
-            precision = "int8" if operator == "QLinearConv" else "f32"
-            yield _original_name(name, operator, producers), operator, precision, event["dur"] / 1000
+    def __init__(self, runtime: Runtime) -> None:
+        assert isinstance(runtime, OnnxRuntimeRuntime)
+        self._folder = tempfile.TemporaryDirectory()
+        self._path = runtime.path
+        self._session = runtime.profiled(str(Path(self._folder.name) / "profile"))
+        self._feed = {self._session.get_inputs()[0].name: example(runtime)}
+
+    def run(self) -> None:
+        """Run once."""
+        self._session.run(None, self._feed)
+
+    def events(self) -> list[Event]:
+        """Return the events of all timed calls, and end the profile."""
+        import onnx
+
+        content = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        self._folder.cleanup()
+        graph = onnx.load(self._path).graph
+        producers = {name: node for node in graph.node for name in node.output}
+        seen: dict[str, int] = defaultdict(int)
+        found: list[Event] = []
+        for event in content:
+            if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+                continue
+            name, operator = event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]
+            seen[name] += 1
+            if seen[name] > WARM_UP:
+                precision = "int8" if operator == "QLinearConv" else "f32"
+                original = _original_name(name, operator, producers)
+                found.append((original, operator, precision, event["dur"] / 1000))
+        return found
+
+
+PROFILES: dict[str, type[OpenVinoProfile | OnnxRuntimeProfile]] = {
+    "openvino": OpenVinoProfile,
+    "onnxruntime": OnnxRuntimeProfile,
+}
 
 
 def _original_name(name: str, operator: str, producers: dict[str, Any]) -> str:
@@ -155,6 +168,12 @@ def _original_name(name: str, operator: str, producers: dict[str, Any]) -> str:
     return node.name if node is not None and node.name else stem
 
 
+def kind_of(name: str, operator: str) -> str:
+    """Return the kind of a layer; depthwise filters are called Conv too by ONNX Runtime."""
+    kind = KIND_OF.get(operator, "other")
+    return "depthwise filter" if "convolution" in kind and FILTER_NAME.search(name) else kind
+
+
 def _medians(events: Iterable[Event]) -> list[dict[str, Any]]:
     """Group events by layer."""
     times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
@@ -164,7 +183,7 @@ def _medians(events: Iterable[Event]) -> list[dict[str, Any]]:
         {
             "name": name,
             "operator": operator,
-            "kind": "depthwise filter" if FILTER_NAME.search(name) else KIND_OF.get(operator, "other"),
+            "kind": kind_of(name, operator),
             "precision": {"i8": "int8", "u8": "int8"}.get(precision, precision),
             "ms": statistics.median(values),
         }

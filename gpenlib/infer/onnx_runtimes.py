@@ -45,11 +45,15 @@ class OpenVinoRuntime(Runtime):
             warnings.warn(f"this processor has no bf16: OpenVINO computes in {ran}", stacklevel=3)
         self.executed_precision = f"int8 convolutions, rest {ran}" if self.dtype in QUANTISED else ran
 
+    def compile(self, size: int, **properties: Any) -> Any:
+        """Return the compiled model for a batch size, with further OpenVINO properties."""
+        model = self._model.clone()
+        model.reshape([size, 3, self.in_size, self.in_size])
+        return self._core.compile_model(model, "CPU", {**self._properties, **properties})
+
     def _for_batch(self, size: int) -> Any:
         if size not in self._compiled:
-            model = self._model.clone()
-            model.reshape([size, 3, self.in_size, self.in_size])
-            self._compiled[size] = self._core.compile_model(model, "CPU", self._properties)
+            self._compiled[size] = self.compile(size)
         return self._compiled[size]
 
     def _run(self, batch: FloatArray) -> FloatArray:
@@ -144,6 +148,13 @@ class OnnxRuntimeRuntime(Runtime):
                 "device='cpu' needs none"
             )
         return session
+
+    def profiled(self, prefix: str) -> Any:
+        """Return a session that profiles into a file whose name starts with ``prefix``."""
+        options = self._options(self.threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = prefix
+        return self._open(options)
 
     def _run(self, batch: FloatArray) -> FloatArray:
         return np.asarray(self._session.run(None, {self._input: batch})[0], dtype=np.float32)

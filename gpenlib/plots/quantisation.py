@@ -209,7 +209,7 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
     )
     last = list(times)[-1]
     shown = times[last][:SHOWN_LAYERS]
-    labels = [f"{row['name']}  ({row['precision']})" for row in shown]
+    labels = [f"{shortened(row['name'])}  ({row['precision']})" for row in shown]
     colours = [KIND_COLOURS[row["kind"]] for row in shown]
     below.barh(range(len(shown)), [row["ms"] for row in shown], 0.7, color=colours)
     below.set_yticks(range(len(shown)), labels, fontsize=8)
@@ -220,6 +220,11 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
         axis.grid(axis="y", visible=False)
         axis.set_axisbelow(True)
     return figure
+
+
+def shortened(name: str, length: int = 32) -> str:
+    """Return a name with its beginning left out if it is long."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def pareto_figure(rows: Sequence[Row]) -> Figure:

@@ -12,7 +12,7 @@ from gpenlib.stage_settings import (
     InferSettings,
     RunSettings,
 )
-from gpenlib.stages.compile_stage import build_config, compile, float_graph
+from gpenlib.stages.compile_stage import build_config, choice, compile, float_graph, sensitivity
 from gpenlib.stages.data_stage import data, evaluation_pack
 from gpenlib.stages.errors_stage import errors
 from gpenlib.stages.export_stage import export
@@ -25,6 +25,7 @@ __all__ = [
     "InferSettings",
     "RunSettings",
     "build_config",
+    "choice",
     "compile",
     "data",
     "errors",
@@ -33,4 +34,5 @@ __all__ = [
     "float_graph",
     "infer",
     "output_reader",
+    "sensitivity",
 ]

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gpenlib.compile import BuildConfig, as_build_config, compile_model
-from gpenlib.export import export_onnx, summarise_graph
+from gpenlib.compile.calibration_data import open_calibration_data
+from gpenlib.compile.choice import compare_artefacts
+from gpenlib.compile.config import QuantizeConfig
+from gpenlib.compile.histogram import MODES
+from gpenlib.compile.int8 import build_int8, measure_sensitivity
+from gpenlib.export import deploy_form, export_onnx, summarise_graph
 from gpenlib.infer import choose_backend
 from gpenlib.infer.runtime import QUANTISED
 from gpenlib.run import read_json
 from gpenlib.stage_settings import CompileSettings, RunSettings
 from gpenlib.stages.base import stage
-from gpenlib.stages.data_stage import data
+from gpenlib.stages.data_stage import data, evaluation_pack
+
+FIELDS = set(CompileSettings.model_fields)
+UNEXCLUDED = {"exclude_layers": [], "quantize_mode": "manual"}
+HEALED = 8  # layers left in float at most when the healing is measured
+CHOICE_FACES = 16
 
 
 def compile(settings: CompileSettings) -> dict[str, Any]:
@@ -27,10 +39,10 @@ def compile(settings: CompileSettings) -> dict[str, Any]:
     if settings.dtype in QUANTISED:
         inputs["calibration"] = data(settings)["inputs"]["calibration"]
 
-    cache = settings.folder / "03_compile" / "calibration"
-
     def build(folder: Path) -> dict[str, Any]:
-        artefact = compile_model(weights.model, config, folder / "artefact", float_graph(settings), cache)
+        artefact = compile_model(
+            weights.model, config, folder / "artefact", float_graph(settings), calibration_cache(settings)
+        )
         return dict(read_json(artefact / "manifest.json"))
 
     return stage(settings, f"03_compile/{settings.dtype}", described, inputs, build)
@@ -45,6 +57,77 @@ def float_graph(settings: RunSettings) -> Path:
 
     inputs = {"weights": weights.digest}
     return Path(stage(settings, "03_compile/float", {}, inputs, build)["folder"]) / "model.onnx"
+
+
+def sensitivity(settings: CompileSettings, healed: int = HEALED) -> dict[str, Any]:
+    """Part of 03_compile: which layers int8 hurts most, in ``03_compile/sensitivity``.
+
+    Metrics: as :func:`gpenlib.compile.int8.measure_sensitivity`, and ``max_drop_db``, the budget of
+    ``exclude_layers: auto``. Layers that the configuration excludes are measured like the others.
+    """
+    settings = CompileSettings.parse(settings.model_dump(include=FIELDS) | {"dtype": "int8"})
+    weights = settings.load()
+    config = build_config(settings)
+    options = QuantizeConfig.parse(config.backend.quantize.model_dump() | UNEXCLUDED)
+    inputs = {"weights": weights.digest, "calibration": data(settings)["inputs"]["calibration"]}
+
+    def build(folder: Path) -> dict[str, Any]:
+        deploy = deploy_form(weights.model)
+        images = open_calibration_data(config.dataset, deploy.config.in_size)
+        built = build_int8(deploy, options, float_graph(settings), images, calibration_cache(settings))
+        found = measure_sensitivity(deploy, built, images, options.sensitivity_images, healed)
+        return {**found, "max_drop_db": options.max_drop_db}
+
+    described = {"quantize": options.model_dump(), "healed": healed}
+    return stage(settings, "03_compile/sensitivity", described, inputs, build)
+
+
+def choice(settings: Mapping[str, CompileSettings], faces: int = CHOICE_FACES) -> dict[str, Any]:
+    """Part of 03_compile: quality of every dtype, and of int8 in every calibration mode, on the same faces.
+
+    Parameters
+    ----------
+    settings : mapping of dtype to CompileSettings
+        fp32 must be among them.
+    faces : int
+        The first so many evaluation faces.
+
+    Returns
+    -------
+    dict
+        The manifest; metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.choice.compare_artefacts`.
+    """
+    first = settings["fp32"]
+    inputs, artefacts = {}, {}
+    for dtype, own in settings.items():
+        manifest = compile(own)
+        inputs[dtype] = manifest["outputs"]["artefact/model.onnx"]
+        artefacts[dtype, manifest["metrics"].get("quantisation", {}).get("calibrate_mode")] = (
+            Path(manifest["folder"]) / "artefact"
+        )
+    pack = evaluation_pack(first)
+    inputs["evaluation"] = data(first)["inputs"]["evaluation"]
+
+    def build(folder: Path) -> dict[str, Any]:
+        for dtype, own in settings.items():
+            for mode in MODES if dtype in QUANTISED else ():
+                if (dtype, mode) not in artefacts:
+                    config = build_config(CompileSettings.parse(own.model_dump() | {"calibrate_mode": mode}))
+                    target = folder / f"{dtype}-{mode}"
+                    cache = calibration_cache(own)
+                    graph = float_graph(own)
+                    artefacts[dtype, mode] = compile_model(own.load().model, config, target, graph, cache)
+        rows = compare_artefacts(artefacts, pack, faces, first.device)
+        for path in folder.iterdir():
+            shutil.rmtree(path)  # these artefacts were only measured; notebook 04 builds the one it wants
+        return {"faces": min(faces, len(pack)), "rows": rows}
+
+    return stage(first, "03_compile/choice", {"faces": faces}, inputs, build)
+
+
+def calibration_cache(settings: RunSettings) -> Path:
+    """Return the folder that keeps what calibration found."""
+    return settings.folder / "03_compile" / "calibration"
 
 
 def build_config(settings: CompileSettings) -> BuildConfig:
