@@ -80,11 +80,17 @@ def contestants(weights: str, work: Path, threads: int) -> dict[str, tuple[str, 
         ):
             runtime = graph_runtime(path, backend, dtype, size, threads)
             found[f"{label}, {name} {dtype}"] = (dtype, partial(runtime, batch))
-    for dtype, arithmetic in (("fp16", "fp32"), ("int8", "int8")):
-        build = {"backend": {"type": "openvino", "dtype": dtype}, "dataset": {"sampler": {"get_data_num": 4}}}
+    few = {"sampler": {"get_data_num": 4}}
+    for dtype, arithmetic, names in (
+        ("fp16", "fp32", {"openvino": "OpenVINO"}),
+        ("int8", "int8", {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}),
+    ):
+        backend, *also = names
+        build = {"backend": {"type": backend, "dtype": dtype, "also": also}, "dataset": few}
         artefact = compile_model(deploy, build, work / dtype, plain)
-        runtime = open_runtime(artefact, threads=threads)
-        found[f"deploy form, OpenVINO {dtype}"] = (arithmetic, partial(runtime, batch))
+        for backend, name in names.items():
+            runtime = open_runtime(artefact, threads=threads, backend=backend)
+            found[f"deploy form, {name} {dtype}"] = (arithmetic, partial(runtime, batch))
     # int8 and int8_bf16 are one file, run with different arithmetic around its int8 convolutions.
     mixed = graph_runtime(work / "int8" / MODEL_FILE, "openvino", "int8_bf16", size, threads)
     found["deploy form, OpenVINO int8_bf16"] = ("int8", partial(mixed, batch))

@@ -112,7 +112,9 @@ def choice(settings: Mapping[str, CompileSettings], faces: int = CHOICE_FACES) -
         for dtype, own in settings.items():
             for mode in MODES if dtype in QUANTISED else ():
                 if (dtype, mode) not in artefacts:
-                    config = build_config(CompileSettings.parse(own.model_dump() | {"calibrate_mode": mode}))
+                    config = build_config(
+                        CompileSettings.parse(own.model_dump(include=FIELDS) | {"calibrate_mode": mode})
+                    )
                     target = folder / f"{dtype}-{mode}"
                     cache = calibration_cache(own)
                     graph = float_graph(own)
