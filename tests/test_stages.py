@@ -357,3 +357,18 @@ def test_choice_covers_every_dtype_and_mode(outputs_root):
         assert row["psnr"] + row["psnr_drop"] == pytest.approx(rows["fp32", None]["psnr"])
     left = [path.name for path in pathlib.Path(found["folder"]).iterdir()]
     assert left == ["manifest.json"]  # the artefacts were only measured
+
+
+def test_the_vendors_file_in_a_stage_names_what_is_replaced():
+    """Every key of the file is used, replaced by a setting and named, or listed as not used."""
+    path = pathlib.Path(__file__).parent / "data_files" / "vendor_build.yaml"
+    settings = infer_settings(dtype="int8", build=str(path))
+    replaced = stages.replaced_keys(settings)
+    assert {"backend.type", "dataset.path", "frontend.checkpoint", "dataset.sampler.get_data_num"} <= set(
+        replaced
+    )
+    assert "backend.quantize.calibrate_mode" not in replaced and "dataset.process_ops" not in replaced
+    config = stages.build_config(settings)
+    assert config.backend.quantize.calibrate_mode == "mse"
+    assert "backend.compile.opt_level" in config.unused_keys()
+    assert stages.replaced_keys(infer_settings()) == []

@@ -12,7 +12,14 @@ from gpenlib.stage_settings import (
     InferSettings,
     RunSettings,
 )
-from gpenlib.stages.compile_stage import build_config, choice, compile, float_graph, sensitivity
+from gpenlib.stages.compile_stage import (
+    build_config,
+    choice,
+    compile,
+    float_graph,
+    replaced_keys,
+    sensitivity,
+)
 from gpenlib.stages.data_stage import data, evaluation_pack
 from gpenlib.stages.errors_stage import errors
 from gpenlib.stages.export_stage import export
@@ -34,5 +41,6 @@ __all__ = [
     "float_graph",
     "infer",
     "output_reader",
+    "replaced_keys",
     "sensitivity",
 ]

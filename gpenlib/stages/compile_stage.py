@@ -132,6 +132,24 @@ def calibration_cache(settings: RunSettings) -> Path:
     return settings.folder / "03_compile" / "calibration"
 
 
+def replaced_keys(settings: CompileSettings) -> list[str]:
+    """Return the keys of the build file that the settings replace by other values, dotted."""
+    if settings.build is None:
+        return []
+    given = flat_keys(as_build_config(settings.build).model_dump(exclude_unset=True))
+    used = flat_keys(build_config(settings).model_dump())
+    return [key for key, value in given.items() if used.get(key, ...) != value]
+
+
+def flat_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= flat_keys(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
+    return flat
+
+
 def build_config(settings: CompileSettings) -> BuildConfig:
     """Return the build configuration of a stage: the file's, with our dtype, backend and calibration pack.
 
@@ -143,6 +161,8 @@ def build_config(settings: CompileSettings) -> BuildConfig:
     values["name"] = f"{settings.weights}_{settings.dtype}".replace("/", "_")
     values["backend"]["dtype"] = settings.dtype
     values["backend"] |= {"type": settings.backend, "device": settings.device}
+    values["frontend"]["checkpoint"] = settings.weights
+    values["frontend"]["type"] = "onnx" if settings.weights.endswith(".onnx") else "pytorch"
     if settings.calibrate_mode is not None:
         values["backend"]["quantize"]["calibrate_mode"] = settings.calibrate_mode
     if settings.dtype in QUANTISED:
