@@ -26,7 +26,7 @@ EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer",
 SMOKE = read_yaml(ROOT / "params/smoke.yaml")
 INFER_PARAMETERS = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtype", "backend", "device", "batch_size",
-    "calib_dir", "calib_size", "save_images",
+    "calib_dir", "calib_size", "save_images", "save_npz", "build", "calibrate_mode",
 )  # fmt: skip
 
 
