@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from numpy.typing import NDArray
 
 from gpenlib.compile.histogram import MagnitudeHistogram
@@ -29,8 +31,9 @@ class ChannelRange:
 
     def update(self, values: NDArray[np.float32]) -> None:
         """Widen by an array [N, C, H, W]."""
-        self.low = np.minimum(self.low, values.min(axis=(0, 2, 3)))
-        self.high = np.maximum(self.high, values.max(axis=(0, 2, 3)))
+        channels = torch.from_numpy(values)  # torch reduces on all cores, numpy on one
+        self.low = np.minimum(self.low, channels.amin(dim=(0, 2, 3)).numpy())
+        self.high = np.maximum(self.high, channels.amax(dim=(0, 2, 3)).numpy())
 
 
 @dataclass
@@ -84,7 +87,7 @@ def calibrate(
     for image in images:
         values = dict(zip(watched, session.run(watched, {feed: image}), strict=True))
         for name, value in values.items():
-            if not np.isfinite(value).all():
+            if not all(map(math.isfinite, torch.from_numpy(value).aminmax())):  # NaN prevails in both
                 raise CalibrationError(f"tensor {name} is not finite on calibration image {found.images}")
         _record(found, values, inputs, outputs)
         found.images += 1
@@ -108,7 +111,7 @@ def _record(
     for name in inputs:
         value = values[name]
         found.histograms[name].update(value)
-        means = value.mean(axis=(0, 2, 3), dtype=np.float64)
+        means = torch.from_numpy(value).mean(dim=(0, 2, 3)).double().numpy()
         found.input_means[name] = found.input_means.get(name, 0.0) + means
     for name in outputs:
         channels = values[name].shape[1]
