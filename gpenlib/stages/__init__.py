@@ -12,11 +12,13 @@ from gpenlib.stage_settings import (
     InferSettings,
     RunSettings,
 )
+from gpenlib.stages.comparison_stage import compare_runs
 from gpenlib.stages.compile_stage import build_config, compile, float_graph
 from gpenlib.stages.data_stage import data, evaluation_pack
 from gpenlib.stages.errors_stage import errors
 from gpenlib.stages.export_stage import export
 from gpenlib.stages.infer_stage import infer, output_reader
+from gpenlib.stages.report_stage import papermill_command
 
 __all__ = [
     "CompileSettings",
@@ -25,6 +27,7 @@ __all__ = [
     "InferSettings",
     "RunSettings",
     "build_config",
+    "compare_runs",
     "compile",
     "data",
     "errors",
@@ -33,4 +36,5 @@ __all__ = [
     "float_graph",
     "infer",
     "output_reader",
+    "papermill_command",
 ]
