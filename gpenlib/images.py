@@ -128,8 +128,12 @@ def from_tensor(tensor: NDArray[np.floating], rounding: Rounding = "round") -> I
     """
     if rounding not in ROUNDINGS:
         raise ValueError(choice_error("rounding", rounding, ROUNDINGS))
-    scaled = to_levels(tensor)
-    whole = np.rint(scaled) if rounding == "round" else scaled
+    return from_levels(to_levels(tensor), rounding)
+
+
+def from_levels(levels: FloatArray, rounding: Rounding = "round") -> Image:
+    """Turn grey levels in [0, 255] into whole numbers, uint8 of the same shape; see :func:`from_tensor`."""
+    whole = np.rint(levels) if rounding == "round" else levels
     return whole.astype(np.uint8)
 
 

@@ -97,6 +97,23 @@ class ErrorSettings(InferSettings):
     lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
+    worst: int = Field(4, ge=1, description="how many of the faces with the largest loss are shown")
+    runs: tuple[str, ...] = Field((), description="runs whose results are compared, too")
+    max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
+    repeats: int = Field(9, ge=1, description="timed calls of every dtype, taken in turns")
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(word.strip() for word in words if word.strip())
+
+    @field_validator("runs")
+    @classmethod
+    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value and len(set(value)) < max(2, len(value)):
+            raise ValueError("name two or more different runs, separated by commas, or none")
+        return tuple(cls._folder_name(name) for name in value)
 
     @field_validator("lpips_weights", "features_file")
     @classmethod

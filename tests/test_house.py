@@ -24,6 +24,7 @@ LAYERS = [
     {"infer"},
     {"compile"},
     {"errors", "train"},
+    {"report"},
     {"stage_settings"},
     {"stages"},
     {"notebook_pages"},

@@ -167,6 +167,13 @@ def test_unrounded_scores_approach_the_rounded_ones(picture):
     assert finite_psnr(levels, levels, 255.0) == 100.0
 
 
+def test_lab_is_that_of_scikit_image():
+    """Over the whole cube of colours; a bit of float32 near 100 is 8e-6."""
+    colours = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    colours[0, :256] = np.arange(256)[:, None]
+    np.testing.assert_allclose(to_lab(colours), rgb2lab(colours.astype(np.float32) / 255), rtol=0, atol=2e-5)
+
+
 def test_lab_in_single_precision_is_close_to_double(picture):
     np.testing.assert_allclose(to_lab(picture), rgb2lab(picture), atol=1e-3)
     assert to_lab(picture).dtype == np.float32

@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -372,3 +373,53 @@ def test_the_vendors_file_in_a_stage_names_what_is_replaced():
     assert config.backend.quantize.calibrate_mode == "mse"
     assert "backend.compile.opt_level" in config.unused_keys()
     assert stages.replaced_keys(infer_settings()) == []
+
+
+@pytest.mark.parametrize("runs", ["one", "a,a", "a,../b"])
+def test_runs_to_compare_are_two_or_more_names(runs):
+    with pytest.raises(SettingsError, match="runs"):
+        stages.ErrorSettings.parse(TINY | {"runs": runs})
+    assert stages.ErrorSettings.parse(TINY | {"runs": ""}).runs == ()
+
+
+def test_runs_are_compared(one_run):
+    """The same faces twice, int8 calibrated on other numbers of images, and once other faces."""
+    common = TINY | {"dtypes": "fp32,int8", "repeats": 1}
+    stages.errors(stages.ErrorSettings.parse(common))
+    for name in ("fewer", "again"):  # what is the same, such as the float graph, is not built again
+        shutil.copytree(one_run, one_run.parent / name)
+    fewer = stages.ErrorSettings.parse(common | {"run": "fewer", "dataset_size": 2})
+    stages.errors(fewer)
+    settings = stages.ErrorSettings.parse(
+        common | {"run": "again", "calib_size": 2, "runs": "test,again,fewer"}
+    )
+    manifest = stages.errors(settings)
+    comparison = manifest["comparison"]
+    rows = comparison["metrics"]["rows"]
+    verdicts = {
+        row["run"]: row["verdict"] for row in rows if (row["dtype"], row["score"]) == ("int8", "psnr")
+    }
+    assert verdicts == {
+        "test": "first run", "again": "too few images", "fewer": "different faces: no paired test",
+    }  # fmt: skip
+    fp32 = next(r for r in rows if (r["dtype"], r["score"], r["run"]) == ("fp32", "psnr", "again"))
+    assert fp32["difference"] == 0, "the same network on the same faces"
+    written = settings.folder / "05_errors/comparison"
+    assert len((written / "comparison.csv").read_text().splitlines()) == len(rows) + 1
+    assert json.loads((written / "comparison.json").read_text())["rows"] == rows
+    page = (settings.folder / "report.html").read_text(encoding="utf-8")
+    assert "Compared with other runs" in page and "different faces: no paired test" in page
+    assert stages.compare_runs(settings.runs, settings)["built"] is False
+    stages.errors(stages.ErrorSettings.parse(common | {"run": "again", "calib_size": 2}))
+    assert "Compared with other runs" not in (settings.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_not_there_is_named_with_what_makes_it(outputs_root):
+    settings = stages.ErrorSettings.parse(TINY)
+    results = outputs_root / "first/05_errors/results.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    with pytest.raises(DataError, match=r"run 'frst' has no results.*did you mean 'first'.*-p run frst"):
+        stages.compare_runs(("frst", "first"), settings)
+    with pytest.raises(DataError, match=r"run 'first'.*older version.*-p run first"):
+        stages.compare_runs(("first", "frst"), settings)

@@ -6,7 +6,6 @@ The figures are those that 04_infer gives for the same outputs, because the same
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from gpenlib.infer.chroma import Chroma, DataChroma, data_chroma
 from gpenlib.infer.npz_outputs import output_paths, read_output_npz
 from gpenlib.infer.scoring import BASELINES, SCORES, in_parallel, score, summarise
 from gpenlib.progress import progress
-from gpenlib.run import write_atomically, write_json
+from gpenlib.run import write_csv, write_json
 
 Row = dict[str, Any]
 
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"chroma baseline: {chroma.source}")
     out = given.out or given.folder.parent
     results = {"images": len(rows), "chroma_baseline": chroma.source, **means, "rows": rows}
-    for path in (write_json(out / "rows.json", results), _write_csv(out / "rows.csv", rows)):
+    for path in (write_json(out / "rows.json", results), write_csv(out / "rows.csv", rows)):
         print(f"wrote {path}")
     return 0
 
@@ -101,15 +100,6 @@ def _table(means: dict[str, float], count: int) -> str:
         values = [means[f"{name}_{label}_mean"] for name in ("psnr", "ssim")]
         lines.append(f"{label:<16}" + "".join(f"{value:>14.4f}" for value in values))
     return "\n".join(lines)
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> Path:
-    """Write rows with the names of their columns."""
-    with write_atomically(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 if __name__ == "__main__":

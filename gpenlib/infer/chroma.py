@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +80,16 @@ def coloured_with(image: Image, chroma: Chroma) -> Image:
     -------
     uint8 [H, W, 3]
     """
+    return _coloured_levels(chroma)[to_grey(image)[:, :, 0]]
+
+
+@lru_cache(maxsize=16)
+def _coloured_levels(chroma: Chroma) -> Image:
+    """Return what every grey level becomes in one chroma, uint8 [256, 3]."""
     levels = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)[None]  # [1, 256, 3]
     lab = rgb2lab(levels)
     lab[..., 1], lab[..., 2] = chroma
-    table = np.rint(255 * _to_rgb(lab)[0]).astype(np.uint8)  # [256, 3]
-    return table[to_grey(image)[:, :, 0]]
+    return np.rint(255 * _to_rgb(lab)[0]).astype(np.uint8)
 
 
 def _to_rgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpenlib.images import FloatArray, Image, from_tensor, resize, to_levels
+from gpenlib.images import FloatArray, Image, from_levels, resize, to_levels
 from gpenlib.infer.chroma import Chroma, coloured_with
 from gpenlib.metrics import (
     SsimReference,
@@ -59,8 +59,8 @@ def score(source: Image, truth: Image, output: FloatArray, chroma: Chroma) -> di
         ``lab_b`` are the mean CIELAB colour of the output. PSNR of equal images is given as 100 dB, so
         that means stay finite.
     """
-    rounded, truncated = from_tensor(output[None])[0], from_tensor(output[None], "truncate")[0]
     unrounded = to_levels(output[None])[0]
+    rounded, truncated = from_levels(unrounded), from_levels(unrounded, "truncate")
     baseline = resize(source, (truth.shape[1], truth.shape[0]))
     reference, truth_lab = SsimReference(truth), to_lab(truth)
     truth_colour = mean_colour(truth_lab)

@@ -12,6 +12,7 @@ from gpenlib.stage_settings import (
     InferSettings,
     RunSettings,
 )
+from gpenlib.stages.comparison_stage import compare_runs
 from gpenlib.stages.compile_stage import (
     build_config,
     choice,
@@ -24,6 +25,7 @@ from gpenlib.stages.data_stage import data, evaluation_pack
 from gpenlib.stages.errors_stage import errors
 from gpenlib.stages.export_stage import export
 from gpenlib.stages.infer_stage import infer, output_reader
+from gpenlib.stages.report_stage import papermill_command
 
 __all__ = [
     "CompileSettings",
@@ -33,6 +35,7 @@ __all__ = [
     "RunSettings",
     "build_config",
     "choice",
+    "compare_runs",
     "compile",
     "data",
     "errors",
@@ -41,6 +44,7 @@ __all__ = [
     "float_graph",
     "infer",
     "output_reader",
+    "papermill_command",
     "replaced_keys",
     "sensitivity",
 ]
