@@ -97,6 +97,7 @@ class ErrorSettings(InferSettings):
     lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
+    layer_faces: int = Field(4, ge=1, description="faces on which the layers of int8 are compared with float")
 
     @field_validator("lpips_weights", "features_file")
     @classmethod

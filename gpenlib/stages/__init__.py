@@ -17,6 +17,7 @@ from gpenlib.stages.data_stage import data, evaluation_pack
 from gpenlib.stages.errors_stage import errors
 from gpenlib.stages.export_stage import export
 from gpenlib.stages.infer_stage import infer, output_reader
+from gpenlib.stages.layers_stage import layer_errors, quantised_dtype
 
 __all__ = [
     "CompileSettings",
@@ -32,5 +33,7 @@ __all__ = [
     "export",
     "float_graph",
     "infer",
+    "layer_errors",
     "output_reader",
+    "quantised_dtype",
 ]
