@@ -13,6 +13,7 @@ from gpenlib.compile.calibration_data import open_calibration_data
 from gpenlib.compile.int8 import Int8Build, build_int8
 from gpenlib.errors.half_stress import stress_half
 from gpenlib.errors.healing import analyse_layers
+from gpenlib.errors.threads import measured_threads
 from gpenlib.export import deploy_form
 from gpenlib.images import to_tensor
 from gpenlib.infer.runtime import QUANTISED
@@ -74,17 +75,25 @@ def _analyse(own: InferSettings, artefact: Mapping[str, Any], count: int, folder
     pack = evaluation_pack(own)
     images = [to_tensor(pack.inputs(index)) for index in range(count)]
     built = _rebuild(own, artefact)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".qdq-") as work:
-        int8_file, arithmetic = _qdq_file(artefact, built, Path(work))
-        found = analyse_layers(built.float_path, int8_file, deploy_form(model), built.layers, images)
     stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
+    deploy = deploy_form(model)
+
+    def run() -> None:
+        with torch.inference_mode():
+            deploy(stressed[:1])
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".qdq-") as work, measured_threads(run):
+        int8_file, arithmetic = _qdq_file(artefact, built, Path(work))
+        found = analyse_layers(built.float_path, int8_file, deploy, built.layers, images)
+    with measured_threads(run):  # again: what else the machine does may have changed
+        half = stress_half(model, stressed, STRESS_FACTORS)
     return {
         "dtype": own.dtype,
         "faces": pack.names[:count],
         "arithmetic": arithmetic,
         "excluded": artefact["metrics"]["quantisation"]["excluded"],
         **found,
-        "half": stress_half(model, stressed, STRESS_FACTORS),
+        "half": half,
     }
 
 
