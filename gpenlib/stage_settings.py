@@ -101,6 +101,7 @@ class ErrorSettings(InferSettings):
     runs: tuple[str, ...] = Field((), description="runs whose results are compared, too")
     max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
     repeats: int = Field(9, ge=1, description="timed calls of every dtype, taken in turns")
+    layer_faces: int = Field(4, ge=1, description="faces on which the layers of int8 are compared with float")
 
     @field_validator("runs", mode="before")
     @classmethod

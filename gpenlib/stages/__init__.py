@@ -25,6 +25,7 @@ from gpenlib.stages.data_stage import data, evaluation_pack
 from gpenlib.stages.errors_stage import errors
 from gpenlib.stages.export_stage import export
 from gpenlib.stages.infer_stage import infer, output_reader
+from gpenlib.stages.layers_stage import layer_errors, quantised_dtype
 from gpenlib.stages.report_stage import papermill_command
 
 __all__ = [
@@ -43,8 +44,10 @@ __all__ = [
     "export",
     "float_graph",
     "infer",
+    "layer_errors",
     "output_reader",
     "papermill_command",
+    "quantised_dtype",
     "replaced_keys",
     "sensitivity",
 ]
