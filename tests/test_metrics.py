@@ -197,6 +197,37 @@ def test_delta_e2000_of_the_published_pairs(a, b, expected):
     assert delta_e2000(first, second) == pytest.approx(expected, abs=1e-4)
 
 
+# Test data of Sharma, Wu and Dalal (2005): blue, grey, hues on both sides of 180 degrees, far colours
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, 3.1571, -77.2803), (50, 0, -82.7485), 2.8615),
+        ((50, 0, 0), (50, -1, 2), 2.3669),
+        ((50, 2.49, -0.001), (50, -2.49, 0.0009), 7.1792),
+        ((50, 2.49, -0.001), (50, -2.49, 0.0011), 7.2195),
+        ((50, -0.001, 2.49), (50, 0.0009, -2.49), 4.8045),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+    ],
+)
+def test_delta_e_of_published_pairs(first, second, expected):
+    a, b = (np.full((2, 2, 3), colour, np.float32) for colour in (first, second))
+    assert delta_e2000(a, b) == pytest.approx(expected, abs=1e-4)
+
+
+def test_delta_e_is_that_of_scikit_image():
+    """Over all colours, greys among them; pixel by pixel, in rows of one."""
+    random = np.random.default_rng(0)
+    a, b = (random.uniform((0, -90, -90), (100, 90, 90), (4000, 1, 3)).astype(np.float32) for _ in range(2))
+    a[:500, :, 1:] = 0
+    b[250:750, :, 1:] = 0
+    expected = deltaE_ciede2000(a.astype(np.float64), b.astype(np.float64))
+    found = [delta_e2000(a[i : i + 1], b[i : i + 1]) for i in range(len(a))]
+    np.testing.assert_allclose(found, expected[:, 0], rtol=0, atol=2e-4)
+    assert delta_e2000(a, b) == pytest.approx(expected.mean(), abs=1e-6)
+
+
 def test_delta_e2000_is_the_mean_over_pixels(picture):
     other = cv2.GaussianBlur(picture, (0, 0), 2)
     expected = deltaE_ciede2000(rgb2lab(picture), rgb2lab(other)).mean()
