@@ -1,4 +1,4 @@
-"""Figures of notebook 03: size, latency and parity per dtype, and what to choose."""
+"""Figures of notebook 03: size, latency and parity per dtype."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from gpenlib.plots.style import BASELINE_COLOUR, DTYPE_COLOURS, new_figure
 
 Row = Mapping[str, Any]
 MIB = 2**20
-LABEL_PLACES = {
-    "fp32": (9, 7),
-    "bf16": (9, 7),
-    "fp16": (9, 7),
-    "int8": (-8, -19),
-    "int8_bf16": (9, -16),
-}  # points; bf16 is near int8
 
 
 def size_figure(rows: Sequence[Row]) -> Figure:
@@ -111,33 +104,6 @@ def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
     axis.set_title("PSNR against the float network, on faces that calibration did not see", loc="left")
     axis.set_xlabel("dB (data range 2)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
-
-
-def tradeoff_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the latency against the PSNR to the float network, one point per dtype.
-
-    Parameters
-    ----------
-    rows : sequence of mappings
-        ``dtype``, ``median_ms``, ``p10_ms``, ``p90_ms``, ``psnr_mean`` and ``psnr_worst`` (dB). A row whose
-        PSNR is None (equal outputs) has no place on the axis and is left out.
-    """
-    figure, axes = new_figure(width=7.2, height=4.0)
-    axis = axes[0, 0]
-    shown = [row for row in rows if row["psnr_mean"] is not None]
-    for row in shown:
-        colour, x, y = DTYPE_COLOURS[row["dtype"]], row["median_ms"], row["psnr_mean"]
-        axis.hlines(y, row["p10_ms"], row["p90_ms"], color=colour, linewidth=1.6, alpha=0.7)
-        axis.vlines(x, row["psnr_worst"], y, color=colour, linewidth=1.6, alpha=0.7)
-        axis.plot(x, y, "o", color=colour, ms=11)
-        place = LABEL_PLACES[row["dtype"]]
-        axis.annotate(row["dtype"], (x, y), place, textcoords="offset points", color=colour, weight="bold")
-    axis.set_xlim(0, 1.15 * max((row["p90_ms"] for row in rows), default=1.0))
-    axis.set_ylim(0, 1.15 * max((row["psnr_mean"] for row in shown), default=1.0))
-    axis.set_title("Fast and true: up and to the left is better", loc="left")
-    axis.set_xlabel("ms per call (line: 10th to 90th percentile)")
-    axis.set_ylabel("PSNR against the float network [dB]\n(line: down to the worst face)")
     return figure
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from gpenlib.compile import BuildConfig, as_build_config, compile_model
 from gpenlib.compile.calibration_data import open_calibration_data
-from gpenlib.compile.choice import compare_artefacts
 from gpenlib.compile.config import QuantizeConfig
 from gpenlib.compile.histogram import MODES
 from gpenlib.compile.int8 import build_int8, measure_sensitivity
+from gpenlib.compile.quality import compare_artefacts
 from gpenlib.export import deploy_form, export_onnx, summarise_graph
 from gpenlib.infer import choose_backend
 from gpenlib.infer.runtime import QUANTISED
@@ -95,7 +95,7 @@ def choice(settings: Mapping[str, CompileSettings], faces: int = CHOICE_FACES) -
     Returns
     -------
     dict
-        The manifest; metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.choice.compare_artefacts`.
+        The manifest; metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.quality.compare_artefacts`.
     """
     first = settings["fp32"]
     inputs, artefacts = {}, {}
