@@ -22,7 +22,7 @@ PAGE = "report.html"
 NOTEBOOK_PARAMETERS = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
     "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "features_are_inception", "runs",
-    "max_drop_db", "repeats",
+    "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
 )  # fmt: skip
 Manifest = Mapping[str, Any]
 
