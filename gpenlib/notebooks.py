@@ -222,6 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}")
         return 1
     print(f"executed notebooks: {executed}\nHTML pages:         {index}")
+    report = executed.parent / "report.html"
+    if report.is_file():
+        print(f"report:             {report}")
     print(f"total:              {time.monotonic() - start:.0f} s")
     return 0
 
