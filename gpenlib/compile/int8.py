@@ -204,15 +204,15 @@ def calibrate_layers(
     """Calibrate all quantisable layers, or take what an earlier run found; return also which it was."""
     inputs = list(dict.fromkeys(node.input[0] for node in nodes))
     outputs = [node.output[0] for node in nodes]
-    if cache_dir is None:
-        return calibrate(float_path, inputs, outputs, data.calibration()), False
-    settings = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
-    path = cache_dir / f"{cache_key(sha256(float_path), data.digest, settings)}.npz"
-    found = load_calibration(path)
-    if found is not None:
-        return found, True
+    path = None
+    if cache_dir is not None:
+        settings = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
+        path = cache_dir / f"{cache_key(sha256(float_path), data.digest, settings)}.npz"
+        if (cached := load_calibration(path)) is not None:
+            return cached, True
     found = calibrate(float_path, inputs, outputs, data.calibration())
-    save_calibration(found, path)
+    if path is not None:
+        save_calibration(found, path)
     return found, False
 
 
@@ -284,15 +284,16 @@ def count_quantised(model: onnx.ModelProto) -> dict[str, int]:
     """Return, by operator of the float graph, how many convolutions have 8-bit data and weights."""
     producers = {name: node for node in model.graph.node for name in node.output}
     counts = dict.fromkeys(CONVOLUTIONS, 0)
-    phases = set()
+    phased = set()  # up-convolutions, of which each is four
     for node in model.graph.node:
         if node.op_type in CONVOLUTIONS:
             sources = [producers.get(name) for name in node.input[:2]]
             counts[node.op_type] += all(s is not None and s.op_type == "DequantizeLinear" for s in sources)
         elif node.op_type == "QLinearConv":
-            layer, _, phase = node.name.rpartition(".phase")
-            counts["Conv"] += not phase or not layer
-            if layer:
-                phases.add(layer)
-    counts["ConvTranspose"] += len(phases)
+            layer, found, _ = node.name.rpartition(".phase")
+            if found:
+                phased.add(layer)
+            else:
+                counts["Conv"] += 1
+    counts["ConvTranspose"] += len(phased)
     return counts

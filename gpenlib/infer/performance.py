@@ -75,9 +75,9 @@ def performance_test(
         Calls go on until this time is over, too; 0 for ``repeats`` alone.
     warm_up : int
         Untimed calls of each instance, before.
-    backend : {"openvino", "onnxruntime"}, optional
+    backend : str, optional
         Default: the one that the artefact was built for.
-    device : {"cpu", "cuda"}
+    device : {"cpu", "cuda", "tensorrt"}
 
     Returns
     -------

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpenlib.run import resolve_path, valid_manifest, write_manifest
+from gpenlib.run import valid_manifest, write_manifest
 from gpenlib.stage_settings import RunSettings
 
 log = logging.getLogger("gpenlib.stages")
@@ -33,8 +33,3 @@ def stage(
     folder.mkdir(parents=True)
     metrics = build(folder)
     return write_manifest(folder, name, described, inputs, metrics) | {"folder": str(folder), "built": True}
-
-
-def path_from(value: str | None) -> str | None:
-    """Resolve a folder given by the user against the repository root."""
-    return str(resolve_path(value)) if value else None

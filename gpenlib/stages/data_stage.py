@@ -10,7 +10,7 @@ from gpenlib.data.sources import combined_digest, open_folder
 from gpenlib.data.splits import open_source, split
 from gpenlib.run import resolve_path
 from gpenlib.stage_settings import DataSettings
-from gpenlib.stages.base import path_from, stage
+from gpenlib.stages.base import stage
 
 
 def data(settings: DataSettings) -> dict[str, Any]:
@@ -21,7 +21,8 @@ def data(settings: DataSettings) -> dict[str, Any]:
     """
     weights = settings.load()
     config = weights.model.config
-    source = open_source(path_from(settings.data_dir), settings.dataset_size + settings.calib_size)
+    data_dir = str(resolve_path(settings.data_dir)) if settings.data_dir else None
+    source = open_source(data_dir, settings.dataset_size + settings.calib_size)
     calibration = open_folder(resolve_path(settings.calib_dir)) if settings.calib_dir else None
     parts = split(source, settings.dataset_size, settings.calib_size, calibration, settings.seed)
     chosen = {"evaluation": parts.evaluation, "calibration": parts.calibration}

@@ -73,7 +73,7 @@ def report(
 def papermill_command(settings: ErrorSettings) -> str:
     """Return the command that repeats a run of notebook 05; parameters that have their default are left out.
 
-    Settings that the notebook has no parameter for (a build configuration, the seed) are named behind it.
+    Settings that the notebook has no parameter for (such as the seed) are named behind it.
     """
     changed = {
         name: value
