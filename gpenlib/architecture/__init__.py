@@ -4,6 +4,7 @@ from gpenlib.architecture.checkpoints import (
     CheckpointError,
     load_checkpoint,
     load_discriminator,
+    load_generator,
     save_checkpoint,
 )
 from gpenlib.architecture.config import GpenConfig
@@ -18,5 +19,6 @@ __all__ = [
     "GpenConfig",
     "load_checkpoint",
     "load_discriminator",
+    "load_generator",
     "save_checkpoint",
 ]

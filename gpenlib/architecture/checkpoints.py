@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gpenlib.architecture.config import MAX_SIZE, GpenConfig
 from gpenlib.architecture.discriminator import Discriminator
-from gpenlib.architecture.generator import Gpen
+from gpenlib.architecture.generator import Generator, Gpen
 from gpenlib.run import nearest, write_atomically
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
@@ -77,6 +77,30 @@ def load_discriminator(path: str | Path, key: str | None = None) -> Discriminato
     model = Discriminator(_config_from_widths(size, size, top, bottom, path))
     load_strict(model, state, path)
     return model.eval()
+
+
+def load_generator(path: str | Path, key: str | None = None) -> Generator:
+    """Load a GAN prior: a generator's own weights, or those inside a whole GPEN.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As :func:`load_checkpoint`.
+    """
+    path = Path(path)
+    state = read_state_dict(path, key)
+    if "input.input" not in state:
+        model = Gpen(deduce_config(state, path))
+        load_strict(model, state, path)
+        return model.generator.eval()
+    levels = sum(1 for name in state if name.startswith("to_rgbs.") and name.endswith("conv.weight"))
+    if f"to_rgbs.{levels - 1}.conv.weight" not in state:
+        raise CheckpointError(f"{path}: not a GPEN generator, its to_rgbs are missing or not in order")
+    top, bottom = state[f"to_rgbs.{levels - 1}.conv.weight"].shape[2] // 2, state["input.input"].shape[1]
+    size = 4 * 2**levels
+    prior = Generator(_config_from_widths(size, size, top, bottom, path))
+    load_strict(prior, state, path)
+    return prior.eval()
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:

@@ -53,9 +53,17 @@ class Discriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits [N, 1] (high means real) for images [N, 3, S, S] in [-1, 1]."""
-        x = self.convs(image)
+        return self.logits_and_features(image)[0]
+
+    def logits_and_features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits [N, 1] and every block's features [N, C, H, W], from S px down to 4 px."""
+        features = []
+        x = image
+        for block in self.convs:
+            x = block(x)
+            features.append(x)
         x = torch.cat((x, minibatch_stddev(x)), dim=1)
-        return self.final_linear(self.final_conv(x).flatten(1))
+        return self.final_linear(self.final_conv(x).flatten(1)), features
 
 
 def minibatch_stddev(x: Tensor) -> Tensor:

@@ -180,6 +180,26 @@ class Generator(nn.Module):
         """Map ``z`` [N, 512] to an image [N, 3, out_size, out_size], nominally in [-1, 1]."""
         return self.synthesis(self.latents(z), noise)
 
+    def set_modulation(self, impl: Modulation) -> Generator:
+        """Choose how every modulated convolution computes (see :class:`ModulatedConv2d`)."""
+        for module in self.modules():
+            if isinstance(module, ModulatedConv2d):
+                module.modulation_impl = impl
+        return self
+
+    def noise_maps(self, batch: int, seed: int) -> list[Tensor]:
+        """Return seeded normal noise for :meth:`synthesis`, [batch, C, S, S] from 4 px up.
+
+        A trained prior has seen noise in half of its channels: samples without it look flat.
+        """
+        random = torch.Generator().manual_seed(seed)
+        sides = [2**level for level in range(2, self.config.log_out + 1)]
+        device = self.input.input.device
+        return [
+            torch.randn(batch, self.config.channels(side), side, side, generator=random).to(device)
+            for side in sides
+        ]
+
     def latents(self, z: Tensor) -> Tensor:
         """Return the latent ``w`` of every layer, [N, num_latents, 512]."""
         return self.style(z).unsqueeze(1).expand(-1, self.config.num_latents, -1)
@@ -258,7 +278,5 @@ class Gpen(nn.Module):
 
     def set_modulation(self, impl: Modulation) -> Gpen:
         """Choose how every modulated convolution computes (see :class:`ModulatedConv2d`)."""
-        for module in self.modules():
-            if isinstance(module, ModulatedConv2d):
-                module.modulation_impl = impl
+        self.generator.set_modulation(impl)
         return self

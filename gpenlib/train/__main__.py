@@ -1,18 +1,22 @@
-"""Command line: ``python -m gpenlib.train params/train/demo_color.yaml [key=value ...]``."""
+"""Command line: ``python -m gpenlib.train params/train/demo_color.yaml [key=value ...]``.
+
+Several devices: ``torchrun --nproc_per_node 4 -m gpenlib.train FILE devices=4``.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from gpenlib.architecture import save_checkpoint
 from gpenlib.settings import parse_overrides
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.trainer import Trainer
 
 
 def main() -> None:
     """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
     import torch
+
+    from gpenlib.architecture import save_checkpoint
+    from gpenlib.train.trainer import Trainer
 
     parser = argparse.ArgumentParser(prog="python -m gpenlib.train", description=main.__doc__)
     parser.add_argument("config", help="YAML file with the keys of TrainConfig")
@@ -20,8 +24,10 @@ def main() -> None:
     arguments = parser.parse_args()
     config = TrainConfig.from_yaml(arguments.config, parse_overrides(arguments.overrides))
     trainer = Trainer(config)
-    path = save_checkpoint(trainer.run(), trainer.run_dir / "weights.safetensors", torch.float16)
-    print(f"weights: {path}")
+    model = trainer.run()
+    if trainer.fabric.is_global_zero:
+        path = save_checkpoint(model, trainer.run_dir / "weights.safetensors", torch.float16)
+        print(f"weights: {path}")
 
 
 if __name__ == "__main__":

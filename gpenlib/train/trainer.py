@@ -1,179 +1,151 @@
-"""A small trainer: one network, one reconstruction loss, exact resume."""
+"""The training loop: devices and processes through Lightning Fabric, exact resume, logs, samples."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
-import torch.nn.functional as F
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
 from torch import Tensor
 
-from gpenlib.architecture import Gpen
-from gpenlib.architecture.generator import NoiseInjection
+from gpenlib.architecture import Generator, Gpen
 from gpenlib.data.sources import open_folder
-from gpenlib.images import from_tensor
-from gpenlib.metrics import psnr
+from gpenlib.images import Image, from_tensor, write_image
 from gpenlib.progress import progress
-from gpenlib.run import resolve_path, write_atomically
-from gpenlib.train.batches import TrainingFaces
+from gpenlib.run import resolve_path
 from gpenlib.train.config import TrainConfig
+from gpenlib.train.faces import TrainingFaces
+from gpenlib.train.objective import Objective
+from gpenlib.train.prior import PriorObjective
+from gpenlib.train.restoration import RestorationObjective
+from gpenlib.train.state import TrainingError, load_state, save_state
 
 CHECKPOINT = "checkpoint.pt"
-LOSSES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}
-# These may change on resume without changing what is learned from here on.
-RESUMABLE_CHANGES = {
-    "threads",
-    "compile",
-    "device",
-    "checkpoint_every",
-    "evaluate_every",
-    "run_dir",
-    "data_dir",
-}
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message names the last good checkpoint."""
+def make_objective(config: TrainConfig, fabric: Fabric) -> Objective:
+    """Return the networks and the training step of a stage."""
+    return PriorObjective(config, fabric) if config.stage == "prior" else RestorationObjective(config, fabric)
 
 
 class Trainer:
-    """Train GPEN from random weights with a reconstruction loss.
+    """Run a stage of training until ``config.steps``, or part of the way.
+
+    Everything random depends on (seed, step, process): a killed run that goes on from its checkpoint ends
+    with the same weights (on a CPU to the bit).
 
     Parameters
     ----------
     config : TrainConfig
 
-    Notes
-    -----
-    Without a pretrained prior the encoder's features are the main path, so their concatenation weights
-    start at 1 instead of StyleGAN2's 0. Modulation scales activations while training (equal mathematics,
-    no grouped convolutions).
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    objective : Objective
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.run_dir = resolve_path(config.run_dir)
-        self.device = torch.device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        torch.manual_seed(config.seed)
-        self.model = Gpen(config.network).set_modulation("activations")
-        with torch.no_grad():
-            for module in self.model.modules():
-                if isinstance(module, NoiseInjection):
-                    module.weight.fill_(1.0)
-        self.model.to(self.device)
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+        self.fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            strategy="ddp" if config.devices > 1 else "auto",
+            precision=PRECISIONS[config.precision],
+            loggers=TensorBoardLogger(self.run_dir, name="tensorboard", version=""),
+        )
+        self.fabric.launch()
+        self.objective = make_objective(config, self.fabric)
         self.step = 0
-        self._forward = torch.compile(self.model) if config.compile else self.model
 
     @property
     def checkpoint(self) -> Path:
         """Where the resumable state lies."""
         return self.run_dir / CHECKPOINT
 
-    def run(self) -> Gpen:
-        """Train until ``config.steps``, resuming if a checkpoint is there; return the EMA network."""
+    def run(self) -> Gpen | Generator:
+        """Train until ``config.steps``, resuming if a checkpoint is there; return the averaged network."""
         return self.run_until(self.config.steps)
 
-    def run_until(self, stop: int) -> Gpen:
+    def run_until(self, stop: int) -> Gpen | Generator:
         """Train until step ``stop`` of the run of ``config.steps``, which fixes the learning rates.
 
         Raises
         ------
         TrainingError
-            If the loss is not finite, or a checkpoint of another configuration is in the way.
+            If a loss or weight is not finite, or a checkpoint of another configuration is in the way.
         """
-        faces = TrainingFaces(open_folder(resolve_path(self.config.data_dir)), self.config)
+        config, fabric = self.config, self.fabric
         if self.step == 0 and self.checkpoint.is_file():
-            self._resume()
-        bar = progress(range(self.step, stop), initial=self.step, total=self.config.steps, desc="train")
-        for _ in bar:
-            started = time.perf_counter()
-            loss = self._train_step(faces)
+            self.step = load_state(self.checkpoint, self.objective)
+        faces = TrainingFaces(open_folder(resolve_path(config.data_dir)), config)
+        batches = faces.loader(self.step, stop, fabric.global_rank, fabric.world_size)
+        bar = progress(batches, initial=self.step, total=config.steps, desc=config.stage)
+        started = time.perf_counter()
+        for given, truth in bar:
+            losses = self._train_step(given, truth)
             seconds = time.perf_counter() - started
-            bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{self.config.batch_size / seconds:.1f}")
-            self._log({"step": self.step, "loss": loss, "seconds": round(seconds, 3)})
-            if self.step % self.config.evaluate_every == 0 or self.step == stop:
-                self._log({"step": self.step, "held_out_psnr": self.evaluate(faces)})
-            if self.step % self.config.checkpoint_every == 0 or self.step == stop:
+            rate = config.batch_size / seconds
+            bar.set_postfix(images_per_s=f"{rate:.1f}", **{k: f"{v:.3g}" for k, v in losses.items()})
+            self._log(losses | {"images_per_s": rate})
+            if self.step % config.evaluate_every == 0 or self.step == stop:
+                self._evaluate(faces)
+            if self.step % config.checkpoint_every == 0 or self.step == stop:
                 self._save()
-        return self.ema
+            started = time.perf_counter()
+        return self.objective.average
 
-    def evaluate(self, faces: TrainingFaces) -> float:
-        """Return the mean PSNR in dB of the EMA network on the held-out faces."""
-        scores = []
-        with torch.inference_mode():
-            for grey, truth in faces.held_out_batches():
-                output = self.ema(torch.from_numpy(grey).to(self.device)).float().cpu().numpy()
-                scores += [psnr(a, b) for a, b in zip(from_tensor(output), from_tensor(truth), strict=True)]
-        return sum(scores) / len(scores)
-
-    def learning_rate(self, step: int) -> float:
-        """Return the rate of a step: linear warm-up, then half a cosine down to zero."""
-        warm = min(1.0, (step + 1) / max(self.config.warmup, 1))
-        return self.config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
-
-    def _train_step(self, faces: TrainingFaces) -> float:
-        grey, truth = (self._to_device(array) for array in faces.batch(self.step))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
-        self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self._forward(grey)
-        loss = LOSSES[self.config.loss](output.float(), truth)
-        value = loss.item()
-        if not math.isfinite(value):
+    def _train_step(self, given: Tensor, truth: Tensor) -> dict[str, float]:
+        """Do one step with random numbers of its own; return the loss terms."""
+        torch.manual_seed(_seed(self.config.seed, self.step, self.fabric.global_rank))
+        self.objective.set_learning_rates(self.step)
+        pair = (self.fabric.to_device(t).contiguous(memory_format=torch.channels_last) for t in (given, truth))
+        losses = {name: value.item() for name, value in self.objective.train_step(self.step, *pair).items()}
+        wrong = {name: value for name, value in losses.items() if not math.isfinite(value)}
+        if wrong:
             last = self.checkpoint if self.checkpoint.is_file() else "none yet"
-            raise TrainingError(f"loss is {value} at step {self.step}; last good checkpoint: {last}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        self._update_ema()
+            raise TrainingError(f"loss {wrong} at step {self.step}; last good checkpoint: {last}")
+        self.objective.update_average(self.step)
         self.step += 1
-        return value
+        return losses
 
-    def _update_ema(self) -> None:
-        """Move the averaged weights; young averages follow faster."""
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
-
-    def _to_device(self, array: Any) -> Tensor:
-        return torch.from_numpy(array).to(self.device).contiguous(memory_format=torch.channels_last)
+    def _evaluate(self, faces: TrainingFaces) -> None:
+        """Score and show the averaged network on held-out faces (one process; the others wait)."""
+        if self.fabric.is_global_zero:
+            self._log(self.objective.evaluate(faces))
+            picture = grid(self.objective.samples(faces).numpy())
+            write_image(self.run_dir / "samples" / f"{self.step:07d}.png", picture)
+            writer: Any = self.fabric.logger.experiment
+            writer.add_image("samples", picture, self.step, dataformats="HWC")
+        self.fabric.barrier()
 
     def _save(self) -> None:
-        state = {
-            "g": self.model.state_dict(),
-            "g_ema": self.ema.state_dict(),
-            "g_optim": self.optimizer.state_dict(),
-            "step": self.step,
-            "config": self.config.model_dump(),
-        }
-        with write_atomically(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+        if self.fabric.is_global_zero:
+            save_state(self.checkpoint, self.objective, self.step)
+        self.fabric.barrier()
 
-    def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        now = self.config.model_dump()
-        changed = [k for k in now if k not in RESUMABLE_CHANGES and state["config"].get(k) != now[k]]
-        if changed:
-            raise TrainingError(
-                f"{self.checkpoint} was made with other settings ({', '.join(changed)}); "
-                "choose another run_dir"
-            )
-        self.model.load_state_dict(state["g"])
-        self.ema.load_state_dict(state["g_ema"])
-        self.optimizer.load_state_dict(state["g_optim"])
-        self.step = state["step"]
+    def _log(self, values: dict[str, float]) -> None:
+        """Write scalars to TensorBoard and to ``log.jsonl``, which the notebooks read."""
+        self.fabric.log_dict(values, step=self.step)
+        if self.fabric.is_global_zero:
+            with (self.run_dir / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": self.step} | values) + "\n")
 
-    def _log(self, row: dict[str, Any]) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        with (self.run_dir / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+
+def _seed(*parts: int) -> int:
+    """Return one well-mixed seed of several whole numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def grid(images: np.ndarray[Any, Any]) -> Image:
+    """Return rows of pictures [R, C, 3, S, S] in [-1, 1] as one uint8 RGB picture [R*S, C*S, 3]."""
+    return np.asarray(cv2.vconcat([cv2.hconcat(list(from_tensor(row))) for row in images]), dtype=np.uint8)

@@ -1,0 +1,97 @@
+"""Training checkpoints in the original project's format: ``g``, ``d``, ``g_ema``, ``g_optim``, ``d_optim``.
+
+The original keeps all parameters of an optimiser in one group. Ours may have two with different learning
+rates; they are written as one and taken apart again, so that either project reads the other's files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpenlib.run import write_atomically
+from gpenlib.train.config import TrainConfig
+from gpenlib.train.objective import Objective
+
+# These may change on resume without changing what is learned from here on.
+RESUMABLE_CHANGES = {
+    *("accelerator", "devices", "compile", "workers", "checkpoint_every", "evaluate_every"),
+    *("run_dir", "data_dir", "init"),
+}
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message names the last good checkpoint."""
+
+
+def save_state(path: Path, objective: Objective, step: int) -> Path:
+    """Write everything a resumed run needs, atomically.
+
+    Raises
+    ------
+    TrainingError
+        If a weight is not finite; the checkpoint before stays as it was.
+    """
+    networks = {"g": objective.generator, "g_ema": objective.average}
+    if objective.discriminator is not None:
+        networks["d"] = objective.discriminator
+    state: dict[str, Any] = {name: network.state_dict() for name, network in networks.items()}
+    broken = [
+        f"{name}.{key}"
+        for name in networks
+        for key, tensor in state[name].items()
+        if not bool(torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise TrainingError(
+            f"weights are not finite after step {step} ({', '.join(broken[:3])}); "
+            f"last good checkpoint: {path if path.is_file() else 'none yet'}"
+        )
+    state |= {name: one_group(opt.state_dict()) for name, opt in objective.optimizers.items()}
+    state |= {"step": step, "config": objective.config.model_dump(mode="json")}
+    state["extra"] = objective.extra_state()
+    with write_atomically(path) as temporary:
+        torch.save(state, temporary)
+    return path
+
+
+def load_state(path: Path, objective: Objective) -> int:
+    """Take a run up where ``path`` left it; return its step.
+
+    Raises
+    ------
+    TrainingError
+        If the checkpoint was made with settings that decide what is learned and now differ.
+    """
+    state = torch.load(path, map_location=objective.fabric.device, weights_only=True)
+    now = objective.config.model_dump(mode="json")
+    changed = [k for k in now if k not in RESUMABLE_CHANGES and state["config"].get(k) != now[k]]
+    if changed:
+        raise TrainingError(
+            f"{path} was made with other settings ({', '.join(changed)}); choose another run_dir, "
+            "or start from its weights with init"
+        )
+    objective.generator.load_state_dict(state["g"])
+    objective.average.load_state_dict(state["g_ema"])
+    if objective.discriminator is not None:
+        objective.discriminator.load_state_dict(state["d"])
+    for name, optimizer in objective.optimizers.items():
+        optimizer.load_state_dict(regrouped(state[name], optimizer))
+    objective.load_extra_state(state["extra"])
+    return int(state["step"])
+
+
+def one_group(state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimiser's state dict with all parameters in the first group."""
+    first, *others = state["param_groups"]
+    merged = dict(first)
+    merged["params"] = [index for group in (first, *others) for index in group["params"]]
+    return {"state": state["state"], "param_groups": [merged]}
+
+
+def regrouped(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a one-group state dict with the groups (and rates) of ``optimizer``."""
+    groups = optimizer.state_dict()["param_groups"]
+    return {"state": state["state"], "param_groups": groups}
