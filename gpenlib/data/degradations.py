@@ -1,7 +1,7 @@
 """Blind degradation for the task ``restore``: blur, downsampling, noise and JPEG, drawn at random.
 
-``degraded = upsample(JPEG_q(downsample_s(truth * k) + n))``, GPEN paper (Yang et al., CVPR 2021), section 4.1:
-``k`` a blur kernel, ``s`` the factor, ``n`` white noise, ``q`` the JPEG quality.
+``degraded = upsample(JPEG_q(downsample_s(truth * k) + n))``, GPEN paper (Yang et al., CVPR 2021), section
+4.1: ``k`` a blur kernel, ``s`` the factor, ``n`` white noise, ``q`` the JPEG quality.
 """
 
 from __future__ import annotations
