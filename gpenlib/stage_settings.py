@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, field_validator
 
 from gpenlib.compile.config import CalibrateMode, Device, Dtype, RunnableBackend
+from gpenlib.data.tasks import TaskName
 from gpenlib.run import resolve_path
 from gpenlib.settings import Settings
 from gpenlib.weights import Weights, load_weights
@@ -52,12 +53,12 @@ class RunSettings(Settings):
 class DataSettings(RunSettings):
     """Settings of 02_data."""
 
-    task: Literal["color"] = "color"
+    task: TaskName = "color"
     data_dir: str | None = None
     dataset_size: int = Field(16, ge=1)
     calib_dir: str | None = None
     calib_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the draw of calibration images, and of degradations")
 
     @field_validator("data_dir", "calib_dir")
     @classmethod

@@ -11,13 +11,16 @@ import pytest
 from gpenlib import stages
 from gpenlib.architecture import CheckpointError
 from gpenlib.compile import compiler
+from gpenlib.compile.calibration_data import open_calibration_data
 from gpenlib.compile.histogram import MODES
 from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.packs import read_pack
 from gpenlib.data.sources import DataError
 from gpenlib.errors.from_npz import evaluate_npz
-from gpenlib.images import ImageError, read_image, write_image
+from gpenlib.images import ImageError, read_image, to_tensor, write_image
 from gpenlib.infer import RuntimeUnavailable
+from gpenlib.metrics import psnr
+from gpenlib.report.tables import SCORES, baselines
 from gpenlib.run import sha256
 from gpenlib.settings import SettingsError
 from gpenlib.stage_settings import OUTPUTS_VARIABLE
@@ -270,6 +273,44 @@ def test_unknown_weights_are_refused_before_anything_is_written(outputs_root):
 def test_wrong_settings_are_refused_with_what_is_allowed(changes, said):
     with pytest.raises(SettingsError, match=said):
         infer_settings(**changes)
+
+
+@pytest.mark.parametrize("task", ["restore", "inpaint"])
+def test_another_task_runs_through_to_the_scores(task, outputs_root):
+    """Weights of another task are allowed; the baseline is that task's input."""
+    settings = infer_settings(task=task, dtype="int8")
+    results = stages.infer(settings)["metrics"]
+    named = {"restore": "degraded input (do nothing)", "inpaint": "masked input (do nothing)"}
+    assert (results["task"], results["baseline"]) == (task, named[task])
+    pack = stages.evaluation_pack(settings)
+    for index, row in enumerate(results["rows"]):
+        assert row["psnr_input"] == pytest.approx(psnr(pack.inputs(index), pack.truths(index)))
+    means = {f"{score}{suffix}": 0.0 for score in SCORES for suffix in ("", "_input")}
+    lines = baselines([{"dtype": "fp32", **means}], task)["rows"]
+    assert [line[0] for line in lines] == [named[task], "network, fp32"]
+
+
+def test_calibration_packs_are_not_degraded_twice(outputs_root):
+    settings = infer_settings(task="inpaint", dtype="int8")
+    folder = pathlib.Path(stages.data(settings)["folder"]) / "calibration"
+    images = open_calibration_data(stages.build_config(settings).dataset, 64)
+    for given, index in zip(images.calibration(), range(4), strict=True):
+        assert np.array_equal(given, to_tensor(read_pack(folder).inputs(index)))
+
+
+def test_task_and_seed_decide_what_is_built_again(outputs_root):
+    def described(**changes):
+        manifest = stages.data(infer_settings(**changes))
+        assert manifest["settings"]["task"] == changes.get("task", "color")
+        assert manifest["settings"]["seed"] == changes.get("seed", 0)
+        return manifest["inputs"]["evaluation"]
+
+    grey, again = described(), described(seed=1)
+    assert grey == again, "nothing is drawn for the evaluation faces of color"
+    first, second = described(task="inpaint"), described(task="inpaint", seed=1)
+    assert len({grey, first, second, described(task="restore"), described(task="restore-mild")}) == 5
+    assert stages.infer(infer_settings(task="inpaint"))["built"]
+    assert stages.infer(infer_settings(task="inpaint", seed=1))["built"], "other masks, other scores"
 
 
 def test_settings_take_what_papermill_passes():

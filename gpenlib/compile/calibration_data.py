@@ -14,7 +14,7 @@ from gpenlib.data.process_ops import ProcessOp, preprocess
 from gpenlib.data.sources import DataError, ImageSource, combined_digest, open_folder
 from gpenlib.data.splits import Subset
 from gpenlib.data.tasks import make_pair
-from gpenlib.images import FloatArray, Image
+from gpenlib.images import FloatArray, Image, resize
 from gpenlib.progress import progress
 from gpenlib.run import resolve_path
 
@@ -93,6 +93,17 @@ class CalibrationData:
                 truth = make_pair(self.chosen.read(index), self.task, self.size, out_size)[1]
             yield self._prepare(self.chosen, index), truth
 
+    def network_input(self, source: ImageSource, index: int) -> Image:
+        """Return one picture as network input, uint8 [size, size, 3].
+
+        A pack's pictures are degraded already, and a second time would be too much. Others are degraded
+        with their index as the seed.
+        """
+        if _holds_inputs(source):
+            return resize(source.read(index), self.size)
+        # Degrading at the picture's own size would blur less than the task does after resizing.
+        return make_pair(source.read(index), self.task, self.size, seed=index)[0]
+
     def preprocessing(self) -> dict[str, Any]:
         """Return what happens to a picture on its way into the network, as JSON-like values."""
         operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
@@ -103,10 +114,7 @@ class CalibrationData:
         return (self._prepare(self.verification, index) for index in range(len(self.verification.names)))
 
     def _prepare(self, source: ImageSource, index: int) -> FloatArray:
-        image = source.read(index)
-        # Degrading at the picture's own size would blur less than the task does after resizing.
-        degraded, _ = make_pair(image, self.task, self.size)
-        return preprocess(degraded, self.operators, self.size)
+        return preprocess(self.network_input(source, index), self.operators, self.size)
 
 
 def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
@@ -141,3 +149,8 @@ def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
     return CalibrationData(
         Subset(source, tuple(range(wanted))), verification, tuple(config.operators()), config.task, size, pack
     )
+
+
+def _holds_inputs(source: ImageSource) -> bool:
+    """Return whether a source, or what it is a part of, is a pack of network inputs."""
+    return isinstance(source.source if isinstance(source, Subset) else source, PackInputs)

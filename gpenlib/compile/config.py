@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from gpenlib.data.process_ops import ProcessOp, parse_process_ops
+from gpenlib.data.tasks import TaskName
 from gpenlib.settings import Settings
 
 Dtype = Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
@@ -97,13 +98,13 @@ class SamplerConfig(Settings):
 class DatasetConfig(Settings):
     """Calibration images: a folder of pictures, or a pack (a folder with ``datalist.txt``).
 
-    Without ``path`` the embedded faces serve. ``task`` degrades pictures into network input; grey
-    pictures stay as they are under ``color``.
+    Without ``path`` the embedded faces serve. ``task`` degrades pictures into network input;
+    a pack holds such inputs already.
     """
 
     type: Literal["tvm", "folder"] = "folder"
     path: str | None = None
-    task: Literal["color"] = "color"
+    task: TaskName = "color"
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     process_ops: list[dict[str, Any]] = Field(default_factory=lambda: [dict(op) for op in DEFAULT_OPS])
 

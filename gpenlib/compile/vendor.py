@@ -19,7 +19,6 @@ import yaml
 
 from gpenlib.compile.calibration_data import CalibrationData, open_calibration_data
 from gpenlib.compile.config import BuildConfig
-from gpenlib.data.tasks import make_pair
 from gpenlib.export import DeployGpen, export_torchscript
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
@@ -202,8 +201,7 @@ def _write_pictures(data: CalibrationData, folder: Path, suffix: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         work = Path(name) / folder.name
         for index in progress(range(len(data.chosen.names)), desc="calibration pictures", unit="image"):
-            picture, _ = make_pair(data.chosen.read(index), data.task, data.size)
-            write_image(work / f"{index:05d}.{suffix}", picture)
+            write_image(work / f"{index:05d}.{suffix}", data.network_input(data.chosen, index))
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)

@@ -8,7 +8,7 @@ from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.packs import Pack, check_packs, read_pack, unpack, write_pack
 from gpenlib.data.sources import DataError, FolderSource, ImageSource, combined_digest, open_folder
 from gpenlib.data.splits import Split, Subset, open_source, split
-from gpenlib.data.tasks import TASKS, make_pair
+from gpenlib.data.tasks import TASKS, make_pair, register_task
 
 __all__ = [
     "TASKS",
@@ -28,6 +28,7 @@ __all__ = [
     "open_folder",
     "open_source",
     "read_pack",
+    "register_task",
     "split",
     "unpack",
     "write_pack",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,17 @@ class Pack:
 
 
 def write_pack(
-    folder: str | Path, source: ImageSource, task: str, in_size: int, out_size: int | None = None
+    folder: str | Path,
+    source: ImageSource,
+    task: str,
+    in_size: int,
+    out_size: int | None = None,
+    seed: Sequence[int] = (0,),
 ) -> Path:
     """Write every image of ``source`` as an (input, truth) pair of npz files.
 
     The datalist is removed first and written last, so an interrupted pack is never taken for a whole one.
-    The same images give the same bytes.
+    The same images, in the same order and with the same seed, give the same bytes.
 
     Parameters
     ----------
@@ -94,6 +99,8 @@ def write_pack(
         A name in :data:`gpenlib.data.tasks.TASKS`.
     in_size, out_size : int
         Sides of input and truth in pixels; ``out_size`` defaults to ``in_size``.
+    seed : sequence of int
+        Image ``index`` is degraded with the seed ``(*seed, index)``.
 
     Returns
     -------
@@ -112,7 +119,7 @@ def write_pack(
     datalist.unlink(missing_ok=True)
     stems = distinct_stems(source.names)
     for index, stem in enumerate(progress(stems, desc=f"packing {folder.name}", unit="image", leave=False)):
-        given, truth = make_pair(source.read(index), task, in_size, out_size)
+        given, truth = make_pair(source.read(index), task, in_size, out_size, (*seed, index))
         _write_array(folder / INPUT_FOLDER / f"{stem}.npz", INPUT_KEY, given)
         _write_array(folder / TRUTH_FOLDER / f"{stem}.npz", TRUTH_KEY, truth)
     with write_atomically(datalist) as temporary:

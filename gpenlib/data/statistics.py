@@ -5,6 +5,7 @@ Not imported by ``gpenlib.data`` itself, because scikit-image's colour conversio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 from skimage.color import rgb2lab
 
 from gpenlib.data.packs import Pack
+from gpenlib.data.tasks import TASKS, make_pair
 from gpenlib.images import Image, check_image, resize, to_grey
 from gpenlib.metrics import colour_shift, colourfulness, psnr, ssim
 from gpenlib.progress import progress
@@ -90,6 +92,32 @@ def baseline_scores(pack: Pack) -> list[Row]:
     bar = progress(range(len(pack)), desc="scoring the inputs", unit="image", leave=False)
     names = pack.names
     return [{"index": i, "image": names[i], **score(pack.inputs(i), pack.truths(i))} for i in bar]
+
+
+def task_examples(image: Image, size: int, seeds: Sequence[int]) -> list[Row]:
+    """Return what every registered task makes of one picture.
+
+    Parameters
+    ----------
+    image : uint8 RGB [H, W, 3]
+    size : int
+        Side of inputs and truth, pixels.
+    seeds : sequence of int
+        One row per seed; a task that draws nothing gets one row, for the first.
+
+    Returns
+    -------
+    list of dict
+        ``task``, ``seed`` (None where nothing is drawn), ``given`` (uint8 [size, size, 3]), ``truth`` and the
+        figures of :func:`score`.
+    """
+    rows: list[Row] = []
+    for task, how in TASKS.items():
+        for seed in seeds if how.seeded else seeds[:1]:
+            given, truth = make_pair(image, task, size, seed=seed)
+            drawn = seed if how.seeded else None
+            rows.append({"task": task, "seed": drawn, "given": given, "truth": truth, **score(given, truth)})
+    return rows
 
 
 def wrong_answers(truth: Image) -> dict[str, Image]:

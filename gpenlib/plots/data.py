@@ -39,6 +39,30 @@ def pairs_figure(inputs: Sequence[Image], truths: Sequence[Image], names: Sequen
     return figure
 
 
+def tasks_figure(rows: Sequence[Row]) -> Figure:
+    """Show the truth and what every task makes of it, one line per task.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        As :func:`gpenlib.data.statistics.task_examples` gives them: ``task``, ``seed``, ``given``, ``truth``,
+        ``psnr``.
+    """
+    tasks = {row["task"]: [r for r in rows if r["task"] == row["task"]] for row in rows}
+    columns = 1 + max(len(own) for own in tasks.values())
+    figure, axes = new_figure(len(tasks), columns, width=2.05 * columns, height=2.3 * len(tasks))
+    for line, (task, own) in zip(axes, tasks.items(), strict=True):
+        show_image(line[0], own[0]["truth"], "truth", interpolation="antialiased")
+        line[0].set_ylabel(task, fontsize=11)
+        for axis, row in zip(line[1:], own, strict=False):
+            drawn = "nothing drawn" if row["seed"] is None else f"seed {row['seed']}"
+            show_image(axis, row["given"], f"{drawn}, {row['psnr']:.1f} dB", interpolation="antialiased")
+            axis.spines[:].set(visible=True, color=BASELINE_COLOUR, linewidth=0.6)  # ends white masks
+        for axis in line[1 + len(own) :]:
+            axis.set_visible(False)
+    return figure
+
+
 def split_figure(
     evaluation: Sequence[Image], calibration: Sequence[Image], totals: tuple[int, int], side: int = 64
 ) -> Figure:

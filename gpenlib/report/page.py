@@ -69,7 +69,7 @@ def write_report(
         glance=tables.glance(results["table"]),
         drops=tables.drops(results["table"]),
         execution=tables.execution(results["table"]),
-        baselines=tables.baselines(results["table"]),
+        baselines=tables.baselines(results["table"], results["facts"]["task"]),
         repeats=len(results["latency"][0]["times_ms"]),
         gallery_dtype=dtype,
         gallery=[(face.name, face.role) for face in faces],

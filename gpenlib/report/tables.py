@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpenlib.data.tasks import baseline_name
 from gpenlib.errors.compare import REFERENCE
 
 Row = Mapping[str, Any]
@@ -66,10 +67,12 @@ def execution(table: Sequence[Row]) -> Table:
     return {"head": ["precision", "executed as", "backend", "why this backend"], "rows": rows}
 
 
-def baselines(table: Sequence[Row]) -> Table:
-    """Return fp32's scores beside those of doing nothing and of one even colour."""
+def baselines(table: Sequence[Row], task: str = "color") -> Table:
+    """Return fp32's scores beside those of doing nothing and, for colouring, of one even colour."""
     fp32 = next(row for row in table if row["dtype"] == REFERENCE)
-    answers = {"grey input (do nothing)": "_input", "even colour": "_chroma_baseline", "network, fp32": ""}
+    answers = {baseline_name(task): "_input"}
+    answers |= {"even colour": "_chroma_baseline"} if task == "color" else {}
+    answers |= {"network, fp32": ""}
     rows = [
         [label, *(fixed(fp32[f"{score}{suffix}"], DIGITS[score]) for score in SCORES)]
         for label, suffix in answers.items()

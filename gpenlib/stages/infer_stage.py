@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpenlib.data.packs import read_pack
+from gpenlib.data.tasks import baseline_name
 from gpenlib.images import read_image
 from gpenlib.infer import open_runtime
 from gpenlib.infer.chroma import data_chroma
@@ -53,6 +54,7 @@ def infer(settings: InferSettings) -> dict[str, Any]:
             "batch_size": settings.batch_size,
             "weights": settings.weights,
             "task": settings.task,
+            "baseline": baseline_name(settings.task),
             "data": faces["metrics"]["label"],
             "chroma_baseline": chroma.source,
             **summarise(rows),

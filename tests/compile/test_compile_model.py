@@ -16,10 +16,11 @@ from gpenlib.compile.int8 import count_quantised
 from gpenlib.compile.layers import quantisable_layers
 from gpenlib.compile.sensitivity import Probe
 from gpenlib.compile.verify import LEAST_PSNR
-from gpenlib.data import DataError, open_folder
+from gpenlib.data import DataError, make_pair, open_folder
 from gpenlib.export import ParityError
 from gpenlib.export.onnx_export import example_input
 from gpenlib.export.parity import parity
+from gpenlib.images import to_tensor
 from gpenlib.infer import DTYPES, RuntimeUnavailable, open_runtime
 from gpenlib.run import sha256
 from gpenlib.settings import SettingsError
@@ -367,6 +368,16 @@ def test_coloured_calibration_pictures_become_grey(picture_folder):
         assert image.shape == (1, 3, 64, 64) and image.dtype == np.float32
         assert (image[:, 0] == image[:, 1]).all() and (image[:, 0] == image[:, 2]).all()
         assert -1 <= image.min() < image.max() <= 1
+
+
+def test_calibration_pictures_are_degraded_by_the_task(picture_folder):
+    folder = picture_folder(3)
+    configuration = BuildConfig.parse({"dataset": {"path": str(folder), "task": "restore"}})
+    images = list(open_calibration_data(configuration.dataset, 64).calibration())
+    for index, image in enumerate(images):
+        given, _ = make_pair(open_folder(folder).read(index), "restore", 64, seed=index)
+        assert np.array_equal(image, to_tensor(given))
+    assert len(images) == 3
 
 
 def test_an_artefact_that_fails_its_check_cannot_be_opened(

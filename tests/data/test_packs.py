@@ -25,6 +25,26 @@ def save(path: Path, **arrays: np.ndarray) -> None:
     np.savez_compressed(path, **arrays)
 
 
+@pytest.mark.parametrize("task", ["color", "restore", "restore-mild", "inpaint"])
+def test_every_task_can_be_packed(tmp_path, task):
+    source = EmbeddedSource(3, 64)
+    write_pack(tmp_path / "pack", source, task, SIZE, seed=(5, 1))
+    pack = read_pack(tmp_path / "pack")
+    for index in range(3):
+        given, truth = make_pair(source.read(index), task, SIZE, seed=(5, 1, index))
+        assert np.array_equal(pack.inputs(index), given) and np.array_equal(pack.truths(index), truth)
+    check_packs(pack, None, task)
+    for path, truth in zip(unpack(pack, tmp_path / "pictures")[::2], range(3), strict=True):
+        assert np.array_equal(read_image(path), pack.inputs(truth))
+
+
+def test_pictures_of_a_pack_are_degraded_differently(tmp_path):
+    source = Subset(EmbeddedSource(1, 64), (0, 0, 0))
+    write_pack(tmp_path / "pack", source, "inpaint", SIZE)
+    pack = read_pack(tmp_path / "pack")
+    assert len({pack.inputs(index).tobytes() for index in range(3)}) == 3
+
+
 def test_round_trip(pack):
     source = EmbeddedSource(3, 64)
     assert len(pack) == 3
