@@ -7,8 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from gpenlib.architecture import GpenConfig
-from gpenlib.data.tasks import TASKS
-from gpenlib.run import choice_error
+from gpenlib.data.tasks import TaskName
 from gpenlib.settings import Settings
 
 Stage = Literal["prior", "embed", "finetune"]
@@ -41,7 +40,8 @@ class LearningRates(Settings):
 class LossWeights(Settings):
     """Factors of the loss terms; a factor of 0 leaves the term (and its work) out."""
 
-    content: float = Field(1.0, ge=0, description="smooth L1 between output and truth")
+    content: float = Field(1.0, ge=0, description="distance between output and truth")
+    content_loss: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
     adversarial: float = Field(1.0, ge=0, description="non-saturating loss; 0 trains no discriminator")
     feature_matching: float = Field(0.02, ge=0, description="L1 between discriminator features (paper: 0.02)")
     identity: float = Field(0.0, ge=0, description="1 - cosine of face-recognition embeddings")
@@ -75,9 +75,10 @@ class TrainConfig(Settings):
     data_dir: str = Field(description="folder of aligned faces")
     run_dir: str = Field(description="checkpoints, log and samples")
     init: str | None = Field(
-        None, description="weights to start from: a shipped name or a file; a smaller network seeds its levels"
+        None,
+        description="weights to start from: a shipped name or a file; a smaller network seeds its levels",
     )
-    task: str = "color"
+    task: TaskName = "color"
     size: int = 128
     channel_multiplier: int = 2
     narrow: float = 0.25
@@ -106,8 +107,6 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.task not in TASKS:
-            raise ValueError(choice_error("task", self.task, tuple(TASKS)))
         if self.batch_size % self.devices:
             raise ValueError(f"batch_size={self.batch_size}: not a multiple of devices={self.devices}")
         if self.stage == "embed" and self.init is None:

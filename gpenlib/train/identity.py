@@ -37,7 +37,9 @@ class IdentityLoss:
     """
 
     def __init__(self, path: str | Path, device: torch.device, side: int = DEFAULT_SIDE) -> None:
-        self.model = _load(resolve_path(path)).to(device).eval().requires_grad_(False)
+        self.model = _load(resolve_path(path)).to(device).eval()
+        for parameter in self.model.parameters():  # TorchScript modules have no requires_grad_
+            parameter.requires_grad_(False)
         self.side = side
 
     def __call__(self, output: Tensor, truth: Tensor) -> Tensor:
@@ -58,11 +60,11 @@ def _load(path: Path) -> nn.Module:
         raise IdentityError(f"{path}: no such face-recognition model")
     if path.suffix != ".onnx":
         try:
-            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call,no-any-return]
+            return torch.jit.load(str(path), map_location="cpu")
         except RuntimeError as error:
             raise IdentityError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]})") from None
     try:
-        from onnx2torch import convert
+        from onnx2torch import convert  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise IdentityError(
             f"{path}: an ONNX recogniser needs gradients; install onnx2torch, or give a TorchScript file"

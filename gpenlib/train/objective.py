@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -90,6 +89,7 @@ class Objective(ABC):
 
     def load_extra_state(self, state: dict[str, float]) -> None:
         """Take back :meth:`extra_state`."""
+        assert not state, "a stage that returns extra state takes it back"
 
     def set_learning_rates(self, step: int) -> None:
         """Apply warm-up and decay to every group of every optimiser."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpenlib.architecture import Discriminator, Gpen, load_discriminator, load_generator
 from gpenlib.architecture.checkpoints import CheckpointError
-from gpenlib.images import from_tensor
+from gpenlib.images import FloatArray, from_tensor
 from gpenlib.metrics import psnr
 from gpenlib.run import resolve_path
 from gpenlib.train.config import TrainConfig
@@ -24,6 +24,7 @@ from gpenlib.train.seeding import open_skips, seed_discriminator, seed_generator
 from gpenlib.weights import load_weights
 
 SAMPLES = 8
+CONTENT_LOSSES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss, "mse": F.mse_loss}
 
 
 class RestorationObjective(Objective):
@@ -99,7 +100,7 @@ class RestorationObjective(Objective):
     def _content_terms(self, output: Tensor, truth: Tensor) -> Losses:
         terms: Losses = {}
         if self.config.losses.content:
-            terms["content"] = F.smooth_l1_loss(output, truth)
+            terms["content"] = CONTENT_LOSSES[self.config.losses.content_loss](output, truth)
         if self.identity is not None:
             terms["identity"] = self.identity(output, truth)
         return terms
@@ -149,7 +150,8 @@ class RestorationObjective(Objective):
         rows = (given, self._restore(given), truth)
         return torch.stack([torch.from_numpy(row) for row in rows])
 
-    def _restore(self, given: object) -> object:
+    def _restore(self, given: FloatArray) -> FloatArray:
         with torch.inference_mode():
-            batches = torch.as_tensor(given).to(self.fabric.device).split(self.config.batch_size)
-            return torch.cat([self.average(batch) for batch in batches]).cpu().numpy()
+            batches = torch.from_numpy(given).to(self.fabric.device).split(self.config.batch_size)
+            output: FloatArray = torch.cat([self.average(batch) for batch in batches]).cpu().numpy()
+        return output

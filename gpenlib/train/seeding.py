@@ -14,6 +14,8 @@ from gpenlib.architecture.generator import NoiseInjection
 # Encoder and discriminator count their stages from the largest size down, the decoder from 4 px up.
 TOP_DOWN = re.compile(r"^(ecd|convs\.)(\d+)(\..*)$")
 
+NEW_COLOURS = re.compile(r"^to_rgbs\.\d+\.(conv\.weight|bias)$")
+
 
 def seed_generator(prior: Generator, trained: Generator) -> None:
     """Copy the levels that ``trained`` has; new levels begin by adding nothing to the picture.
@@ -26,9 +28,8 @@ def seed_generator(prior: Generator, trained: Generator) -> None:
     new = _copy(prior, trained.state_dict(), trained.config.out_size, prior.config.out_size)
     with torch.no_grad():
         for name, parameter in prior.named_parameters():
-            if name in new and name.startswith("to_rgbs.") and name.endswith(("conv.weight", ".bias")):
-                if ".modulation." not in name:
-                    parameter.zero_()
+            if name in new and NEW_COLOURS.match(name):
+                parameter.zero_()
 
 
 def seed_discriminator(model: Discriminator, trained: Discriminator) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gpenlib.run import write_atomically
-from gpenlib.train.config import TrainConfig
 from gpenlib.train.objective import Objective
 
 # These may change on resume without changing what is learned from here on.
@@ -34,7 +34,7 @@ def save_state(path: Path, objective: Objective, step: int) -> Path:
     TrainingError
         If a weight is not finite; the checkpoint before stays as it was.
     """
-    networks = {"g": objective.generator, "g_ema": objective.average}
+    networks: dict[str, nn.Module] = {"g": objective.generator, "g_ema": objective.average}
     if objective.discriminator is not None:
         networks["d"] = objective.discriminator
     state: dict[str, Any] = {name: network.state_dict() for name, network in networks.items()}

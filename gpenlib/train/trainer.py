@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from gpenlib.architecture import Generator, Gpen
@@ -56,12 +56,13 @@ class Trainer:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.run_dir = resolve_path(config.run_dir)
+        self.board = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
         self.fabric = Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
             strategy="ddp" if config.devices > 1 else "auto",
             precision=PRECISIONS[config.precision],
-            loggers=TensorBoardLogger(self.run_dir, name="tensorboard", version=""),
+            loggers=self.board,
         )
         self.fabric.launch()
         self.objective = make_objective(config, self.fabric)
@@ -108,7 +109,9 @@ class Trainer:
         """Do one step with random numbers of its own; return the loss terms."""
         torch.manual_seed(_seed(self.config.seed, self.step, self.fabric.global_rank))
         self.objective.set_learning_rates(self.step)
-        pair = (self.fabric.to_device(t).contiguous(memory_format=torch.channels_last) for t in (given, truth))
+        pair = (
+            self.fabric.to_device(t).contiguous(memory_format=torch.channels_last) for t in (given, truth)
+        )
         losses = {name: value.item() for name, value in self.objective.train_step(self.step, *pair).items()}
         wrong = {name: value for name, value in losses.items() if not math.isfinite(value)}
         if wrong:
@@ -124,8 +127,7 @@ class Trainer:
             self._log(self.objective.evaluate(faces))
             picture = grid(self.objective.samples(faces).numpy())
             write_image(self.run_dir / "samples" / f"{self.step:07d}.png", picture)
-            writer: Any = self.fabric.logger.experiment
-            writer.add_image("samples", picture, self.step, dataformats="HWC")
+            self.board.experiment.add_image("samples", picture, self.step, dataformats="HWC")
         self.fabric.barrier()
 
     def _save(self) -> None:

@@ -1,106 +1,215 @@
-"""The trainer: it learns, resumes exactly, and stops when it must."""
+"""The trainer: every stage learns, resumes exactly, and stops when it must."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from gpenlib.architecture import load_checkpoint
-from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.architecture import Generator, load_checkpoint, load_discriminator, load_generator
 from gpenlib.data.sources import DataError
+from gpenlib.images import read_image
 from gpenlib.settings import SettingsError
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.trainer import Trainer, TrainingError
+from gpenlib.train.state import TrainingError, one_group, regrouped
+from gpenlib.train.trainer import Trainer
+from tests.train.conftest import CONTENT_ONLY, FACES, MakeConfig
 
-FACES = 10
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small pictures of a face."""
-    folder = tmp_path_factory.mktemp("faces")
-    source = EmbeddedSource(FACES, size=128)
-    for index, name in enumerate(source.names):
-        cv2.imwrite(str(folder / name), source.read(index)[:, :, ::-1])
-    return folder
+EVERY_TERM = {  # both penalties within the few steps of a test
+    "losses": {"r1_every": 2, "path_length_every": 2},
+    "augmentation": {"target": 0.6, "adapt_images": 100},
+}
 
 
-def settings(faces: Path, run_dir: Path, **changes: Any) -> TrainConfig:
-    values = {
-        "data_dir": str(faces),
-        "run_dir": str(run_dir),
-        "size": 64,
-        "channel_multiplier": 1,
-        "narrow": 0.0625,
-        "steps": 6,
-        "batch_size": 2,
-        "holdout": 2,
-        "warmup": 2,
-        "checkpoint_every": 3,
-        "evaluate_every": 100,
-        "learning_rate": "2e-3",  # as YAML gives it
-    }
-    return TrainConfig.parse(values | changes)
+def log(run_dir: str, name: str) -> list[float]:
+    rows = [json.loads(line) for line in (Path(run_dir) / "log.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
 
 
-def losses(run_dir: Path) -> list[float]:
-    rows = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
-
-
-def test_loss_falls_and_the_checkpoint_loads(faces: Path, tmp_path: Path) -> None:
-    Trainer(settings(faces, tmp_path, steps=40, batch_size=4)).run()
-    history = losses(tmp_path)
-    assert np.mean(history[-5:]) < 0.7 * np.mean(history[:5])
-    model = load_checkpoint(tmp_path / "checkpoint.pt")  # picks g_ema
+def test_content_loss_falls_and_the_checkpoint_loads(configure: MakeConfig) -> None:
+    rates = {"generator": "2e-3", "beta1": 0.9, "warmup": 2, "decay": "cosine"}  # 2e-3 as YAML gives it
+    config = configure(steps=40, batch_size=4, losses=CONTENT_ONLY, learning_rates=rates)
+    trainer = Trainer(config)
+    trainer.run()
+    history = log(config.run_dir, "content")
+    assert np.mean(history[-5:]) < 0.5 * np.mean(history[:5])
+    model = load_checkpoint(trainer.checkpoint)  # picks g_ema
     assert model.config.in_size == 64
+    with pytest.raises(KeyError):
+        torch.load(trainer.checkpoint, weights_only=True)["d"]
 
 
-def test_a_resumed_run_ends_with_the_same_weights(faces: Path, tmp_path: Path) -> None:
-    whole = Trainer(settings(faces, tmp_path / "whole")).run()
-    half = Trainer(settings(faces, tmp_path / "half"))
-    half.run_until(3)
-    resumed = Trainer(settings(faces, tmp_path / "half")).run()
+@pytest.mark.parametrize("task", ["color", "restore-mild", "inpaint"])
+def test_every_task_trains_against_a_discriminator(configure: MakeConfig, task: str) -> None:
+    config = configure(task=task, steps=2, evaluate_every=2)
+    trainer = Trainer(config)
+    trainer.run()
+    for term in ("content", "adversarial", "feature_matching", "discriminator", "r1"):
+        assert log(config.run_dir, term), term
+    assert log(config.run_dir, "held_out_psnr")
+    assert load_discriminator(trainer.checkpoint, key="d").config.out_size == 64
+    picture = read_image(trainer.run_dir / "samples" / "0000002.png")
+    assert picture.shape == (3 * 64, 2 * 64, 3)  # input, output, truth of the two held-out faces
+
+
+def test_prior_trains_and_feeds_the_next_stages(configure: MakeConfig, tmp_path: Path) -> None:
+    prior = Trainer(configure(stage="prior", steps=4, batch_size=4, evaluate_every=4, **EVERY_TERM))
+    prior.run()
+    for term in ("adversarial", "discriminator", "r1", "path_length", "held_out_logit"):
+        assert log(str(prior.run_dir), term), term
+    assert prior.objective.extra_state()["mean_path_length"] > 0
+    assert prior.objective.extra_state()["augmentation"] < 1.0  # D is not that sure after 4 steps
+    trained = load_generator(prior.checkpoint)
+
+    embedded = Trainer(configure(stage="embed", init=str(prior.checkpoint), run_dir=str(tmp_path / "embed")))
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, embedded.objective.generator.state_dict()[f"generator.{name}"]), name
+    start = embedded.objective.generator.state_dict()["generator.conv1.conv.weight"].clone()
+    embedded.run()
+    assert not torch.equal(start, embedded.objective.generator.state_dict()["generator.conv1.conv.weight"])
+
+    tuned = Trainer(configure(init=str(embedded.checkpoint), run_dir=str(tmp_path / "tuned")))
+    for name, tensor in embedded.objective.average.state_dict().items():
+        assert torch.equal(tensor, tuned.objective.generator.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stage", ["prior", "finetune"])
+def test_a_resumed_run_ends_with_the_same_weights(configure: MakeConfig, tmp_path: Path, stage: str) -> None:
+    def make(name: str) -> Trainer:
+        return Trainer(configure(stage=stage, run_dir=str(tmp_path / name), batch_size=4, **EVERY_TERM))
+
+    whole = make("whole")
+    whole.run()
+    make("half").run_until(2)
+    resumed = make("half")
+    resumed.run()
+    states = [torch.load(t.checkpoint, weights_only=True) for t in (whole, resumed)]
+    assert states[0]["extra"] == states[1]["extra"]
+    for key in ("g", "d", "g_ema"):
+        for name, tensor in states[0][key].items():
+            assert torch.equal(tensor, states[1][key][name]), (key, name)
+
+
+def test_a_killed_process_goes_on_from_its_checkpoint(configure: MakeConfig, tmp_path: Path) -> None:
+    whole = Trainer(configure(losses=CONTENT_ONLY, run_dir=str(tmp_path / "whole"))).run()
+    config = configure(losses=CONTENT_ONLY)
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    kill = (
+        "import os, sys; from gpenlib.train import trainer as t, __main__ as m\n"
+        "save = t.Trainer._save\n"
+        "t.Trainer._save = lambda self: (save(self), os._exit(9))\n"
+        f"sys.argv = ['train', {str(file)!r}]; m.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", kill], capture_output=True).returncode == 9
+    assert torch.load(Path(config.run_dir) / "checkpoint.pt", weights_only=True)["step"] == 2
+    resumed = Trainer(config).run()
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_resuming_with_other_settings_is_refused(faces: Path, tmp_path: Path) -> None:
-    Trainer(settings(faces, tmp_path, steps=3)).run()
+def test_two_processes_compute_the_gradients_of_one(configure: MakeConfig, tmp_path: Path) -> None:
+    """After one step of Adam with beta1=0 its first moment is the gradient."""
+    settings: dict[str, Any] = {
+        "steps": 1,
+        "batch_size": 8,
+        "holdout": 2,
+        "losses": {"r1": 0},
+        # A discriminator that hardly moves: both runs see the same one when the generator learns.
+        "learning_rates": {"discriminator": 1e-12},
+    }
+    Trainer(configure(run_dir=str(tmp_path / "one"), **settings)).run()
+    file = tmp_path / "two.yaml"
+    two = configure(run_dir=str(tmp_path / "two"), devices=2, **settings)
+    file.write_text(yaml.safe_dump(two.model_dump(mode="json")))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "gpenlib.train"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, str(file)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, other = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("one", "two"))
+    for optimizer in ("g_optim", "d_optim"):
+        for index, state in one[optimizer]["state"].items():
+            gradient = state["exp_avg"]
+            error = (gradient - other[optimizer]["state"][index]["exp_avg"]).abs().max()
+            assert error <= 1e-4 * gradient.abs().max() + 1e-9, (optimizer, index)
+
+
+def test_resuming_with_other_settings_is_refused(configure: MakeConfig) -> None:
+    Trainer(configure(losses=CONTENT_ONLY)).run()
     with pytest.raises(TrainingError, match="batch_size"):
-        Trainer(settings(faces, tmp_path, steps=3, batch_size=3)).run()
+        Trainer(configure(losses=CONTENT_ONLY, batch_size=3)).run()
 
 
-def test_a_loss_that_is_not_finite_stops(faces: Path, tmp_path: Path) -> None:
-    trainer = Trainer(settings(faces, tmp_path))
-    trainer.run_until(3)
+def test_a_loss_that_is_not_finite_stops(configure: MakeConfig) -> None:
+    trainer = Trainer(configure(losses=CONTENT_ONLY))
+    trainer.run_until(2)
+    good = trainer.checkpoint.read_bytes()
     with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"step 3; last good checkpoint: .*checkpoint.pt"):
+        next(trainer.objective.generator.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 2; last good checkpoint: .*checkpoint.pt"):
         trainer.run()
+    with pytest.raises(TrainingError, match=r"not finite after step 2 .*last good checkpoint: .*pt"):
+        trainer._save()
+    assert trainer.checkpoint.read_bytes() == good
 
 
-def test_too_few_images_are_counted(faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="10 images"):
-        Trainer(settings(faces, tmp_path, batch_size=9)).run()
+def test_optimisers_are_written_as_the_original_keeps_them(configure: MakeConfig) -> None:
+    """One group over the parameters in the network's order, which plain Adam takes."""
+    rates = {"generator": 2e-3, "decoder_factor": 0.1}
+    trainer = Trainer(configure(losses=CONTENT_ONLY, learning_rates=rates, steps=2))
+    trainer.run()
+    saved = torch.load(trainer.checkpoint, weights_only=True)
+    assert {"g", "g_ema", "g_optim"} <= set(saved)
+    network = load_checkpoint(trainer.checkpoint, key="g")
+    plain = torch.optim.Adam(network.parameters(), lr=2e-3)
+    plain.load_state_dict(saved["g_optim"])
+    moments = [plain.state[p]["exp_avg"].shape for p in network.parameters()]
+    assert moments == [p.shape for p in network.parameters()]
+    ours = trainer.objective.optimizers["g_optim"]
+    back = regrouped(one_group(ours.state_dict()), ours)
+    assert [g["initial_lr"] for g in back["param_groups"]] == [2e-4, 2e-3]
 
 
-def test_held_out_faces_are_not_trained_on(faces: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_counted(configure: MakeConfig) -> None:
+    with pytest.raises(DataError, match=f"{FACES} images"):
+        Trainer(configure(batch_size=9)).run()
+
+
+def test_impossible_settings_are_named(configure: MakeConfig) -> None:
+    with pytest.raises(SettingsError, match="did you mean 'learning_rates'"):
+        configure(learning_rate=1.0)
+    with pytest.raises(SettingsError, match="embed needs init"):
+        configure(stage="embed")
+    with pytest.raises(SettingsError, match="not a multiple of devices=4"):
+        configure(devices=4)
+    with pytest.raises(SettingsError, match="identity_model"):
+        configure(losses={"identity": 0.1})
+    with pytest.raises(SettingsError, match="did you mean 'color'"):
+        configure(task="colour")
+
+
+def test_every_shipped_configuration_is_valid() -> None:
+    files = sorted((Path(__file__).parents[2] / "params" / "train").glob("*.yaml"))
+    assert files
+    for file in files:
+        assert TrainConfig.from_yaml(file).network.out_size >= 64
+
+
+def test_prior_samples_are_those_of_its_generator(configure: MakeConfig) -> None:
+    trainer = Trainer(configure(stage="prior", batch_size=4, steps=1, losses={"path_length": 0}))
+    assert isinstance(trainer.run(), Generator)
     from gpenlib.data.sources import open_folder
-    from gpenlib.train.batches import TrainingFaces
+    from gpenlib.train.faces import TrainingFaces
 
-    data = TrainingFaces(open_folder(faces), settings(faces, tmp_path))
-    assert len(data.train) == FACES - 2
-    assert not any(np.array_equal(a, b) for a in data.train for b in data.held_out)
-    first, again = data.batch(5), data.batch(5)
-    assert np.array_equal(first[0], again[0])
-    assert not np.array_equal(first[0], data.batch(6)[0])
-
-
-def test_unknown_settings_are_named(faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="did you mean 'learning_rate'"):
-        settings(faces, tmp_path, learning_rat=1.0)
+    faces = TrainingFaces(open_folder(trainer.config.data_dir), trainer.config)
+    images = trainer.objective.samples(faces)
+    assert images.shape == (3, 8, 3, 64, 64)
+    assert torch.equal(images, trainer.objective.samples(faces))
