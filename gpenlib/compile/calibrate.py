@@ -55,18 +55,42 @@ class Calibration:
     images: int = 0
 
     def thresholds(self, mode: str, percentile: float) -> dict[str, float]:
-        """Return the clipping threshold of every input tensor under a calibration mode."""
-        return {name: found.threshold(mode, percentile) for name, found in self.histograms.items()}
+        """Return the clipping threshold of every input tensor under a calibration mode; 0 if it was zero."""
+        return {
+            name: found.threshold(mode, percentile) if found.largest > 0 else 0.0
+            for name, found in self.histograms.items()
+        }
+
+    def check_alive(self, layers: Iterable[Sequence[str]]) -> None:
+        """Fail if all that a layer reads was zero; one half may be (encoder features that do not exist).
+
+        Parameters
+        ----------
+        layers : iterable of sequence of str
+            The input tensors of each layer.
+
+        Raises
+        ------
+        CalibrationError
+        """
+        dead = [
+            ", ".join(names) for names in layers if not any(self.histograms[n].largest > 0 for n in names)
+        ]
+        if dead:
+            raise CalibrationError(f"tensors that are zero on every calibration image: {'; '.join(dead[:5])}")
 
 
 def calibrate(
-    model_path: Path, inputs: Sequence[str], outputs: Sequence[str], images: Iterable[FloatArray]
+    model: Path | onnx.ModelProto,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    images: Iterable[FloatArray],
 ) -> Calibration:
     """Run the float model over the calibration images and record the layers' inputs and outputs.
 
     Parameters
     ----------
-    model_path : Path
+    model : Path or ModelProto
         The float ONNX model.
     inputs : sequence of str
         Tensors that quantised layers read, [N, C, H, W].
@@ -78,11 +102,11 @@ def calibrate(
     Raises
     ------
     CalibrationError
-        If there is no image, or a tensor is not finite or always zero.
+        If there is no image, or a tensor is not finite.
     """
     found = Calibration({name: MagnitudeHistogram() for name in inputs})
     watched = [*inputs, *outputs]
-    session = watching_session(model_path, watched)
+    session = watching_session(model, watched)
     feed = session.get_inputs()[0].name
     for image in images:
         values = dict(zip(watched, session.run(watched, {feed: image}), strict=True))
@@ -95,9 +119,6 @@ def calibrate(
         raise CalibrationError("no calibration image was given")
     for mean in found.input_means.values():
         mean /= found.images
-    dead = [name for name, histogram in found.histograms.items() if not histogram.largest > 0]
-    if dead:
-        raise CalibrationError(f"tensors that are zero on every calibration image: {', '.join(dead[:5])}")
     return found
 
 
@@ -119,9 +140,10 @@ def _record(
         found.output_ranges.setdefault(name, empty).update(values[name])
 
 
-def watching_session(model_path: Path, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
+def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
     """Return an ONNX Runtime session of the model with ``tensors`` as additional outputs."""
-    model = onnx.load(model_path)
+    model = onnx.ModelProto()
+    model.CopyFrom(source if isinstance(source, onnx.ModelProto) else onnx.load(source))
     present = {output.name for output in model.graph.output}
     for name in tensors:
         if name not in present:

@@ -14,6 +14,8 @@ from gpenlib.compile.calibrate import Calibration, calibrate
 from gpenlib.compile.calibration_cache import cache_key, load_calibration, save_calibration
 from gpenlib.compile.calibration_data import CalibrationData
 from gpenlib.compile.config import BackendConfig, QuantizeConfig
+from gpenlib.compile.counts import count_quantised
+from gpenlib.compile.halves import ConvolutionLayer, split_halves
 from gpenlib.compile.layers import (
     QuantisationError,
     RoundedLayer,
@@ -25,7 +27,6 @@ from gpenlib.compile.qdq import write_qdq
 from gpenlib.compile.qoperator import write_qoperator
 from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
 from gpenlib.export import DeployGpen
-from gpenlib.export.onnx_export import CONVOLUTIONS
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.runtime import MODEL_FILE, serves
 from gpenlib.run import sha256
@@ -60,7 +61,7 @@ class Int8Build:
         QuantisationError
             If these are not all that were asked for.
         """
-        model = onnx.load(self.float_path)
+        model = split_halves(onnx.load(self.float_path))
         if form == "qdq":
             write_qdq(model, self.layers)
         else:
@@ -170,11 +171,12 @@ def build_int8(
     QuantisationError, CalibrationError, DataError
         If it cannot be made as configured.
     """
-    model = onnx.load(float_path)
-    nodes = {node.name: node for node in quantisable_layers(model)}
+    model = split_halves(onnx.load(float_path))
+    found = quantisable_layers(model)
+    names = [layer.name for layer in found]
     by_hand = [] if options.exclude_automatically else options.exclude_layers
-    chosen = select_layers(list(nodes), by_hand)  # fails before calibration if a name is wrong
-    calibration, cached = calibrate_layers(float_path, list(nodes.values()), data, cache_dir)
+    chosen = select_layers(names, by_hand)  # fails before calibration if a name is wrong
+    calibration, cached = calibrate_layers(model, sha256(float_path), found, data, cache_dir)
     thresholds = calibration.thresholds(options.calibrate_mode, options.percentile)
     means = calibration.input_means if options.bias_correction else None
     per_channel, power2 = options.quantize_per_channel, options.weight_scale == "power2"
@@ -188,29 +190,45 @@ def build_int8(
     }
     if options.exclude_automatically:
         layers, report["automatic"] = exclude_automatically(deploy, layers, data, options)
-    used = {layer.report.tensor for layer in layers.values()}
-    histograms = {name: found for name, found in calibration.histograms.items() if name in used}
-    report["excluded"] = [name for name in nodes if name not in layers]
-    report["histograms"] = {name: found.summary(options.percentile) for name, found in histograms.items()}
+    used = {tensor for layer in layers.values() for tensor in layer.report.tensors if thresholds[tensor] > 0}
+    histograms = {name: seen for name, seen in calibration.histograms.items() if name in used}
+    report["excluded"] = [name for name in names if name not in layers]
+    report["histograms"] = {name: seen.summary(options.percentile) for name, seen in histograms.items()}
     report["clipped_share"] = {
-        name: found.clipped_share(thresholds[name]) for name, found in histograms.items()
+        name: seen.clipped_share(thresholds[name]) for name, seen in histograms.items()
     }
     return Int8Build(float_path, layers, calibration, report)
 
 
 def calibrate_layers(
-    float_path: Path, nodes: list[onnx.NodeProto], data: CalibrationData, cache_dir: Path | None
+    model: onnx.ModelProto,
+    digest: str,
+    layers: Sequence[ConvolutionLayer],
+    data: CalibrationData,
+    cache_dir: Path | None,
 ) -> tuple[Calibration, bool]:
-    """Calibrate all quantisable layers, or take what an earlier run found; return also which it was."""
-    inputs = list(dict.fromkeys(node.input[0] for node in nodes))
-    outputs = [node.output[0] for node in nodes]
+    """Calibrate all quantisable layers, or take what an earlier run found; return also which it was.
+
+    Parameters
+    ----------
+    model : ModelProto
+        The float graph in halves.
+    digest : str
+        Of the float graph's file, for the cache.
+    layers : sequence of ConvolutionLayer
+    data : CalibrationData
+    cache_dir : Path, optional
+    """
+    inputs = list(dict.fromkeys(tensor for layer in layers for tensor in layer.inputs))
+    outputs = [layer.output for layer in layers]
     path = None
     if cache_dir is not None:
         settings = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
-        path = cache_dir / f"{cache_key(sha256(float_path), data.digest, settings)}.npz"
+        path = cache_dir / f"{cache_key(digest, data.digest, settings)}.npz"
         if (cached := load_calibration(path)) is not None:
             return cached, True
-    found = calibrate(float_path, inputs, outputs, data.calibration())
+    found = calibrate(model, inputs, outputs, data.calibration())
+    found.check_alive(layer.inputs for layer in layers)
     if path is not None:
         save_calibration(found, path)
     return found, False
@@ -278,22 +296,3 @@ def open_probe(deploy: DeployGpen, data: CalibrationData, images: int) -> Probe:
     pairs = list(data.pairs(images, deploy.config.out_size))
     inputs = torch.cat([torch.from_numpy(image) for image, _ in pairs])
     return Probe(deploy, inputs, [truth for _, truth in pairs])
-
-
-def count_quantised(model: onnx.ModelProto) -> dict[str, int]:
-    """Return, by operator of the float graph, how many convolutions have 8-bit data and weights."""
-    producers = {name: node for node in model.graph.node for name in node.output}
-    counts = dict.fromkeys(CONVOLUTIONS, 0)
-    phased = set()  # up-convolutions, of which each is four
-    for node in model.graph.node:
-        if node.op_type in CONVOLUTIONS:
-            sources = [producers.get(name) for name in node.input[:2]]
-            counts[node.op_type] += all(s is not None and s.op_type == "DequantizeLinear" for s in sources)
-        elif node.op_type == "QLinearConv":
-            layer, found, _ = node.name.rpartition(".phase")
-            if found:
-                phased.add(layer)
-            else:
-                counts["Conv"] += 1
-    counts["ConvTranspose"] += len(phased)
-    return counts

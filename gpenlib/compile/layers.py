@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from gpenlib.compile.halves import ConvolutionLayer, convolution_layers, split_weight
 from gpenlib.compile.histogram import LEVELS
-from gpenlib.export.onnx_export import CONVOLUTIONS
+from gpenlib.compile.rounding import (
+    activation_steps,
+    along,
+    bias_correction,
+    quantise_weight,
+    sqnr_db,
+    weight_scales,
+)
 from gpenlib.run import nearest
 
 RGB_CHANNELS = 3
@@ -29,13 +37,13 @@ class QuantisationError(ValueError):
 
 @dataclass(frozen=True)
 class QuantisedLayer:
-    """What was done to one convolution."""
+    """What was done to one layer; two tensors, scales and ranges where it is computed in halves."""
 
     name: str
     operator: str
-    tensor: str  # the activation it reads
-    activation_scale: float
-    activation_range: float  # largest magnitude seen in calibration
+    tensors: tuple[str, ...]  # the activations it reads
+    activation_scales: tuple[float, ...]
+    activation_ranges: tuple[float, ...]  # largest magnitudes that are represented
     weight_scale_min: float
     weight_scale_max: float
     weight_sqnr_db: float
@@ -47,25 +55,28 @@ class QuantisedLayer:
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """One convolution in 8 bits, ready to be written in either form.
+    """One layer in 8 bits, ready to be written in either form.
+
+    A layer in halves has a step for each half's input. The product of activation and weight step is the same
+    in both, so that their integer sums can be added: QOperator form computes them in one convolution.
 
     Attributes
     ----------
-    activation_scale : float
-        Step of the input.
-    weight : int8, shaped as the float weight
-    scales : float32 [Cout]
-        Step of each output channel's weights.
+    activation_scales : tuple of float
+        Step of the input, or of each half of its channels.
+    weight : int8, shaped as the float weight of the whole layer
+    scales : float32 [1 or 2, Cout]
+        Step of each output channel's weights, for the whole or for each half of the input channels.
     axis : int
         The output channels' axis in ``weight``: 0 for Conv, 1 for ConvTranspose.
     per_channel : bool
-        False: all ``scales`` are equal.
+        False: the ``scales`` of all output channels are equal.
     bias : float32 [Cout] or None
         The convolution's bias, corrected if that was asked for.
     report : QuantisedLayer
     """
 
-    activation_scale: float
+    activation_scales: tuple[float, ...]
     weight: NDArray[np.int8]
     scales: NDArray[np.float32]
     axis: int
@@ -73,8 +84,25 @@ class RoundedLayer:
     bias: NDArray[np.float32] | None
     report: QuantisedLayer
 
+    def weights(self) -> list[NDArray[np.int8]]:
+        """Return the integer weights of the whole, or of each half."""
+        return split_weight(self.weight, self.report.operator, len(self.activation_scales))
 
-def quantisable_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    def restored_weight(self) -> NDArray[np.float32]:
+        """Return the whole layer's weight as the rounded one stands for it."""
+        parts = [
+            part * along(scales, self.axis, part.ndim)
+            for part, scales in zip(self.weights(), self.scales, strict=True)
+        ]
+        return np.concatenate(parts, axis=1 - self.axis)
+
+    def input_steps(self) -> NDArray[np.float32]:
+        """Return the step of each input channel, [Cin]."""
+        each = self.weight.shape[1 - self.axis] // len(self.activation_scales)
+        return np.repeat(np.array(self.activation_scales, np.float32), each)
+
+
+def quantisable_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
     """Return the convolutions worth quantising, in graph order.
 
     Two kinds stay in float because int8 costs much accuracy there and gains no time: depthwise FIR filters
@@ -84,11 +112,12 @@ def quantisable_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     return [
-        node
-        for node in model.graph.node
-        if node.op_type in CONVOLUTIONS
-        and _group(node) == 1
-        and min(shapes.get(node.input[1], (0, 0))[:2]) > RGB_CHANNELS
+        layer
+        for layer in convolution_layers(model)
+        if all(
+            _group(node) == 1 and min(shapes.get(node.input[1], (0, 0))[:2]) > RGB_CHANNELS
+            for node in layer.nodes
+        )
     ]
 
 
@@ -139,21 +168,22 @@ def round_layers(
     Parameters
     ----------
     model : ModelProto
-        The float deploy graph; not changed.
+        The float deploy graph, joined or in halves (:mod:`gpenlib.compile.halves`); not changed.
     thresholds : mapping
         Clipping threshold (largest magnitude that is represented) by activation tensor name.
     layers : sequence of str
-        Node names of the convolutions to quantise.
+        Names of the layers to quantise.
     per_channel : bool
         One weight scale per output channel, else one per tensor.
     power2 : bool
-        Round weight scales up to powers of two (the vendor's shift hardware).
+        Round weight scales up to powers of two (the vendor's shift hardware); the activation steps of two
+        halves then differ by a power of two.
     input_means : mapping of tensor name to float64 [Cin], optional
         Mean of each input channel over the calibration images: corrects the bias (:func:`bias_correction`).
 
     Returns
     -------
-    dict of RoundedLayer by node name, in graph order
+    dict of RoundedLayer by layer name, in graph order
 
     Raises
     ------
@@ -163,93 +193,62 @@ def round_layers(
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     wanted = set(layers)
     rounded: dict[str, RoundedLayer] = {}
-    for node in model.graph.node:
-        if node.name not in wanted or node.op_type not in CONVOLUTIONS:
+    for layer in convolution_layers(model):
+        if layer.name not in wanted:
             continue
-        tensor = node.input[0]
-        if node.input[1] not in constants or tensor not in thresholds:
-            raise QuantisationError(f"{node.name}: weight is not constant, or {tensor} was not calibrated")
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        axis = 0 if node.op_type == "Conv" else 1
-        scales = weight_scales(weight, axis, per_channel, power2)
-        stored = quantise_weight(weight, scales, axis)
-        restored = stored * along(scales, axis, weight.ndim)
-        bias = numpy_helper.to_array(constants[node.input[2]]) if len(node.input) > 2 else None
+        for node in layer.nodes:
+            if node.input[1] not in constants or node.input[0] not in thresholds:
+                raise QuantisationError(
+                    f"{node.name}: weight is not constant, or {node.input[0]} was not calibrated"
+                )
+        weights = [numpy_helper.to_array(constants[node.input[1]]) for node in layer.nodes]
+        biases = [constants[node.input[2]] for node in layer.nodes if len(node.input) > 2]
+        bias = numpy_helper.to_array(biases[0]) if biases else None  # the skip half has none
+        steps = activation_steps([thresholds[name] for name in layer.inputs], power2)
+        found = _round_layer(layer, weights, bias, steps, per_channel, power2)
         if input_means is not None:
-            correction = bias_correction(node, weight - restored, input_means[tensor])
-            bias = (correction if bias is None else bias + correction).astype(np.float32)
-        step = float(np.float32(thresholds[tensor] / LEVELS))
-        report = QuantisedLayer(
-            name=node.name,
-            operator=node.op_type,
-            tensor=tensor,
-            activation_scale=step,
-            activation_range=float(thresholds[tensor]),
-            weight_scale_min=float(scales.min()),
-            weight_scale_max=float(scales.max()),
-            weight_sqnr_db=sqnr_db(weight, restored),
-        )
-        rounded[node.name] = RoundedLayer(step, stored, scales, axis, per_channel, bias, report)
+            error = np.concatenate(weights, axis=1 - found.axis) - found.restored_weight()
+            means = np.concatenate([input_means[name] for name in layer.inputs])
+            correction = bias_correction(layer.nodes[0], error, means)
+            corrected = correction if bias is None else bias + correction
+            found = replace(found, bias=corrected.astype(np.float32))
+        rounded[layer.name] = found
     if set(rounded) != wanted:
         missing = sorted(wanted - set(rounded))
         raise QuantisationError(f"layers that are not convolutions of this graph: {', '.join(missing)}")
     return rounded
 
 
-def bias_correction(
-    node: onnx.NodeProto, weight_error: NDArray[Any], means: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return what rounding the weights takes from each output channel on average, [Cout].
-
-    The expected error of a convolution is the weight error times the mean input (Nagel et al., *Data-Free
-    Quantization*, 2019, section 4.2). Only this layer's own error is corrected, for a float input:
-    correcting what earlier layers did as well would count it once per layer. Borders are not treated apart; a
-    transposed convolution of stride s spreads its taps over s x s outputs.
-    """
-    if node.op_type == "Conv":
-        return np.einsum("oikl,i->o", weight_error.astype(np.float64), means)
-    strides = next(entry.ints for entry in node.attribute if entry.name == "strides")
-    return np.einsum("iokl,i->o", weight_error.astype(np.float64), means) / float(np.prod(strides))
-
-
-def weight_scales(
-    weight: NDArray[np.float32], axis: int, per_channel: bool, power2: bool
-) -> NDArray[np.float32]:
-    """Return symmetric scales, [channels along ``axis``] (all equal unless ``per_channel``)."""
-    other = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(axis=other)
-    if not per_channel:
-        largest = np.full_like(largest, largest.max())
-    scales = np.maximum(largest / LEVELS, np.finfo(np.float32).tiny)
-    if power2:
-        scales = np.exp2(np.ceil(np.log2(scales)))
-    return scales.astype(np.float32)
-
-
-def quantise_weight(weight: NDArray[np.float32], scales: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
-    """Round to s8, half to even as ONNX does."""
-    scaled = weight / along(scales, axis, weight.ndim)
-    return np.clip(np.rint(scaled), -LEVELS, LEVELS).astype(np.int8)
-
-
-def sqnr_db(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
-    """Return the signal-to-quantisation-noise ratio in dB (200 for equal arrays)."""
-    noise = float(np.square(reference.astype(np.float64) - candidate).sum())
-    signal = float(np.square(reference.astype(np.float64)).sum())
-    return 10 * np.log10(signal / noise) if noise > 0 and signal > 0 else 200.0
-
-
-def along(scales: NDArray[np.float32], axis: int, ndim: int) -> NDArray[np.float32]:
-    """Shape per-channel scales for broadcasting along ``axis``."""
-    return scales.reshape([-1 if i == axis else 1 for i in range(ndim)])
-
-
-def drop_unused_constants(model: onnx.ModelProto) -> None:
-    """Remove float weights that nothing reads any more."""
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+def _round_layer(
+    layer: ConvolutionLayer,
+    weights: Sequence[NDArray[np.float32]],
+    bias: NDArray[np.float32] | None,
+    steps: tuple[float, ...],
+    per_channel: bool,
+    power2: bool,
+) -> RoundedLayer:
+    """Round one layer, whose parts have these weights and input steps."""
+    axis = layer.output_axis
+    own = [weight_scales(weight, axis, per_channel, power2) for weight in weights]
+    units = np.max(
+        [step * scales.astype(np.float64) for step, scales in zip(steps, own, strict=True)], axis=0
+    )
+    scales = np.stack([units / step for step in steps]).astype(np.float32)
+    stored = [quantise_weight(weight, part, axis) for weight, part in zip(weights, scales, strict=True)]
+    report = QuantisedLayer(
+        name=layer.name,
+        operator=layer.operator,
+        tensors=layer.inputs,
+        activation_scales=steps,
+        activation_ranges=tuple(LEVELS * step for step in steps),
+        weight_scale_min=float(scales.min()),
+        weight_scale_max=float(scales.max()),
+        weight_sqnr_db=0.0,
+    )
+    joined = np.concatenate(stored, axis=1 - axis)
+    found = RoundedLayer(steps, joined, scales, axis, per_channel, bias, report)
+    sqnr = sqnr_db(np.concatenate(weights, axis=1 - axis), found.restored_weight())
+    return replace(found, report=replace(report, weight_sqnr_db=sqnr))
 
 
 def _group(node: onnx.NodeProto) -> int:

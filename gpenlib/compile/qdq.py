@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from gpenlib.compile.layers import RoundedLayer, drop_unused_constants
+from gpenlib.compile.halves import convolution_layers, drop_unused_constants
+from gpenlib.compile.layers import RoundedLayer
 
 
 def write_qdq(model: onnx.ModelProto, layers: Mapping[str, RoundedLayer]) -> None:
@@ -24,22 +25,28 @@ def write_qdq(model: onnx.ModelProto, layers: Mapping[str, RoundedLayer]) -> Non
     Parameters
     ----------
     model : ModelProto
-        The float deploy graph; changed in place.
-    layers : mapping of node name to RoundedLayer
+        The float deploy graph, joined or in halves; changed in place.
+    layers : mapping of layer name to RoundedLayer
         As :func:`gpenlib.compile.layers.round_layers` gives them for this graph.
     """
+    parts = {
+        node.name: (layers[layer.name], part)
+        for layer in convolution_layers(model)
+        if layer.name in layers
+        for part, node in enumerate(layer.nodes)
+    }
     readers: dict[str, str] = {}  # activation tensor -> its dequantised copy
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        if node.name in layers:
-            layer, tensor = layers[node.name], node.input[0]
+        if node.name in parts:
+            (layer, part), tensor = parts[node.name], node.input[0]
             if tensor not in readers:
                 readers[tensor] = f"{tensor}_dequantised"
-                nodes += _activation_pair(model, tensor, readers[tensor], layer.activation_scale)
-            nodes.append(_weight_node(model, node.name, layer))
+                nodes += _activation_pair(model, tensor, readers[tensor], layer.activation_scales[part])
+            nodes.append(_weight_node(model, node.name, layer, part))
             del node.input[:]
             node.input.extend([readers[tensor], nodes[-1].output[0]])
-            if layer.bias is not None:
+            if layer.bias is not None and part == 0:
                 name = f"{node.name}.bias_int8"
                 model.graph.initializer.append(numpy_helper.from_array(layer.bias, name))
                 node.input.append(name)
@@ -63,12 +70,13 @@ def _activation_pair(model: onnx.ModelProto, tensor: str, output: str, scale: fl
     ]
 
 
-def _weight_node(model: onnx.ModelProto, name: str, layer: RoundedLayer) -> onnx.NodeProto:
-    """Store int8 weights and return the DequantizeLinear node that reads them."""
+def _weight_node(model: onnx.ModelProto, name: str, layer: RoundedLayer, part: int) -> onnx.NodeProto:
+    """Store the int8 weights of a part of a layer and return the DequantizeLinear node that reads them."""
     prefix = f"{name}.weight_s8"
-    scales = layer.scales if layer.per_channel else np.array(layer.scales.max(), np.float32)
+    scales = layer.scales[part] if layer.per_channel else np.array(layer.scales[part].max(), np.float32)
     zero = np.zeros(scales.shape, np.int8)
-    for array, suffix in ((layer.weight, ""), (scales, "_scale"), (zero, "_zero_point")):
+    weight = np.ascontiguousarray(layer.weights()[part])
+    for array, suffix in ((weight, ""), (scales, "_scale"), (zero, "_zero_point")):
         model.graph.initializer.append(numpy_helper.from_array(array, prefix + suffix))
     inputs = [prefix, f"{prefix}_scale", f"{prefix}_zero_point"]
     attributes: dict[str, Any] = {"axis": layer.axis} if layer.per_channel else {}

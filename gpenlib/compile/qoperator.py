@@ -10,13 +10,17 @@ transposed convolution. Both are solved here without loss worth mentioning:
 - A stride-2 transposed convolution is four small convolutions, one per phase of the output, whose 8-bit
   results are interleaved (DepthToSpace). The depthwise blur behind it takes care of the additional border.
 
+The halves of a layer (:mod:`gpenlib.compile.halves`) are quantised with a step each and joined in 8 bits,
+where that moves a quarter of the bytes, for one convolution: their products of activation and weight step
+are equal.
+
 Standard operators only. Activations are stored as u8 with zero point 128, i.e. s8 with an offset: MLAS, the
 kernel library behind ONNX Runtime, is about eight times faster on them than on s8 (x86 with VNNI).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +29,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from gpenlib.compile.calibrate import ChannelRange
-from gpenlib.compile.layers import QuantisationError, RoundedLayer, drop_unused_constants
+from gpenlib.compile.halves import ConvolutionLayer, convolution_layers, drop_unused_constants
+from gpenlib.compile.layers import QuantisationError, RoundedLayer
 
 MIDDLE = 128  # zero point of u8 data
 TINIEST_STEP = 1e-12
@@ -45,8 +50,8 @@ def write_qoperator(
     Parameters
     ----------
     model : ModelProto
-        The float deploy graph; changed in place.
-    layers : mapping of node name to RoundedLayer
+        The float deploy graph, joined or in halves; changed in place.
+    layers : mapping of layer name to RoundedLayer
         As :func:`gpenlib.compile.layers.round_layers` gives them for this graph.
     output_ranges : mapping of tensor name to ChannelRange
         Smallest and largest value of every output channel of these layers over the calibration images.
@@ -58,28 +63,37 @@ def write_qoperator(
     """
     writer = _Writer(model)
     blurs = {node.input[0]: node for node in model.graph.node if node.op_type == "Conv"}
+    quantised = {found.nodes[0].name: found for found in convolution_layers(model) if found.name in layers}
+    done = {name for found in quantised.values() for name in (found.output, *_outputs(found))}
     for node in model.graph.node:
-        if node.name not in layers:
-            writer.nodes.append(node)
+        if node.name not in quantised:
+            if node.output[0] not in done:  # of a quantised layer: its other half, and the sum of both
+                writer.nodes.append(node)
             continue
-        layer = layers[node.name]
-        writer.quantise_input(node.input[0], layer.activation_scale)
-        steps = writer.store_scales(node.name, layer, output_ranges[node.output[0]])
-        if node.op_type == "Conv":
+        found = quantised[node.name]
+        layer = layers[found.name]
+        data = writer.quantise_inputs(found, layer.activation_scales)
+        steps = writer.store_scales(found.name, layer, output_ranges[found.output])
+        if found.operator == "Conv":
             attributes = {
                 entry.name: list(entry.ints)
                 for entry in node.attribute
                 if entry.name in ("kernel_shape", "strides", "pads", "dilations")
             }
-            result = writer.convolution(node, layer.weight, node.name, attributes)
+            result = writer.convolution(data, layer.weight, found.name, found.name, attributes)
         else:
-            result = _write_phases(writer, node, layer)
-            _shift_border(node, blurs.get(node.output[0]))
-        writer.dequantise(result, node.output[0], *steps)
+            result = _write_phases(writer, data, node, layer)
+            _shift_border(node, blurs.get(found.output))
+        writer.dequantise(result, found.output, *steps)
     del model.graph.node[:]
     model.graph.node.extend(writer.nodes)
     del model.graph.value_info[:]  # recorded shapes: up-convolutions are a row and a column larger now
     drop_unused_constants(model)
+
+
+def _outputs(layer: ConvolutionLayer) -> list[str]:
+    """Return what the layer's convolutions write."""
+    return [node.output[0] for node in layer.nodes]
 
 
 class _Writer:
@@ -97,15 +111,26 @@ class _Writer:
         self.model.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
-    def quantise_input(self, tensor: str, scale: float) -> None:
+    def quantise_inputs(self, layer: ConvolutionLayer, scales: Sequence[float]) -> tuple[str, str]:
+        """Quantise what a layer reads, and join it; return the names of data and (first half's) scale."""
+        parts = [
+            self._quantise_input(tensor, scale) for tensor, scale in zip(layer.inputs, scales, strict=True)
+        ]
+        data = parts[0]
+        if len(parts) > 1:
+            data = f"{layer.name}_joined"
+            self.nodes.append(helper.make_node("Concat", parts, [data], f"{layer.name}.concat", axis=1))
+        return data, f"{layer.inputs[0]}_scale"
+
+    def _quantise_input(self, tensor: str, scale: float) -> str:
         """Quantise an activation once, however many layers read it."""
-        if tensor in self._quantised:
-            return
-        self._quantised.add(tensor)
-        inputs = [tensor, self.store(f"{tensor}_scale", np.array(scale, np.float32)), self.middle]
-        self.nodes.append(
-            helper.make_node("QuantizeLinear", inputs, [f"{tensor}_quantised"], f"{tensor}_quantise")
-        )
+        if tensor not in self._quantised:
+            self._quantised.add(tensor)
+            inputs = [tensor, self.store(f"{tensor}_scale", np.array(scale, np.float32)), self.middle]
+            self.nodes.append(
+                helper.make_node("QuantizeLinear", inputs, [f"{tensor}_quantised"], f"{tensor}_quantise")
+            )
+        return f"{tensor}_quantised"
 
     def store_scales(self, name: str, layer: RoundedLayer, found: ChannelRange) -> tuple[str, str]:
         """Store a layer's weight scales and integer bias; return its output's scale and zero point.
@@ -119,8 +144,9 @@ class _Writer:
         step = np.maximum((high - low) / 255, TINIEST_STEP)
         zero = np.clip(np.rint(-low / step), 0, 255)
         real_bias = (0.0 if layer.bias is None else layer.bias) + (zero - MIDDLE) * step
-        unit = layer.activation_scale * layer.scales.astype(np.float64)
-        self.store(f"{name}.weight_scale", (layer.scales / step).astype(np.float32))
+        scales = layer.scales[0].astype(np.float64)  # times its input's step the same as of the other half
+        unit = layer.activation_scales[0] * scales
+        self.store(f"{name}.weight_scale", (scales / step).astype(np.float32))
         self.store(f"{name}.weight_zero", np.zeros(len(step), np.int8))
         self.store(
             f"{name}.bias_s32", np.clip(np.rint(real_bias / unit), -(2**31), 2**31 - 1).astype(np.int32)
@@ -131,14 +157,19 @@ class _Writer:
         )
 
     def convolution(
-        self, node: onnx.NodeProto, weight: NDArray[np.int8], name: str, attributes: Mapping[str, list[int]]
+        self,
+        data: tuple[str, str],
+        weight: NDArray[np.int8],
+        layer: str,
+        name: str,
+        attributes: Mapping[str, list[int]],
     ) -> str:
-        """Add one QLinearConv on the node's input; return the name of its result."""
+        """Add one QLinearConv of a layer on quantised data; return the name of its result."""
         inputs = [
-            *(f"{node.input[0]}_quantised", f"{node.input[0]}_scale", self.middle),
+            *(*data, self.middle),
             self.store(f"{name}.weight_s8", weight),
-            *(f"{node.name}.weight_scale", f"{node.name}.weight_zero"),
-            *(self.one, self.middle, f"{node.name}.bias_s32"),
+            *(f"{layer}.weight_scale", f"{layer}.weight_zero"),
+            *(self.one, self.middle, f"{layer}.bias_s32"),
         ]
         result = f"{name}_quantised"
         settings: dict[str, Any] = dict(attributes)
@@ -154,7 +185,7 @@ class _Writer:
         )
 
 
-def _write_phases(writer: _Writer, node: onnx.NodeProto, layer: RoundedLayer) -> str:
+def _write_phases(writer: _Writer, data: tuple[str, str], node: onnx.NodeProto, layer: RoundedLayer) -> str:
     """Write a transposed convolution as four convolutions; [N, C, 2H+2, 2W+2], last row and column zero."""
     settings = {entry.name: list(entry.ints) for entry in node.attribute if entry.ints}
     if layer.weight.shape[2:] != (3, 3) or settings["strides"] != [2, 2] or any(settings.get("pads", [])):
@@ -173,7 +204,7 @@ def _write_phases(writer: _Writer, node: onnx.NodeProto, layer: RoundedLayer) ->
                 "pads": [len(row_taps) - 1, len(column_taps) - 1, 1, 1],  # every phase is H+1 by W+1
             }
             name = f"{node.name}.phase{row}{column}"
-            results.append(writer.convolution(node, kernel, name, attributes))
+            results.append(writer.convolution(data, kernel, node.name, name, attributes))
     joined, result = f"{node.name}_phases", f"{node.name}_interleaved"
     writer.nodes.append(helper.make_node("Concat", results, [joined], f"{node.name}.join", axis=1))
     writer.nodes.append(

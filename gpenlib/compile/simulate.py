@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpenlib.compile.histogram import LEVELS
-from gpenlib.compile.layers import RoundedLayer, along
+from gpenlib.compile.layers import RoundedLayer
 from gpenlib.export import DeployGpen
 
 
@@ -37,10 +37,11 @@ def _rounded(module: nn.Module, layer: RoundedLayer) -> Iterator[None]:
     """Round one convolution."""
     assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
     weight, bias = module.weight, module.bias
-    restored = layer.weight * along(layer.scales, layer.axis, layer.weight.ndim)
+    restored = layer.restored_weight()
+    steps = torch.from_numpy(layer.input_steps()).to(weight)[:, None, None]
 
     def round_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        return (round_to_int8(inputs[0], layer.activation_scale),)
+        return (round_to_int8(inputs[0], steps),)
 
     handle = module.register_forward_pre_hook(round_input)
     try:
@@ -53,6 +54,6 @@ def _rounded(module: nn.Module, layer: RoundedLayer) -> Iterator[None]:
         module.weight, module.bias = weight, bias
 
 
-def round_to_int8(x: Tensor, step: float) -> Tensor:
-    """Quantise and dequantise with a symmetric step; clipped to -128..127 as ONNX defines."""
+def round_to_int8(x: Tensor, step: float | Tensor) -> Tensor:
+    """Quantise and dequantise with a symmetric step, or one per channel; clipped to -128..127 as in ONNX."""
     return torch.clamp(torch.round(x / step), -LEVELS - 1, LEVELS) * step

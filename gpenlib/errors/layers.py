@@ -3,13 +3,14 @@
 Two errors are told apart. *Accumulated*: the map in the fully quantised network against the float one, with
 all that went wrong before it. *Isolated*: one layer computed in 8 bits from its float input, its own output
 against the float one. Both are those of the QDQ arithmetic, computed in float32.
+Decoder layers are computed in halves (:mod:`gpenlib.compile.halves`): what they read is compared so too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from gpenlib.compile.calibrate import watching_session
+from gpenlib.compile.halves import convolution_layers, split_halves
 from gpenlib.compile.histogram import LEVELS
 from gpenlib.compile.layers import RoundedLayer
 from gpenlib.compile.simulate import fake_quantised
 from gpenlib.export import DeployGpen
-from gpenlib.export.onnx_export import CONVOLUTIONS
 from gpenlib.images import FloatArray
 
 LIMIT_DB = 200.0  # an SQNR is clipped to this, so that equal maps have a finite one
@@ -45,8 +46,8 @@ class FeatureMap:
         ONNX operator that writes it.
     layer : str or None
         Module path of the convolution that writes it, if one does.
-    source : str
-        The tensor that this operator reads first.
+    sources : tuple of str
+        The tensor that this operator reads first; of a layer in halves, what each half reads.
     shape : tuple of int
         (C, H, W).
     """
@@ -55,7 +56,7 @@ class FeatureMap:
     module: str
     operator: str
     layer: str | None
-    source: str
+    sources: tuple[str, ...]
     shape: tuple[int, ...]
 
 
@@ -101,6 +102,11 @@ class CodeShares:
     clipped: int = 0
     saturated: int = 0
 
+    def __add__(self, other: CodeShares) -> CodeShares:
+        """Return the counts over the arrays of both."""
+        sums = (a + b for a, b in zip(astuple(self), astuple(other), strict=True))
+        return CodeShares(*sums)
+
     def update(self, x: NDArray[Any], step: float) -> None:
         """Add the float values that are rounded to ``step``."""
         threshold = LEVELS * step * (1 + 1e-6)  # the largest calibrated value itself is not beyond it
@@ -128,7 +134,7 @@ def layer_errors(
     float_graph : Path
         ONNX file of ``deploy``.
     int8_file : Path
-        The same in QDQ form with ``layers`` quantised (:func:`gpenlib.compile.qdq.write_qdq`).
+        The same in halves and in QDQ form with ``layers`` quantised (:func:`gpenlib.compile.qdq.write_qdq`).
     deploy : DeployGpen
     layers : mapping of module path to RoundedLayer
     images : sequence of float32 [1, 3, S, S]
@@ -149,16 +155,19 @@ def layer_errors(
     """
     if not len(images):
         raise ValueError("no image was given; layer errors need at least one face")
-    maps = shared_maps(onnx.load(float_graph), onnx.load(int8_file))
-    agreements, shares = accumulated_errors(float_graph, int8_file, maps, layers, images)
+    float_model, int8_model = split_halves(onnx.load(float_graph)), onnx.load(int8_file)
+    maps = shared_maps(float_model, int8_model)
+    agreements, shares = accumulated_errors(float_model, int8_model, maps, layers, images)
     isolated = isolated_errors(deploy, layers, images)
     rows = []
     for found in maps:
         own = isolated.get(found.layer or "")
-        codes = {"clipped_share": None, "saturation": None} if own is None else shares[found.source].shares()
+        codes: dict[str, float | None] = {"clipped_share": None, "saturation": None}
+        if own is not None:
+            codes |= sum((shares[name] for name in found.sources), CodeShares()).shares()
         rows.append(
             asdict(found)
-            | {"shape": list(found.shape), "quantised": own is not None}
+            | {"sources": list(found.sources), "shape": list(found.shape), "quantised": own is not None}
             | {"sqnr_db": agreements[found.tensor].sqnr_db, "cosine": agreements[found.tensor].cosine}
             | {"isolated_sqnr_db": None if own is None else own.sqnr_db}
             | {"isolated_cosine": None if own is None else own.cosine}
@@ -168,19 +177,23 @@ def layer_errors(
 
 
 def accumulated_errors(
-    float_graph: Path,
-    int8_file: Path,
+    float_model: onnx.ModelProto,
+    int8_model: onnx.ModelProto,
     maps: Sequence[FeatureMap],
     layers: Mapping[str, RoundedLayer],
     images: Sequence[FloatArray],
 ) -> tuple[dict[str, Agreement], dict[str, CodeShares]]:
     """Run both graphs in ONNX Runtime; return agreement by tensor, and shares by quantised input tensor."""
     agreements = {found.tensor: Agreement() for found in maps}
-    steps = {layer.report.tensor: layer.activation_scale for layer in layers.values()}
+    steps = {
+        tensor: step
+        for layer in layers.values()
+        for tensor, step in zip(layer.report.tensors, layer.activation_scales, strict=True)
+    }
     shares = {tensor: CodeShares() for tensor in steps}
     for group in in_groups(maps):
         names = [found.tensor for found in group]
-        sessions = [watching_session(path, names) for path in (float_graph, int8_file)]
+        sessions = [watching_session(model, names) for model in (float_model, int8_model)]
         feed = sessions[0].get_inputs()[0].name
         for image in images:
             expected, given = (session.run(names, {feed: image}) for session in sessions)
@@ -233,6 +246,7 @@ def shared_maps(float_model: onnx.ModelProto, int8_model: onnx.ModelProto) -> li
 def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
     """Return what a deploy graph computes per pixel: rank 4 and larger than 1x1, in graph order.
 
+    What the halves of a layer add to its output is no map of its own.
     The path of the stage is read from the names of convolutions. The maps of a stage stand together, and it
     begins with its convolution or with the scaling before that; names of constants say nothing, because the
     exporter keeps equal ones (biases of zero) once.
@@ -242,20 +256,25 @@ def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)[1:]
         for value in (*inferred.value_info, *inferred.output)
     }
-    readers = {node.input[0]: node.name for node in model.graph.node if node.op_type in CONVOLUTIONS}
+    convolutions = convolution_layers(model)
+    written = {found.output: found for found in convolutions}
+    readers = {tensor: found.name for found in convolutions for tensor in found.inputs}
+    halves = {node.output[0] for found in convolutions for node in found.nodes} - written.keys()
     stage = ""
     maps: list[FeatureMap] = []
     for node in model.graph.node:
         tensor = node.output[0]
         shape = shapes.get(tensor, ())
-        if len(shape) != 3 or shape[1] * shape[2] <= 1:
+        if len(shape) != 3 or shape[1] * shape[2] <= 1 or tensor in halves:
             continue
-        layer = node.name if node.op_type in CONVOLUTIONS else None
+        layer = written.get(tensor)
         if layer is not None:
-            stage = stage_path(layer)
+            stage = stage_path(layer.name)
+            maps.append(FeatureMap(tensor, stage, layer.operator, layer.name, layer.inputs, shape))
+            continue
         elif node.op_type == "Mul" and tensor in readers:
             stage = stage_path(readers[tensor])  # the style's scale
-        maps.append(FeatureMap(tensor, stage, node.op_type, layer, node.input[0], shape))
+        maps.append(FeatureMap(tensor, stage, node.op_type, None, (node.input[0],), shape))
     return maps
 
 

@@ -113,7 +113,8 @@ class OpenVinoProfile:
 def _openvino_name(node: Any) -> str:
     """Return the module path among the layers that were fused into a node, or the node's own name."""
     fused = str(node.get_rt_info()["originalLayersNames"].value).split(",")
-    paths = [name for name in fused if name.endswith(".conv") or name.endswith(".upsample")]
+    # .skip: the half of a decoder layer that reads encoder features (gpenlib/compile/halves.py)
+    paths = [name for name in fused if name.endswith((".conv", ".conv.skip", ".upsample"))]
     return str(paths[0] if paths else node.get_friendly_name())
 
 

@@ -32,7 +32,8 @@ def layer_figure(layers: Sequence[Row]) -> Figure:
     Parameters
     ----------
     layers : sequence of mappings
-        ``name``, ``operator``, ``activation_range``, ``weight_scale_min``, ``weight_scale_max``,
+        ``name``, ``operator``, ``activation_ranges`` (two of a layer in halves: decoder and encoder
+        features), ``weight_scale_min``, ``weight_scale_max``,
         ``weight_sqnr_db``, as the artefact's manifest gives them under ``layers``.
     """
     figure, axes = new_figure(3, 1, width=11.0, height=8.2)
@@ -42,10 +43,14 @@ def layer_figure(layers: Sequence[Row]) -> Figure:
         if not places:
             continue
         chosen = [layers[i] for i in places]
-        ranges = [layer["activation_range"] for layer in chosen]
+        ranges = [layer["activation_ranges"][0] for layer in chosen]
         activation.vlines(places, 0, ranges, color=colour, linewidth=2, alpha=0.5)
         style = {"marker": OPERATOR_MARKERS[operator], "color": colour, "linestyle": "none", "ms": 6.5}
         activation.plot(places, ranges, label=operator, **style)
+        skips = [(place, layers[place]["activation_ranges"][1:]) for place in places]
+        skips = [(place, others[0]) for place, others in skips if others]
+        if skips:
+            activation.plot(*zip(*skips, strict=True), label=f"{operator}, skip", **style, fillstyle="none")
         low = np.array([layer["weight_scale_min"] for layer in chosen]) * 127
         high = np.array([layer["weight_scale_max"] for layer in chosen]) * 127
         weight.vlines(places, low, high, color=colour, linewidth=6, alpha=0.45)
@@ -53,10 +58,11 @@ def layer_figure(layers: Sequence[Row]) -> Figure:
         weight.plot(places, low, **style, fillstyle="none")
         sqnr.plot(places, [layer["weight_sqnr_db"] for layer in chosen], **style)
     activation.set_title(
-        "Activation range: largest magnitude that int8 represents at the layer's input", loc="left"
+        "Activation range: largest magnitude that int8 represents at the layer's input (open: skip half)",
+        loc="left",
     )
     activation.set(ylabel="network units", ylim=(0, None))
-    activation.legend(loc="upper right", ncols=2, frameon=False)
+    activation.legend(loc="upper right", ncols=4, frameon=False)
     weight.set_title(
         "Weight range per output channel: widest (filled) and narrowest (open) channel", loc="left"
     )
@@ -93,10 +99,10 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
     Parameters
     ----------
     layers : sequence of mapping
-        ``layers`` of an int8 artefact's manifest: ``name`` and ``tensor``.
+        ``layers`` of an int8 artefact's manifest: ``name`` and ``tensors``.
     histograms : mapping
-        By tensor: ``limit``, ``counts``, ``thresholds`` (by calibration mode). The layers whose modes differ
-        most are shown.
+        By tensor: ``limit``, ``counts``, ``thresholds`` (by calibration mode). The inputs on which modes
+        differ most are shown.
     chosen : str
         The mode that the artefact uses.
 
@@ -105,14 +111,20 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
     Figure
     """
 
-    def spread(layer: Row) -> float:
-        limits = histograms[layer["tensor"]]["thresholds"].values()
+    def spread(item: tuple[str, str]) -> float:
+        limits = histograms[item[1]]["thresholds"].values()
         return max(limits) / min(limits)
 
-    shown = sorted(layers, key=spread, reverse=True)[:SHOWN_HISTOGRAMS]
+    inputs = [
+        (layer["name"] + half, tensor)
+        for layer in layers
+        for half, tensor in zip(("", ", skip half"), layer["tensors"], strict=False)
+        if tensor in histograms
+    ]
+    shown = sorted(inputs, key=spread, reverse=True)[:SHOWN_HISTOGRAMS]
     figure, axes = new_figure(-(-len(shown) // 3), min(len(shown), 3), 11.0, 2.5 * -(-len(shown) // 3) + 0.6)
-    for axis, layer in zip(axes.flat, shown, strict=False):
-        histogram = histograms[layer["tensor"]]
+    for axis, (name, tensor) in zip(axes.flat, shown, strict=False):
+        histogram = histograms[tensor]
         edges = np.linspace(0.0, histogram["limit"], len(histogram["counts"]) + 1)
         share = np.asarray(histogram["counts"]) / sum(histogram["counts"])
         axis.stairs(share, edges, fill=True, color=BASELINE_COLOUR, alpha=0.45)
@@ -121,7 +133,7 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
             axis.axvline(limit, color=MODE_COLOURS[mode], linestyle=MODE_STYLES[mode], lw=1.6, label=label)
         axis.set_yscale("log")
         axis.set_xlim(0, 1.05 * max(histogram["thresholds"].values()))
-        axis.set_title(layer["name"], loc="left")
+        axis.set_title(name, loc="left")
     for axis in list(axes.flat)[len(shown) :]:
         axis.set_visible(False)
     for row in axes:

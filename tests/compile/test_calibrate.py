@@ -55,8 +55,15 @@ def test_no_images_is_an_error(doubling_model: Path) -> None:
 
 
 def test_tensors_that_are_never_alive_are_named(doubling_model: Path) -> None:
-    with pytest.raises(CalibrationError, match="middle"):
-        calibrate(doubling_model, ["middle"], [], iter([image(0.0)]))
+    """One half of a layer's input may be zero: encoder features that do not exist at this size."""
+    found = calibrate(doubling_model, ["middle", "input"], [], iter([image(0.0)]))
+    assert found.thresholds("mse", 99.0) == {"middle": 0.0, "input": 0.0}
+    with pytest.raises(CalibrationError, match="zero on every calibration image: middle, input"):
+        found.check_alive([("middle", "input")])
+    found.histograms["input"].update(image(0.5))
+    found.check_alive([("middle", "input")])
+    with pytest.raises(CalibrationError, match="zero on every calibration image: middle$"):
+        found.check_alive([("input",), ("middle",)])
 
 
 def test_values_that_are_not_finite_are_named_with_their_image(doubling_model: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gpenlib.compile.calibrate import ChannelRange, calibrate
-from gpenlib.compile.int8 import count_quantised
+from gpenlib.compile.counts import count_quantised
+from gpenlib.compile.halves import split_halves
 from gpenlib.compile.layers import QuantisationError, quantisable_layers, round_layers
 from gpenlib.compile.qdq import write_qdq
 from gpenlib.compile.qoperator import OUTPUT_MARGIN, write_qoperator
@@ -110,16 +111,17 @@ def test_unknown_transposed_convolutions_are_refused(options):
 
 def test_on_a_network_it_is_as_close_as_qdq(float_graph, tmp_path):
     """Rounding the outputs costs less than 2 dB of the distance from the float network."""
-    nodes = quantisable_layers(onnx.load(float_graph))
+    split = split_halves(onnx.load(float_graph))
+    found_layers = quantisable_layers(split)
     image = RNG.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
-    inputs = list(dict.fromkeys(node.input[0] for node in nodes))
-    found = calibrate(float_graph, inputs, [node.output[0] for node in nodes], [image])
+    inputs = list(dict.fromkeys(name for layer in found_layers for name in layer.inputs))
+    found = calibrate(split, inputs, [layer.output for layer in found_layers], [image])
     thresholds = found.thresholds("max", 100)
-    layers = round_layers(onnx.load(float_graph), thresholds, [node.name for node in nodes])
+    layers = round_layers(split, thresholds, [layer.name for layer in found_layers])
     errors = []
     expected = run_onnx(float_graph, image)
     for form in ("qdq", "qoperator"):
-        model = onnx.load(float_graph)
+        model = split_halves(onnx.load(float_graph))
         if form == "qdq":
             write_qdq(model, layers)
         else:

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gpenlib.compile.int8 import count_quantised
+from gpenlib.compile.counts import count_quantised
 from gpenlib.compile.layers import (
     LEVELS,
     QuantisationError,
@@ -159,10 +159,10 @@ def test_scales_lie_along_the_output_channels(model):
 
 def test_report(model):
     first, second = quantise(model, THRESHOLDS, LAYERS)
-    assert (first.name, first.operator, first.tensor) == ("first", "Conv", "input")
-    assert (second.name, second.operator, second.tensor) == ("second", "ConvTranspose", "middle")
-    assert (first.activation_range, second.activation_range) == (2.0, 1.5)
-    assert first.activation_scale == pytest.approx(2.0 / 127)
+    assert (first.name, first.operator, first.tensors) == ("first", "Conv", ("input",))
+    assert (second.name, second.operator, second.tensors) == ("second", "ConvTranspose", ("middle",))
+    assert [*first.activation_ranges, *second.activation_ranges] == pytest.approx([2.0, 1.5])
+    assert first.activation_scales == pytest.approx((2.0 / 127,))
     assert first.to_dict()["name"] == "first"
 
 

@@ -1,13 +1,17 @@
 """What-if quantisation in PyTorch, ranking of layers, and the budget."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 import torch
 
 from gpenlib.compile.calibrate import calibrate
-from gpenlib.compile.layers import QuantisationError, bias_correction, quantisable_layers, round_layers
+from gpenlib.compile.halves import split_halves
+from gpenlib.compile.layers import QuantisationError, quantisable_layers, round_layers
 from gpenlib.compile.qdq import write_qdq
+from gpenlib.compile.rounding import bias_correction
 from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
 from gpenlib.compile.simulate import fake_quantised
 from gpenlib.export import deploy_form
@@ -22,12 +26,13 @@ def image():
 @pytest.fixture(scope="module")
 def rounded(float_graph, image):
     """Function that rounds all quantisable layers of the tiny network."""
-    nodes = quantisable_layers(onnx.load(float_graph))
-    found = calibrate(float_graph, list(dict.fromkeys(n.input[0] for n in nodes)), [], [image])
+    split = split_halves(onnx.load(float_graph))
+    nodes = quantisable_layers(split)
+    found = calibrate(split, list(dict.fromkeys(name for n in nodes for name in n.inputs)), [], [image])
 
     def build(names=None, **options):
         names = names or [node.name for node in nodes]
-        return round_layers(onnx.load(float_graph), found.thresholds("max", 100), names, **options)
+        return round_layers(split, found.thresholds("max", 100), names, **options)
 
     build.means = found.input_means
     return build
@@ -35,7 +40,7 @@ def rounded(float_graph, image):
 
 def test_agrees_with_the_written_file(tiny_model, float_graph, image, rounded, tmp_path):
     layers = rounded()
-    model = onnx.load(float_graph)
+    model = split_halves(onnx.load(float_graph))
     write_qdq(model, layers)
     onnx.save(model, tmp_path / "int8.onnx")
     deploy = deploy_form(tiny_model)
@@ -62,9 +67,7 @@ def test_ranking_finds_the_layer_that_was_spoilt(tiny_model, image, rounded):
     layers = rounded()
     victim = "generator.convs.1.conv"
     spoilt = rounded([victim], per_channel=True)[victim]
-    worse = type(spoilt)(
-        spoilt.activation_scale * 30, spoilt.weight, spoilt.scales, spoilt.axis, True, None, spoilt.report
-    )
+    worse = replace(spoilt, activation_scales=tuple(30 * step for step in spoilt.activation_scales))
     probe = Probe(deploy_form(tiny_model), torch.from_numpy(image))
     ranking = rank_layers(probe, {**layers, victim: worse})
     assert ranking[0].name == victim
@@ -115,9 +118,9 @@ def test_bias_correction_is_the_mean_error_of_rounding_weights(stride):
     np.testing.assert_allclose(bias_correction(node, error, means), out.mean((0, 2, 3)).numpy(), rtol=1e-9)
 
 
-def test_correction_takes_the_shift_out_of_a_layer(float_graph, image, rounded, tiny_model):
+@pytest.mark.parametrize("name", ["ecd1.conv", "generator.convs.1.conv"])  # whole, and in halves
+def test_correction_takes_the_shift_out_of_a_layer(float_graph, image, rounded, tiny_model, name):
     """The mean output of a layer on its float input comes closer to that of the float layer."""
-    name = "ecd1.conv"
     deploy = deploy_form(tiny_model)
     seen = {}
     handle = deploy.get_submodule(name).register_forward_hook(lambda m, i, o: seen.update(x=i[0], y=o))
