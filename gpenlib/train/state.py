@@ -67,7 +67,10 @@ def load_state(path: Path, objective: Objective) -> int:
     """
     state = torch.load(path, map_location=objective.fabric.device, weights_only=True)
     now = objective.config.model_dump(mode="json")
-    changed = [k for k in now if k not in RESUMABLE_CHANGES and state["config"].get(k) != now[k]]
+    may_change = set(RESUMABLE_CHANGES)
+    if objective.config.learning_rates.decay == "constant":
+        may_change.add("steps")  # nothing but the decay depends on where the run ends
+    changed = [k for k in now if k not in may_change and state["config"].get(k) != now[k]]
     if changed:
         raise TrainingError(
             f"{path} was made with other settings ({', '.join(changed)}); choose another run_dir, "
