@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gpenlib.architecture import Generator
 from gpenlib.architecture.config import STYLE_DIM
+from gpenlib.images import Image, from_tensor
 
 MEAN_OF = 4096  # latents that the mean is taken of
 MEAN_SEED = 0
@@ -71,9 +73,7 @@ def per_layer(prior: Generator, w: Tensor) -> Tensor:
     return w.unsqueeze(-2).expand(*w.shape[:-1], prior.config.num_latents, w.shape[-1])
 
 
-def interpolate(
-    prior: Generator, seed: int, rows: int, columns: int, truncation: float = 1.0
-) -> Tensor:
+def interpolate(prior: Generator, seed: int, rows: int, columns: int, truncation: float = 1.0) -> Tensor:
     """Walk from one face to another in straight lines in ``w``.
 
     Parameters
@@ -148,7 +148,9 @@ def mix_styles(
     """
     layers = prior.config.num_latents
     if not 0 <= crossover <= layers:
-        raise ValueError(f"crossover={crossover}: allowed are 0 to {layers}, the number of layers with a style")
+        raise ValueError(
+            f"crossover={crossover}: allowed are 0 to {layers}, the number of layers with a style"
+        )
     with torch.inference_mode():
         w = per_layer(prior, draw_latents(prior, rows + columns, seed, truncation))
         left, top = w[:rows, None], w[None, rows:]
@@ -156,6 +158,12 @@ def mix_styles(
         sources = generate(prior, w, seed)
         mixed = generate(prior, torch.where(coarse, left, top), seed)
     return StyleGrid(sources[:rows], sources[rows:], mixed)
+
+
+def to_pictures(images: Tensor) -> Image:
+    """Return images [..., 3, S, S] in [-1, 1] as uint8 RGB [..., S, S, 3]."""
+    flat = from_tensor(images.reshape(-1, *images.shape[-3:]).cpu().numpy())
+    return np.stack(list(flat)).reshape(*images.shape[:-3], *images.shape[-2:], 3)
 
 
 def _normal(prior: Generator, count: int, seed: int) -> Tensor:

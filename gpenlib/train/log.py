@@ -1,16 +1,18 @@
-"""What a training run wrote about itself: the rows of ``log.jsonl``."""
+"""What a training run wrote about itself: the rows of ``log.jsonl`` and the pictures in ``samples``."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gpenlib.images import FloatArray
+from gpenlib.images import FloatArray, Image, read_image
 
 LOG = "log.jsonl"
+SAMPLES = "samples"
 ENDS = 5  # a fifth of a run is its beginning, another its end
 LogRow = dict[str, float]
 
@@ -74,3 +76,47 @@ def beginning_and_end(rows: Sequence[LogRow], name: str) -> tuple[float, float]:
         raise ValueError(f"{name!r} was never logged; logged were {', '.join(known) or 'no terms'}")
     count = max(1, len(values) // ENDS)
     return float(np.mean(values[:count])), float(np.mean(values[-count:]))
+
+
+def read_samples(run_dir: Path, count: int) -> dict[int, Image]:
+    """Return up to ``count`` of the sample pictures by their step: first, last, and evenly between.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    """
+    paths = sorted((run_dir / SAMPLES).glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(f"{run_dir / SAMPLES}: no sample pictures; train first")
+    places = np.linspace(0, len(paths) - 1, min(count, len(paths))).round().astype(int)
+    return {int(paths[place].stem): read_image(paths[place]) for place in places}
+
+
+def check_log(rows: Sequence[LogRow], steps: int, falls: str | None = None) -> None:
+    """Check that a log is that of a sound training.
+
+    Parameters
+    ----------
+    rows : sequence of mappings
+        As :func:`read_log` gives them.
+    steps : int
+        How many steps were asked for.
+    falls : str, optional
+        A loss whose mean over the last fifth must be below that over the first.
+
+    Raises
+    ------
+    ValueError
+        If a step is missing, a value is not finite, or ``falls`` did not fall.
+    """
+    if [row["step"] for row in rows] != list(range(1, steps + 1)):
+        raise ValueError(f"the log has {len(rows)} steps, not each of 1 to {steps}")
+    wrong = [(row["step"], name) for row in rows for name, value in row.items() if not math.isfinite(value)]
+    if wrong:
+        step, name = wrong[0]
+        raise ValueError(f"{name} is not finite at step {step} ({len(wrong)} such values in all)")
+    if falls:
+        first, last = beginning_and_end(rows, falls)
+        if last >= first:
+            raise ValueError(f"nothing was learned: {falls} was {first:.4g} and is {last:.4g}")

@@ -63,7 +63,7 @@ def load_state(path: Path, objective: Objective) -> int:
     Raises
     ------
     TrainingError
-        If the checkpoint was made with settings that decide what is learned and now differ.
+        If the checkpoint was made with settings that decide what is learned and now differ, or is further.
     """
     state = torch.load(path, map_location=objective.fabric.device, weights_only=True)
     now = objective.config.model_dump(mode="json")
@@ -75,6 +75,10 @@ def load_state(path: Path, objective: Objective) -> int:
         raise TrainingError(
             f"{path} was made with other settings ({', '.join(changed)}); choose another run_dir, "
             "or start from its weights with init"
+        )
+    if state["step"] > objective.config.steps:
+        raise TrainingError(
+            f"{path} is at step {state['step']}, beyond steps={objective.config.steps}; ask for more steps"
         )
     objective.generator.load_state_dict(state["g"])
     objective.average.load_state_dict(state["g_ema"])

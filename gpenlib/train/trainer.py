@@ -21,7 +21,7 @@ from gpenlib.progress import progress
 from gpenlib.run import resolve_path
 from gpenlib.train.config import TrainConfig
 from gpenlib.train.faces import TrainingFaces, open_faces
-from gpenlib.train.log import LOG
+from gpenlib.train.log import LOG, SAMPLES
 from gpenlib.train.objective import Objective
 from gpenlib.train.prior import PriorObjective
 from gpenlib.train.restoration import RestorationObjective
@@ -126,7 +126,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             self._log(self.objective.evaluate(faces))
             picture = grid(self.objective.samples(faces).numpy())
-            write_image(self.run_dir / "samples" / f"{self.step:07d}.png", picture)
+            write_image(self.run_dir / SAMPLES / f"{self.step:07d}.png", picture)
             self.board.experiment.add_image("samples", picture, self.step, dataformats="HWC")
         self.fabric.barrier()
 
