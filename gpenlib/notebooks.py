@@ -27,7 +27,6 @@ from gpenlib.run import choice_error, nearest, repository_root, resolve_path
 from gpenlib.settings import SettingsError, parse_overrides, read_yaml
 from gpenlib.stage_settings import RunSettings
 
-LAST_BY_DEFAULT = "05"  # training (06) takes long and is run when asked for
 ERROR_LINES = 15
 
 
@@ -56,7 +55,7 @@ class SamePythonKernel(AsyncKernelManager):
 
 
 def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
-    """Return the numbered notebooks of ``folder`` in order: 00 to 05, or those whose number is in ``only``.
+    """Return the numbered notebooks of ``folder`` in order: all, or those whose number is in ``only``.
 
     Raises
     ------
@@ -70,7 +69,7 @@ def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
     unknown = [number for number in only if number not in numbers]
     if unknown:
         raise NotebookError(choice_error("notebook number", unknown[0], numbers))
-    return [path for path in present if (path.name[:2] in only if only else path.name[:2] <= LAST_BY_DEFAULT)]
+    return [path for path in present if not only or path.name[:2] in only]
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
@@ -123,7 +122,7 @@ def run_notebooks(
     values : mapping
         Parameters by name; each notebook receives those that it declares. ``run`` names the run folder.
     only : sequence of str
-        Numbers of the notebooks to run, such as ``["04"]``. Default: 00 to 05.
+        Numbers of the notebooks to run, such as ``["04"]``. Default: all.
     folder : Path, optional
         Where the notebooks lie. Default: ``notebooks`` of the repository.
 
@@ -205,7 +204,7 @@ def _run_settings(values: Mapping[str, Any]) -> RunSettings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the notebooks 00 to 05, or those asked for; print where the results lie."""
+    """Run all notebooks, or those asked for; print where the results lie."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib.notebooks", description=main.__doc__)
     parser.add_argument("--params", required=True, help="YAML file of parameters, from the repository root")
     parser.add_argument("--only", action="append", default=[], metavar="NN", help="this one (repeatable)")

@@ -13,7 +13,8 @@ from pydantic import Field, field_validator
 from gpenlib.compile.config import CalibrateMode, Device, Dtype, RunnableBackend
 from gpenlib.data.tasks import TaskName
 from gpenlib.run import resolve_path
-from gpenlib.settings import Settings
+from gpenlib.settings import Settings, SettingsError, read_yaml
+from gpenlib.train.config import TrainConfig
 from gpenlib.weights import Weights, load_weights
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
@@ -140,3 +141,66 @@ class ErrorSettings(InferSettings):
         """Return the settings of one dtype's inference, with images saved for comparison."""
         values = self.model_dump(include=set(InferSettings.model_fields))
         return InferSettings.parse(values | {"dtype": dtype, "save_images": True})
+
+
+class TrainSettings(RunSettings):
+    """Settings of 06_train: configuration files, trained one after the other, and what replaces their values."""
+
+    train: tuple[str, ...] = Field(
+        ("params/train/small_prior.yaml", "params/train/small_embed.yaml"), min_length=1
+    )
+    data_dir: str | None = Field(None, description="a folder or embedded; None: the configuration's")
+    task: TaskName | None = None
+    steps: int | None = Field(None, ge=1)
+    size: int | None = None
+    batch_size: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    resume: bool = True
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        words = value.split(",") if isinstance(value, str) else value
+        return tuple(word.strip() for word in words if word.strip())
+
+    @field_validator("data_dir", "task", "steps", "size", "batch_size", mode="before")
+    @classmethod
+    def _unset_is_none(cls, value: Any) -> Any:
+        return None if value in ("", "0", 0) else value
+
+    @field_validator("train")
+    @classmethod
+    def _different_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        stems = [Path(file).stem for file in value]
+        if len(set(stems)) < len(stems):
+            raise ValueError("each configuration has a folder of its file's name: name different files")
+        return value
+
+    def configs(self) -> dict[str, TrainConfig]:
+        """Return what is trained, by the name of its file, in order.
+
+        Each is trained in ``06_train/<name>`` of the run. An ``init`` inside the ``run_dir`` that an earlier
+        file names is looked for where that one is trained now.
+
+        Raises
+        ------
+        SettingsError
+            If a file is absent or not a training configuration.
+        """
+        replaced = self.model_dump(
+            include={"data_dir", "task", "steps", "size", "batch_size", "seed"}, exclude_none=True
+        )
+        moved: dict[Path, Path] = {}
+        found = {}
+        for file in self.train:
+            values = read_yaml(resolve_path(file)) | replaced
+            folder = self.folder / "06_train" / Path(file).stem
+            if "run_dir" not in values:
+                raise SettingsError(f"{file}: missing key 'run_dir'")
+            if values.get("init"):
+                init = resolve_path(str(values["init"]))
+                if init.parent in moved:
+                    values["init"] = str(moved[init.parent] / init.name)
+            moved[resolve_path(str(values["run_dir"]))] = folder
+            found[Path(file).stem] = TrainConfig.parse(values | {"run_dir": str(folder)}, file)
+        return found

@@ -119,7 +119,7 @@ def test_allowed_imports_pass(module, source):
 def test_there_are_notebooks():
     numbers = [path.name[:2] for path in NOTEBOOKS]
     assert len(numbers) == len(set(numbers))
-    assert {"00", "01", "02", "03", "04", "05"} <= set(numbers)
+    assert {"00", "01", "02", "03", "04", "05", "06"} <= set(numbers)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ from gpenlib.notebooks import NotebookError, declared_parameters, find_notebooks
 from gpenlib.run import repository_root, write_json
 from gpenlib.settings import SettingsError
 
-SIX = [f"{number:02d}_step" for number in range(7)]
+SEVEN = [f"{number:02d}_step" for number in range(7)]
 
 
 def write_notebook(
@@ -56,19 +56,19 @@ def stdout_of(path):
     return "".join(out.text for cell in cells for out in cell.get("outputs", []) if "text" in out)
 
 
-def test_runs_00_to_05_in_order_and_each_gets_what_it_declares(folder, outputs_root, executed_order):
-    for stem in reversed(SIX):
+def test_runs_in_order_and_each_gets_what_it_declares(folder, outputs_root, executed_order):
+    for stem in reversed(SEVEN):
         extra = '\ndtype = "fp32"  # precision' if stem.startswith("04") else ""
         write_notebook(folder, stem, f'run = "demo"  # run folder{extra}')
     write_notebook(folder, "out_by_hand")
     run_notebooks({"run": "r", "dtype": "int8"}, folder=folder)
-    assert [stem for stem, _ in executed_order] == SIX[:6]
+    assert [stem for stem, _ in executed_order] == SEVEN
     assert dict(executed_order)["03_step"] == {"run": "r"}
     assert dict(executed_order)["04_step"] == {"run": "r", "dtype": "int8"}
 
 
-def test_only_selects_by_number_and_06_on_request(folder, outputs_root, executed_order):
-    for stem in SIX:
+def test_only_selects_by_number(folder, outputs_root, executed_order):
+    for stem in SEVEN:
         write_notebook(folder, stem)
     run_notebooks({}, only=["06", "04"], folder=folder)
     assert [stem for stem, _ in executed_order] == ["04_step", "06_step"]

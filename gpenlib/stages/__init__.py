@@ -11,6 +11,7 @@ from gpenlib.stage_settings import (
     ErrorSettings,
     InferSettings,
     RunSettings,
+    TrainSettings,
 )
 from gpenlib.stages.comparison_stage import compare_runs
 from gpenlib.stages.compile_stage import (
@@ -27,6 +28,7 @@ from gpenlib.stages.export_stage import export
 from gpenlib.stages.infer_stage import infer, output_reader
 from gpenlib.stages.layers_stage import layer_errors, quantised_dtype
 from gpenlib.stages.report_stage import papermill_command
+from gpenlib.stages.train_stage import train
 
 __all__ = [
     "CompileSettings",
@@ -34,6 +36,7 @@ __all__ = [
     "ErrorSettings",
     "InferSettings",
     "RunSettings",
+    "TrainSettings",
     "build_config",
     "choice",
     "compare_runs",
@@ -50,4 +53,5 @@ __all__ = [
     "quantised_dtype",
     "replaced_keys",
     "sensitivity",
+    "train",
 ]

@@ -12,6 +12,7 @@ from gpenlib.settings import Settings
 
 Stage = Literal["prior", "embed", "finetune"]
 Range = tuple[float, float]
+EMBEDDED = "embedded"  # data_dir of a run without any folder
 
 
 class Jitter(Settings):
@@ -72,7 +73,7 @@ class TrainConfig(Settings):
     """
 
     stage: Stage
-    data_dir: str = Field(description="folder of aligned faces")
+    data_dir: str = Field(description="folder of aligned faces, or: embedded (one person, for trials)")
     run_dir: str = Field(description="checkpoints, log and samples")
     init: str | None = Field(
         None,

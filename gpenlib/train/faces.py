@@ -11,13 +11,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gpenlib.data.sources import DataError, ImageSource
+from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.sources import DataError, ImageSource, open_folder
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import FloatArray, Image, resize, to_tensor
-from gpenlib.train.config import Jitter, TrainConfig
+from gpenlib.run import resolve_path
+from gpenlib.train.config import EMBEDDED, Jitter, TrainConfig
 
 ORDER, PICTURE, TASK, HELD_OUT = range(4)  # purposes of random numbers, kept apart by seed
 Sample = tuple[int, int]  # (step, position in the batch)
+EMBEDDED_FACES = 256  # beside the held-out ones
+
+
+def open_faces(config: TrainConfig) -> ImageSource:
+    """Open the folder of ``config.data_dir``, or the embedded faces for ``embedded``.
+
+    Raises
+    ------
+    DataError
+        If the folder does not exist or holds no image.
+    """
+    if config.data_dir == EMBEDDED:  # twice the side leaves room for crops
+        return EmbeddedSource(EMBEDDED_FACES + config.holdout, size=2 * config.size)
+    return open_folder(resolve_path(config.data_dir))
 
 
 class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):

@@ -63,15 +63,22 @@ def load_state(path: Path, objective: Objective) -> int:
     Raises
     ------
     TrainingError
-        If the checkpoint was made with settings that decide what is learned and now differ.
+        If the checkpoint was made with settings that decide what is learned and now differ, or is further.
     """
     state = torch.load(path, map_location=objective.fabric.device, weights_only=True)
     now = objective.config.model_dump(mode="json")
-    changed = [k for k in now if k not in RESUMABLE_CHANGES and state["config"].get(k) != now[k]]
+    may_change = set(RESUMABLE_CHANGES)
+    if objective.config.learning_rates.decay == "constant":
+        may_change.add("steps")  # nothing but the decay depends on where the run ends
+    changed = [k for k in now if k not in may_change and state["config"].get(k) != now[k]]
     if changed:
         raise TrainingError(
             f"{path} was made with other settings ({', '.join(changed)}); choose another run_dir, "
             "or start from its weights with init"
+        )
+    if state["step"] > objective.config.steps:
+        raise TrainingError(
+            f"{path} is at step {state['step']}, beyond steps={objective.config.steps}; ask for more steps"
         )
     objective.generator.load_state_dict(state["g"])
     objective.average.load_state_dict(state["g_ema"])

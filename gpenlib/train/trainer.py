@@ -16,12 +16,12 @@ from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
 from gpenlib.architecture import Generator, Gpen
-from gpenlib.data.sources import open_folder
 from gpenlib.images import Image, from_tensor, write_image
 from gpenlib.progress import progress
 from gpenlib.run import resolve_path
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.faces import TrainingFaces
+from gpenlib.train.faces import TrainingFaces, open_faces
+from gpenlib.train.log import LOG, SAMPLES
 from gpenlib.train.objective import Objective
 from gpenlib.train.prior import PriorObjective
 from gpenlib.train.restoration import RestorationObjective
@@ -88,7 +88,7 @@ class Trainer:
         config, fabric = self.config, self.fabric
         if self.step == 0 and self.checkpoint.is_file():
             self.step = load_state(self.checkpoint, self.objective)
-        faces = TrainingFaces(open_folder(resolve_path(config.data_dir)), config)
+        faces = TrainingFaces(open_faces(config), config)
         batches = faces.loader(self.step, stop, fabric.global_rank, fabric.world_size)
         bar = progress(batches, initial=self.step, total=config.steps, desc=config.stage)
         started = time.perf_counter()
@@ -126,7 +126,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             self._log(self.objective.evaluate(faces))
             picture = grid(self.objective.samples(faces).numpy())
-            write_image(self.run_dir / "samples" / f"{self.step:07d}.png", picture)
+            write_image(self.run_dir / SAMPLES / f"{self.step:07d}.png", picture)
             self.board.experiment.add_image("samples", picture, self.step, dataformats="HWC")
         self.fabric.barrier()
 
@@ -136,10 +136,10 @@ class Trainer:
         self.fabric.barrier()
 
     def _log(self, values: dict[str, float]) -> None:
-        """Write scalars to TensorBoard and to ``log.jsonl``, which the notebooks read."""
+        """Write scalars to TensorBoard and to ``log.jsonl``, which notebook 06 reads."""
         self.fabric.log_dict(values, step=self.step)
         if self.fabric.is_global_zero:
-            with (self.run_dir / "log.jsonl").open("a", encoding="utf-8") as file:
+            with (self.run_dir / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step} | values) + "\n")
 
 

@@ -21,8 +21,8 @@ from gpenlib.settings import read_yaml
 
 ROOT = repository_root()
 FOLDER = ROOT / "notebooks"
-NOTEBOOKS = [path for path in sorted(FOLDER.glob("[0-9][0-9]_*.ipynb")) if path.name[:2] <= "05"]
-EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors")
+NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors", "06_train")
 SMOKE = read_yaml(ROOT / "params/smoke.yaml")
 INFER_PARAMETERS = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtype", "backend", "device", "batch_size",
@@ -69,7 +69,7 @@ def figures(notebook):
     return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
-def test_all_six_are_there():
+def test_all_are_there():
     assert tuple(path.stem for path in NOTEBOOKS) == EXPECTED
 
 
@@ -115,6 +115,15 @@ def test_errors_compare_every_precision_on_every_face(executed, run_folder):
     assert [row["dtype"] for row in results["table"]] == ["fp32", "bf16", "fp16", "int8"]
     assert len(results["rows"]) == 4 * 3 and finite(results["rows"]) and finite(results["table"])
     assert results["table"][0]["psnr_drop"] == 0
+
+
+def test_training_learns_and_looks_into_the_latent_space(executed, run_folder):
+    notebook = executed("06_train")
+    assert figures(notebook) == 6  # losses and samples of both parts, interpolation, mixing
+    prior, embedded = (read(run_folder / f"06_train/small_{n}/results.json") for n in ("prior", "embed"))
+    assert prior["steps"] == embedded["steps"] == SMOKE["steps"]
+    assert finite(prior["terms"].values()) and finite(embedded["terms"].values())
+    assert embedded["terms"]["content"]["last"] < embedded["terms"]["content"]["first"]
 
 
 def test_parameters_of_04_are_the_contract():
