@@ -144,7 +144,7 @@ class ErrorSettings(InferSettings):
 
 
 class TrainSettings(RunSettings):
-    """Settings of 06_train: configuration files, trained one after the other, and what replaces their values."""
+    """Settings of 06_train: configuration files, trained in turn, and what replaces their values."""
 
     train: tuple[str, ...] = Field(
         ("params/train/small_prior.yaml", "params/train/small_embed.yaml"), min_length=1

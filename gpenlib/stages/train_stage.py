@@ -34,7 +34,8 @@ def train(settings: TrainSettings) -> dict[str, dict[str, Any]]:
     dict
         The manifest of every part by its name. Metrics: ``stage``, ``task``, ``size``, ``steps``,
         ``batch_size``, ``data``, ``parameters``, ``device``, ``from_scratch`` (whether the
-        encoder was new), and ``terms``: the means of every logged term over the first and the last fifth of the run.
+        encoder was new), and ``terms``: the means of every logged term over the first and the
+        last fifth of the run.
 
     Raises
     ------

@@ -17,6 +17,7 @@ from gpenlib.data.sources import DataError
 from gpenlib.images import read_image
 from gpenlib.settings import SettingsError
 from gpenlib.train.config import TrainConfig
+from gpenlib.train.faces import EMBEDDED_FACES, open_faces
 from gpenlib.train.state import TrainingError, one_group, regrouped
 from gpenlib.train.trainer import Trainer
 from tests.train.conftest import CONTENT_ONLY, FACES, MakeConfig
@@ -146,6 +147,27 @@ def test_resuming_with_other_settings_is_refused(configure: MakeConfig) -> None:
     Trainer(configure(losses=CONTENT_ONLY)).run()
     with pytest.raises(TrainingError, match="batch_size"):
         Trainer(configure(losses=CONTENT_ONLY, batch_size=3)).run()
+
+
+def test_more_steps_are_allowed_where_the_rate_is_constant(configure: MakeConfig) -> None:
+    Trainer(configure(losses=CONTENT_ONLY, steps=2)).run()
+    longer = Trainer(configure(losses=CONTENT_ONLY, steps=3))
+    longer.run()
+    assert longer.step == 3
+    with pytest.raises(TrainingError, match="is at step 3, beyond steps=2"):
+        Trainer(configure(losses=CONTENT_ONLY, steps=2)).run()
+    with pytest.raises(TrainingError, match="steps"):
+        Trainer(configure(losses=CONTENT_ONLY, steps=9, learning_rates={"decay": "cosine"})).run()
+
+
+def test_embedded_faces_need_no_folder(configure: MakeConfig) -> None:
+    source = open_faces(configure(data_dir="embedded", holdout=5))
+    assert len(source.names) == EMBEDDED_FACES + 5
+    assert source.read(0).shape == (128, 128, 3)  # twice the side of the network
+    folder = configure()
+    assert len(open_faces(folder).names) == FACES
+    with pytest.raises(DataError):
+        open_faces(configure(data_dir="no/such/folder"))
 
 
 def test_a_loss_that_is_not_finite_stops(configure: MakeConfig) -> None:
