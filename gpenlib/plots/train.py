@@ -8,12 +8,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gpenlib.images import Image
 from gpenlib.plots.style import new_figure, show_image
 from gpenlib.train.log import LogRow, series, smooth
 
 COLUMNS = 3
+LOG_FROM = 30  # a panel whose largest value is so many times its smallest has a logarithmic axis
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 
 
@@ -24,14 +26,13 @@ class Panel:
     title: str
     unit: str
     terms: Mapping[str, str]
-    log: bool = False
 
 
 PANELS = (
-    Panel("content: distance to the truth", "pixels in [-1, 1]", {"content": ""}, log=True),
+    Panel("content: distance to the truth", "pixels in [-1, 1]", {"content": ""}),
     Panel("held-out faces (averaged weights)", "PSNR [dB]", {"held_out_psnr": ""}),
     Panel("adversarial (generator)", "softplus(-D(fake))", {"adversarial": ""}),
-    Panel("feature matching", "L1 of D's features", {"feature_matching": ""}, log=True),
+    Panel("feature matching", "L1 of D's features", {"feature_matching": ""}),
     Panel("identity", "1 - cosine", {"identity": ""}),
     Panel("discriminator", "loss (2 ln 2: cannot tell)", {"discriminator": ""}),
     Panel(
@@ -39,8 +40,8 @@ PANELS = (
         "mean logit",
         {"real_logit": "training faces", "fake_logit": "generated", "held_out_logit": "held-out faces"},
     ),
-    Panel("R1: slope of D at real faces", "squared gradient", {"r1": ""}, log=True),
-    Panel("path length", "mean |J'y|", {"path_length": ""}, log=True),
+    Panel("R1: slope of D at real faces", "squared gradient", {"r1": ""}),
+    Panel("path length", "mean |J'y|", {"path_length": ""}),
 )
 TERM_COLOURS = {"real_logit": GREEN, "fake_logit": ORANGE}
 
@@ -66,7 +67,10 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
         axis.set_title(panel.title)
         axis.set_ylabel(panel.unit)
         axis.set_xlabel("step")
-        if panel.log:
+        axis.set_xlim(0, rows[-1]["step"] * 1.02)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        shown = [row[name] for row in rows for name in panel.terms if name in row]
+        if min(shown) > 0 and max(shown) > LOG_FROM * min(shown):
             axis.set_yscale("log")
         if len(panel.terms) > 1:
             axis.legend(fontsize=8)

@@ -96,7 +96,9 @@ class Trainer:
             losses = self._train_step(given, truth)
             seconds = time.perf_counter() - started
             rate = config.batch_size / seconds
-            bar.set_postfix(images_per_s=f"{rate:.1f}", **{k: f"{v:.3g}" for k, v in losses.items()})
+            bar.set_postfix(
+                refresh=False, images_per_s=f"{rate:.1f}", **{k: f"{v:.3g}" for k, v in losses.items()}
+            )
             self._log(losses | {"images_per_s": rate})
             if self.step % config.evaluate_every == 0 or self.step == stop:
                 self._evaluate(faces)

@@ -11,7 +11,7 @@ def titles(figure):
 
 
 def test_only_logged_terms_have_panels_and_evaluations_are_dots():
-    rows = [{"step": s, "real_logit": 0.5, "fake_logit": -0.5, "r1": 0.1 * s} for s in range(1, 21)]
+    rows = [{"step": s, "real_logit": 0.5, "fake_logit": -0.5, "r1": 0.1 * s**2} for s in range(1, 21)]
     rows[9]["held_out_logit"] = 0.2
     figure = losses_figure(rows, "prior")
     assert titles(figure) == ["what the discriminator says", "R1: slope of D at real faces"]
