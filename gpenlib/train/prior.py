@@ -135,8 +135,8 @@ class PriorObjective(Objective):
     def evaluate(self, faces: TrainingFaces) -> dict[str, float]:
         """Return the discriminator's mean logit on held-out faces.
 
-        A discriminator that learns the training faces by heart gives held-out ones ever lower logits. These are
-        not augmented, while ``real_logit`` is of augmented training faces: compare their courses, not values.
+        A discriminator that learns the training faces by heart gives held-out ones ever lower logits. These
+        are not augmented, while ``real_logit`` is of augmented training faces: compare their courses, not values.
         """
         _, truth = faces.held_out()
         with torch.inference_mode():
