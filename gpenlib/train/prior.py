@@ -136,7 +136,7 @@ class PriorObjective(Objective):
         """Return the discriminator's mean logit on held-out faces.
 
         A discriminator that learns the training faces by heart gives held-out ones ever lower logits. These
-        are not augmented, while ``real_logit`` is of augmented training faces: compare their courses, not values.
+        are not augmented, while ``real_logit`` is of augmented training faces: compare courses, not values.
         """
         _, truth = faces.held_out()
         with torch.inference_mode():
