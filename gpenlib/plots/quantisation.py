@@ -64,7 +64,7 @@ def layer_figure(layers: Sequence[Row]) -> Figure:
     activation.set(ylabel="network units", ylim=(0, None))
     activation.legend(loc="upper right", ncols=4, frameon=False)
     weight.set_title(
-        "Weight range per output channel: widest (filled) and narrowest (open) channel", loc="left"
+        "Weight range that int8 represents: widest (filled) and narrowest (open) output channel", loc="left"
     )
     weight.set(ylabel="largest magnitude", yscale="log")
     weight.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
