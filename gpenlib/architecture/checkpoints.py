@@ -50,9 +50,12 @@ def load_checkpoint(path: str | Path, key: str | None = None) -> Gpen:
         of the wrong shape, or a tensor is not finite.
     """
     path = Path(path)
-    state = read_state_dict(path, key)
-    config = deduce_config(state, path)
-    model = Gpen(config)
+    return _build_gpen(read_state_dict(path, key), path)
+
+
+def _build_gpen(state: Mapping[str, Tensor], path: Path) -> Gpen:
+    """Return the network that a state dict describes, in eval mode."""
+    model = Gpen(deduce_config(state, path))
     load_strict(model, state, path)
     return model.eval()
 
@@ -90,9 +93,7 @@ def load_generator(path: str | Path, key: str | None = None) -> Generator:
     path = Path(path)
     state = read_state_dict(path, key)
     if "input.input" not in state:
-        model = Gpen(deduce_config(state, path))
-        load_strict(model, state, path)
-        return model.generator.eval()
+        return _build_gpen(state, path).generator
     levels = sum(1 for name in state if name.startswith("to_rgbs.") and name.endswith("conv.weight"))
     if f"to_rgbs.{levels - 1}.conv.weight" not in state:
         raise CheckpointError(f"{path}: not a GPEN generator, its to_rgbs are missing or not in order")
