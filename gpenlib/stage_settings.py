@@ -6,9 +6,9 @@ import os
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from gpenlib.compile.config import CalibrateMode, Device, Dtype, RunnableBackend
 from gpenlib.data.tasks import TaskName
@@ -24,6 +24,15 @@ OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 def _load(weights: str, stamp: int) -> Weights:
     """Load weights; ``stamp`` changes when the file does."""
     return load_weights(weights)
+
+
+def _words(value: Any) -> Any:
+    """Split comma-separated text, as ``-p`` gives it, into its words."""
+    words = value.split(",") if isinstance(value, str) else value
+    return tuple(word.strip() for word in words if word.strip())
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class RunSettings(Settings):
@@ -100,16 +109,10 @@ class ErrorSettings(InferSettings):
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
     worst: int = Field(4, ge=1, description="how many of the faces with the largest loss are shown")
-    runs: tuple[str, ...] = Field((), description="runs whose results are compared, too")
+    runs: Words = Field((), description="runs whose results are compared, too")
     max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
     repeats: int = Field(9, ge=1, description="timed calls of every dtype, taken in turns")
     layer_faces: int = Field(4, ge=1, description="faces on which the layers of int8 are compared with float")
-
-    @field_validator("runs", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        words = value.split(",") if isinstance(value, str) else value
-        return tuple(word.strip() for word in words if word.strip())
 
     @field_validator("runs")
     @classmethod
@@ -146,9 +149,7 @@ class ErrorSettings(InferSettings):
 class TrainSettings(RunSettings):
     """Settings of 06_train: configuration files, trained in turn, and what replaces their values."""
 
-    train: tuple[str, ...] = Field(
-        ("params/train/small_prior.yaml", "params/train/small_embed.yaml"), min_length=1
-    )
+    train: Words = Field(("params/train/small_prior.yaml", "params/train/small_embed.yaml"), min_length=1)
     data_dir: str | None = Field(None, description="a folder or embedded; None: the configuration's")
     task: TaskName | None = None
     steps: int | None = Field(None, ge=1)
@@ -156,12 +157,6 @@ class TrainSettings(RunSettings):
     batch_size: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0)
     resume: bool = True
-
-    @field_validator("train", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        words = value.split(",") if isinstance(value, str) else value
-        return tuple(word.strip() for word in words if word.strip())
 
     @field_validator("data_dir", "task", "steps", "size", "batch_size", mode="before")
     @classmethod

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -18,6 +19,14 @@ from gpenlib.run import choice_error
 KERNELS = ("isotropic", "anisotropic", "motion")
 LEAST_SIDE = 4  # pixels that are left of a picture at least
 Range = tuple[float, float]
+
+
+def check_ranges(settings: object, limits: Mapping[str, Range]) -> None:
+    """Raise ValueError unless each named (low, high) of ``settings`` lies in order within its limits."""
+    for name, (least, most) in limits.items():
+        low, high = getattr(settings, name)
+        if not least <= low <= high <= most:
+            raise ValueError(f"{name}={(low, high)}: needed is {least:g} <= low <= high <= {most:g}")
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,7 @@ class BlindDegradation:
             "noise": (0.0, 255.0),
             "quality": (0, 100),
         }
-        for name, (least, most) in limits.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                raise ValueError(f"{name}={(low, high)}: needed is {least:g} <= low <= high <= {most:g}")
+        check_ranges(self, limits)
         if self.side < 1:
             raise ValueError(f"side={self.side}: must be at least 1")
         for kind in self.kernels or ("none",):

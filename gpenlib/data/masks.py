@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from gpenlib.data.degradations import Range, check_ranges
 from gpenlib.images import Image
 
 Mask = NDArray[np.uint8]
-Range = tuple[float, float]
 WHITE = 255
 
 
@@ -62,10 +62,7 @@ class StrokesAndBoxes:
             "step": (0.0, 1.0),
             "pieces": (1, 1000),
         }
-        for name, (least, most) in limits.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                raise ValueError(f"{name}={(low, high)}: needed is {least:g} <= low <= high <= {most:g}")
+        check_ranges(self, limits)
         if not 0 <= self.boxes <= 1:
             raise ValueError(f"boxes={self.boxes}: must lie in 0 to 1")
 
