@@ -5,9 +5,10 @@ joined in front of an activation and the style's scale. Both work per channel, a
 
     conv(style * lrelu(cat(x, skip))) = conv_main(style_main * lrelu(x)) + conv_skip(style_skip * lrelu(skip))
 
-This is exact. In 8 bits it spares a copy of the largest maps, which OpenVINO makes in float, and each half
-gets a step of its own: encoder and decoder features often differ in size by a factor of two to four. In
-float it gains nothing, so that float files keep the Concat.
+This is exact. In 8 bits each half then gets a step of its own (encoder and decoder features often differ in
+size by a factor of two to four), and the writers of 8-bit files join the halves again behind the rounding,
+where a copy moves a quarter of the bytes: OpenVINO would copy the float maps. In float the split gains
+nothing, so that float files keep the Concat.
 
 A layer stays one layer with one name: its nodes are called ``<layer>``, ``<layer>.skip`` and ``<layer>.sum``.
 """
@@ -58,6 +59,11 @@ class ConvolutionLayer:
     def inputs(self) -> tuple[str, ...]:
         """The activation that each node reads."""
         return tuple(node.input[0] for node in self.nodes)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Every tensor that the layer's nodes write: the result, and that of each half."""
+        return (self.output, *(node.output[0] for node in self.nodes))
 
     @property
     def output_axis(self) -> int:

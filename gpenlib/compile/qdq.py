@@ -4,18 +4,22 @@ The form that OpenVINO and TensorRT read. Why our own writer and not ONNX Runtim
 calibration and can be rounded to powers of two, the channel axis of transposed convolutions is explicit, and
 a layer that cannot be quantised is an error here, not silence. Outputs are not quantised: OpenVINO gains no
 time from it, and with one scale for all channels it costs tens of dB.
+
+The halves of a layer (:mod:`gpenlib.compile.halves`) are quantised with a step each and joined in 8 bits for
+one convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from gpenlib.compile.halves import convolution_layers, drop_unused_constants
+from gpenlib.compile.halves import ConvolutionLayer, convolution_layers, drop_unused_constants
 from gpenlib.compile.layers import RoundedLayer
 
 
@@ -29,57 +33,83 @@ def write_qdq(model: onnx.ModelProto, layers: Mapping[str, RoundedLayer]) -> Non
     layers : mapping of layer name to RoundedLayer
         As :func:`gpenlib.compile.layers.round_layers` gives them for this graph.
     """
-    parts = {
-        node.name: (layers[layer.name], part)
-        for layer in convolution_layers(model)
-        if layer.name in layers
-        for part, node in enumerate(layer.nodes)
-    }
-    readers: dict[str, str] = {}  # activation tensor -> its dequantised copy
-    nodes: list[onnx.NodeProto] = []
+    quantised = {found.nodes[0].name: found for found in convolution_layers(model) if found.name in layers}
+    done = {name for found in quantised.values() for name in found.written}
+    writer = _Writer(model)
     for node in model.graph.node:
-        if node.name in parts:
-            (layer, part), tensor = parts[node.name], node.input[0]
-            if tensor not in readers:
-                readers[tensor] = f"{tensor}_dequantised"
-                nodes += _activation_pair(model, tensor, readers[tensor], layer.activation_scales[part])
-            nodes.append(_weight_node(model, node.name, layer, part))
-            del node.input[:]
-            node.input.extend([readers[tensor], nodes[-1].output[0]])
-            if layer.bias is not None and part == 0:
-                name = f"{node.name}.bias_int8"
-                model.graph.initializer.append(numpy_helper.from_array(layer.bias, name))
-                node.input.append(name)
-        nodes.append(node)
+        if node.name in quantised:
+            found = quantised[node.name]
+            writer.write(node, found, layers[found.name])
+        elif node.output[0] not in done:  # of a quantised layer: its other half, and the sum of both
+            writer.nodes.append(node)
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend(writer.nodes)
     drop_unused_constants(model)
 
 
-def _activation_pair(model: onnx.ModelProto, tensor: str, output: str, scale: float) -> list[onnx.NodeProto]:
-    """Return QuantizeLinear and DequantizeLinear nodes for one activation tensor."""
-    scale_name, zero_name = f"{tensor}_scale", f"{tensor}_zero_point"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), scale_name))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), zero_name))
-    middle = f"{tensor}_quantised"
-    return [
-        helper.make_node("QuantizeLinear", [tensor, scale_name, zero_name], [middle], f"{tensor}_quantise"),
-        helper.make_node(
-            "DequantizeLinear", [middle, scale_name, zero_name], [output], f"{tensor}_dequantise"
-        ),
-    ]
+class _Writer:
+    """Collects nodes and constants of the new graph."""
 
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self._constants = model.graph.initializer
+        self._written: set[str] = set()
 
-def _weight_node(model: onnx.ModelProto, name: str, layer: RoundedLayer, part: int) -> onnx.NodeProto:
-    """Store the int8 weights of a part of a layer and return the DequantizeLinear node that reads them."""
-    prefix = f"{name}.weight_s8"
-    scales = layer.scales[part] if layer.per_channel else np.array(layer.scales[part].max(), np.float32)
-    zero = np.zeros(scales.shape, np.int8)
-    weight = np.ascontiguousarray(layer.weights()[part])
-    for array, suffix in ((weight, ""), (scales, "_scale"), (zero, "_zero_point")):
-        model.graph.initializer.append(numpy_helper.from_array(array, prefix + suffix))
-    inputs = [prefix, f"{prefix}_scale", f"{prefix}_zero_point"]
-    attributes: dict[str, Any] = {"axis": layer.axis} if layer.per_channel else {}
-    return helper.make_node(
-        "DequantizeLinear", inputs, [f"{prefix}_dequantised"], f"{prefix}_dequantise", **attributes
-    )
+    def write(self, node: onnx.NodeProto, layer: ConvolutionLayer, rounded: RoundedLayer) -> None:
+        """Add a layer: ``node``, its first, reads 8-bit data and weights of the whole layer."""
+        parts = [
+            self._quantise(tensor, scale)
+            for tensor, scale in zip(layer.inputs, rounded.activation_scales, strict=True)
+        ]
+        data = parts[0]
+        if len(parts) > 1:
+            data = f"{layer.name}.joined"
+            self._add("Concat", parts, data, axis=1)
+        # Joined data have the first half's step: the other half's weights make up for it (RoundedLayer).
+        inputs = [self._dequantise(data, layer.inputs[0]), self._weight(layer.name, rounded)]
+        if rounded.bias is not None:
+            inputs.append(self._store(f"{layer.name}.bias_int8", rounded.bias))
+        result = onnx.NodeProto()
+        result.CopyFrom(node)
+        result.input[:] = inputs if rounded.bias is not None else [*inputs, *node.input[2:]]
+        result.output[:] = [layer.output]
+        self.nodes.append(result)
+
+    def _quantise(self, tensor: str, scale: float) -> str:
+        """Quantise an activation, once however many layers read it."""
+        result = f"{tensor}_quantised"
+        if result not in self._written:
+            scales = self._store(f"{tensor}_scale", np.array(scale, np.float32))
+            zeros = self._store(f"{tensor}_zero_point", np.array(0, np.int8))
+            self._add("QuantizeLinear", [tensor, scales, zeros], result)
+        return result
+
+    def _dequantise(self, data: str, tensor: str) -> str:
+        """Dequantise 8-bit data with the step of an activation."""
+        result = f"{data}_dequantised"
+        if result not in self._written:
+            self._add("DequantizeLinear", [data, f"{tensor}_scale", f"{tensor}_zero_point"], result)
+        return result
+
+    def _weight(self, name: str, layer: RoundedLayer) -> str:
+        """Store a layer's int8 weights and add what dequantises them."""
+        scales = layer.scales[0] if layer.per_channel else np.array(layer.scales[0].max(), np.float32)
+        prefix = f"{name}.weight_s8"
+        inputs = [
+            self._store(prefix, np.ascontiguousarray(layer.weight)),
+            self._store(f"{prefix}_scale", scales),
+            self._store(f"{prefix}_zero_point", np.zeros(scales.shape, np.int8)),
+        ]
+        attributes: dict[str, Any] = {"axis": layer.axis} if layer.per_channel else {}
+        return self._add("DequantizeLinear", inputs, f"{prefix}_dequantised", **attributes)
+
+    def _store(self, name: str, array: NDArray[np.generic]) -> str:
+        """Add a constant and return its name."""
+        self._constants.append(numpy_helper.from_array(np.asarray(array), name))
+        return name
+
+    def _add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Add a node that is named after what it writes; return that."""
+        self._written.add(output)
+        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        return output

@@ -64,7 +64,7 @@ def write_qoperator(
     writer = _Writer(model)
     blurs = {node.input[0]: node for node in model.graph.node if node.op_type == "Conv"}
     quantised = {found.nodes[0].name: found for found in convolution_layers(model) if found.name in layers}
-    done = {name for found in quantised.values() for name in (found.output, *_outputs(found))}
+    done = {name for found in quantised.values() for name in found.written}
     for node in model.graph.node:
         if node.name not in quantised:
             if node.output[0] not in done:  # of a quantised layer: its other half, and the sum of both
@@ -89,11 +89,6 @@ def write_qoperator(
     model.graph.node.extend(writer.nodes)
     del model.graph.value_info[:]  # recorded shapes: up-convolutions are a row and a column larger now
     drop_unused_constants(model)
-
-
-def _outputs(layer: ConvolutionLayer) -> list[str]:
-    """Return what the layer's convolutions write."""
-    return [node.output[0] for node in layer.nodes]
 
 
 class _Writer:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gpenlib.images import FloatArray
+from gpenlib.infer.openvino_graph import scale_rgb_weights
 from gpenlib.infer.runtime import QUANTISED, Runtime, RuntimeUnavailable
 
 
@@ -49,6 +50,7 @@ class OpenVinoRuntime(Runtime):
         """Return the compiled model for a batch size, with further OpenVINO properties."""
         model = self._model.clone()
         model.reshape([size, 3, self.in_size, self.in_size])
+        scale_rgb_weights(model)
         return self._core.compile_model(model, "CPU", {**self._properties, **properties})
 
     def _for_batch(self, size: int) -> Any:

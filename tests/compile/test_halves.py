@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
+import torch.nn.functional as F
 
 from gpenlib.compile.calibrate import calibrate
 from gpenlib.compile.counts import count_quantised, quantised_nodes
@@ -115,7 +118,7 @@ def test_halves_are_quantised_together_and_count_as_one(split, calibration, form
     model = onnx.ModelProto.FromString(split.SerializeToString())
     if form == "qdq":
         write_qdq(model, layers)
-        expected = {f"{name}{half}" for name in layers for half in ("", ".skip")}
+        expected = set(layers)
     else:
         write_qoperator(model, layers, calibration.output_ranges)
         expected = {LAYER, *(f"{up}.phase{row}{column}" for row in "01" for column in "01")}
@@ -123,21 +126,41 @@ def test_halves_are_quantised_together_and_count_as_one(split, calibration, form
     assert count_quantised(model) == {"Conv": 1, "ConvTranspose": 1}
 
 
-def test_half_a_layer_does_not_count(split, calibration):
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_8_bit_data_is_joined_for_one_convolution(split, calibration, form):
     layers = round_layers(split, calibration.thresholds("max", 100), [LAYER])
     model = onnx.ModelProto.FromString(split.SerializeToString())
-    write_qdq(model, layers)
-    skip = next(node for node in model.graph.node if node.name == f"{LAYER}.skip")
-    skip.input[0] = skip.input[0].removesuffix("_dequantised")
-    assert count_quantised(model) == {"Conv": 0, "ConvTranspose": 0}
-
-
-def test_8_bit_data_is_joined_for_one_convolution(split, calibration):
-    layers = round_layers(split, calibration.thresholds("max", 100), [LAYER])
-    model = onnx.ModelProto.FromString(split.SerializeToString())
-    write_qoperator(model, layers, calibration.output_ranges)
+    if form == "qdq":
+        write_qdq(model, layers)
+    else:
+        write_qoperator(model, layers, calibration.output_ranges)
     (join,) = [node for node in model.graph.node if node.op_type == "Concat"]
     assert [name.removesuffix("_quantised") for name in join.input] == list(layers[LAYER].report.tensors)
+    assert not any(node.name in (f"{LAYER}.skip", f"{LAYER}.sum") for node in model.graph.node)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_joined_convolution_is_the_sum_of_the_rounded_halves(
+    split, calibration, image, tmp_path, per_channel
+):
+    """One convolution with the first half's step stands for both halves with a step each."""
+    rounded = round_layers(split, calibration.thresholds("max", 100), [LAYER], per_channel=per_channel)
+    layer, parts = rounded[LAYER], next(found for found in convolution_layers(split) if found.name == LAYER)
+    model = onnx.ModelProto.FromString(split.SerializeToString())
+    write_qdq(model, rounded)
+    names = [*parts.inputs, parts.output]
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    onnx.save(model, tmp_path / "joined.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "joined.onnx", providers=["CPUExecutionProvider"])
+    *inputs, found = session.run(names, {"input": image})
+    expected = 0
+    for data, step, weight, scales in zip(
+        inputs, layer.activation_scales, layer.weights(), layer.scales, strict=True
+    ):
+        levels = np.clip(np.rint(data / np.float32(step)), -128, 127)
+        whole = torch.from_numpy(weight.astype(np.float64) * scales[:, None, None, None])
+        expected = expected + F.conv2d(torch.from_numpy(levels.astype(np.float64) * step), whole, padding=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * float(expected.std()))
 
 
 def test_steps():

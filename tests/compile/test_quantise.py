@@ -143,7 +143,7 @@ def test_scales_lie_along_the_output_channels(model):
     constants = initialisers(model)
     nodes = {node.name: node for node in model.graph.node}
     for name, source, axis in (("first", "w1", 0), ("second", "w2", 1)):
-        node = nodes[f"{name}.weight_s8_dequantise"]
+        node = nodes[f"{name}.weight_s8_dequantised"]
         assert [(attribute.name, attribute.i) for attribute in node.attribute] == [("axis", axis)]
         stored, scales = constants[node.input[0]], constants[node.input[1]]
         weight = weights()[source]
