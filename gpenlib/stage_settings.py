@@ -8,14 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from gpenlib.compile.config import CalibrateMode, Device, Dtype, RunnableBackend
 from gpenlib.data.tasks import TaskName
 from gpenlib.run import resolve_path
 from gpenlib.settings import Settings, SettingsError, read_yaml
 from gpenlib.train.config import TrainConfig
-from gpenlib.weights import Weights, load_weights
+from gpenlib.weights import Weights, load_weights, trained_task
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 
@@ -63,12 +63,18 @@ class RunSettings(Settings):
 class DataSettings(RunSettings):
     """Settings of 02_data."""
 
-    task: TaskName = "color"
+    task: TaskName = Field("", description="empty: what the weights were trained for")
     data_dir: str | None = None
     dataset_size: int = Field(16, ge=1)
     calib_dir: str | None = None
     calib_size: int = Field(32, ge=1)
     seed: int = Field(0, ge=0, description="of the draw of calibration images, and of degradations")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_of_the_weights(cls, values: dict[str, Any]) -> dict[str, Any]:
+        name = values.get("weights", cls.model_fields["weights"].default)
+        return values if values.get("task") else values | {"task": trained_task(name)}
 
     @field_validator("data_dir", "calib_dir")
     @classmethod

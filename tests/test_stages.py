@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpenlib import stages
-from gpenlib.architecture import CheckpointError
+from gpenlib.architecture import CheckpointError, save_checkpoint
 from gpenlib.compile import compiler
 from gpenlib.compile.calibration_data import open_calibration_data
 from gpenlib.compile.histogram import MODES
@@ -464,3 +464,14 @@ def test_a_run_that_is_not_there_is_named_with_what_makes_it(outputs_root):
         stages.compare_runs(("frst", "first"), settings)
     with pytest.raises(DataError, match=r"run 'first'.*older version.*-p run first"):
         stages.compare_runs(("first", "frst"), settings)
+
+
+def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
+    path = save_checkpoint(tiny_model, tmp_path / "mine.safetensors", notes={"task": "restore-mild"})
+    assert stages.DataSettings.parse({"weights": str(path)}).task == "restore-mild"
+    assert stages.InferSettings.parse({"weights": str(path), "task": ""}).task == "restore-mild"
+    assert stages.DataSettings.parse({"weights": str(path), "task": "color"}).task == "color"
+    assert infer_settings().task == stages.DataSettings.parse({}).task == "color"
+    unknown = save_checkpoint(tiny_model, tmp_path / "other.safetensors", notes={"task": "paint"})
+    with pytest.raises(SettingsError, match="task='paint'"):
+        stages.DataSettings.parse({"weights": str(unknown)})

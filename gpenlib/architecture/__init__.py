@@ -5,6 +5,7 @@ from gpenlib.architecture.checkpoints import (
     load_checkpoint,
     load_discriminator,
     load_generator,
+    read_notes,
     save_checkpoint,
 )
 from gpenlib.architecture.config import GpenConfig
@@ -20,5 +21,6 @@ __all__ = [
     "load_checkpoint",
     "load_discriminator",
     "load_generator",
+    "read_notes",
     "save_checkpoint",
 ]

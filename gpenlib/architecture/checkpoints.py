@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -104,11 +104,16 @@ def load_generator(path: str | Path, key: str | None = None) -> Generator:
     return prior.eval()
 
 
-def save_checkpoint(model: nn.Module, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+def save_checkpoint(
+    model: nn.Module,
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
     """Write the state dict of ``model`` as safetensors, atomically.
 
     FIR kernels are part of the architecture and stay float32, so that a half-precision file loads to the
-    exact kernels.
+    exact kernels. ``notes`` go into the file's header, where :func:`read_notes` finds them.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -118,8 +123,27 @@ def save_checkpoint(model: nn.Module, path: str | Path, dtype: torch.dtype = tor
         for name, tensor in model.state_dict().items()
     }
     with write_atomically(path) as temporary:
-        save_file(state, temporary)
+        save_file(state, temporary, metadata=dict(notes or {}))
     return path
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """Return the notes in a safetensors header, such as the ``task`` its weights were trained for.
+
+    Files of other kinds hold none.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged.
+    """
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or truncated ({error})") from error
 
 
 def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, Tensor]:

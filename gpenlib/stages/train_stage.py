@@ -76,7 +76,7 @@ def _train(config: TrainConfig, source: ImageSource, folder: Path) -> dict[str, 
         raise TrainingError(f"{error}. To start anew in its place set resume to False") from error
     finally:
         trainer.board.finalize("done")  # closes the file, so that its hash stays
-    save_checkpoint(model, folder / "weights.safetensors", torch.float16)
+    save_checkpoint(model, folder / "weights.safetensors", torch.float16, {"task": config.task})
     rows = read_log(folder)
     terms = {}
     for term in sorted({key for row in rows for key in row} - {"step"}):

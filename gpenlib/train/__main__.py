@@ -26,7 +26,9 @@ def main() -> None:
     trainer = Trainer(config)
     model = trainer.run()
     if trainer.fabric.is_global_zero:
-        path = save_checkpoint(model, trainer.run_dir / "weights.safetensors", torch.float16)
+        path = save_checkpoint(
+            model, trainer.run_dir / "weights.safetensors", torch.float16, {"task": config.task}
+        )
         print(f"weights: {path}")
 
 

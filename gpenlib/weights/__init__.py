@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gpenlib.architecture import CheckpointError, Gpen, GpenConfig, load_checkpoint
+from gpenlib.architecture import CheckpointError, Gpen, GpenConfig, load_checkpoint, read_notes
 from gpenlib.architecture.generator import NoiseInjection
 from gpenlib.run import choice_error, fingerprint, resolve_path, sha256
 
@@ -71,6 +71,13 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
             raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
     model = gpen_from_onnx(path) if path.suffix == ".onnx" else load_checkpoint(path, key)
     return Weights(model, text, sha256(path))
+
+
+def trained_task(name: str | Path) -> str:
+    """Return the task that weights were trained for: as their file notes it, else ``color``."""
+    text = str(name)
+    path = shipped_weights().get(text) or resolve_path(text)
+    return (read_notes(path) if path.is_file() else {}).get("task", "color")
 
 
 def random_network(config: GpenConfig, seed: int = 0) -> Gpen:

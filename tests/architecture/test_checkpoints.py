@@ -12,6 +12,7 @@ from gpenlib.architecture import (
     GpenConfig,
     load_checkpoint,
     load_discriminator,
+    read_notes,
     save_checkpoint,
 )
 from gpenlib.architecture.checkpoints import deduce_config
@@ -252,3 +253,14 @@ def test_long_lists_are_cut(tmp_path, state):
     assert re.search(
         r"missing: generator\.convs\.0.*generator\.convs.* and \d+ more", refusal(tmp_path, state)
     )
+
+
+def test_notes_in_the_header(model, tmp_path):
+    noted = save_checkpoint(model, tmp_path / "noted.safetensors", notes={"task": "restore-mild"})
+    assert read_notes(noted) == {"task": "restore-mild"}
+    assert read_notes(save_checkpoint(model, tmp_path / "plain.safetensors")) == {}
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    assert read_notes(tmp_path / "weights.pth") == {}
+    noted.write_bytes(noted.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"noted\.safetensors: damaged"):
+        read_notes(noted)

@@ -129,7 +129,7 @@ def test_training_learns_and_looks_into_the_latent_space(executed, run_folder):
 def test_parameters_of_04_are_the_contract():
     declared = declared_parameters(FOLDER / "04_infer.ipynb")
     assert tuple(declared) == INFER_PARAMETERS
-    defaults = {"run": '"demo"', "task": '"color"', "dtype": '"fp32"', "backend": '"auto"', "device": '"cpu"'}
+    defaults = {"run": '"demo"', "task": '""', "dtype": '"fp32"', "backend": '"auto"', "device": '"cpu"'}
     defaults |= {"batch_size": "1", "calib_size": "32", "save_images": "True"}
     assert {name: declared[name] for name in defaults} == defaults
 
