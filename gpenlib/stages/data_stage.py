@@ -7,11 +7,12 @@ from typing import Any
 
 from gpenlib.data.packs import Pack, read_pack, write_pack
 from gpenlib.data.sources import combined_digest, open_folder
-from gpenlib.data.splits import Subset, open_source, split
+from gpenlib.data.splits import Subset, split
 from gpenlib.data.tasks import find_task
 from gpenlib.run import fingerprint, resolve_path
 from gpenlib.stage_settings import DataSettings
 from gpenlib.stages.base import stage
+from gpenlib.weights.prior_faces import open_faces
 
 
 def data(settings: DataSettings) -> dict[str, Any]:
@@ -26,8 +27,7 @@ def data(settings: DataSettings) -> dict[str, Any]:
     """
     weights = settings.load()
     config = weights.model.config
-    data_dir = str(resolve_path(settings.data_dir)) if settings.data_dir else None
-    source = open_source(data_dir, settings.dataset_size + settings.calib_size)
+    source = open_faces(settings.data_dir, settings.dataset_size + settings.calib_size)
     calibration = open_folder(resolve_path(settings.calib_dir)) if settings.calib_dir else None
     parts = split(source, settings.dataset_size, settings.calib_size, calibration, settings.seed)
     chosen = {"evaluation": parts.evaluation, "calibration": parts.calibration}

@@ -5,7 +5,7 @@ import torch
 
 from gpenlib.architecture import Generator, GpenConfig
 from gpenlib.architecture.generator import NoiseInjection
-from gpenlib.train.latent import (
+from gpenlib.architecture.latent import (
     draw_latents,
     generate,
     interpolate,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpenlib.architecture import Generator
 from gpenlib.architecture.config import STYLE_DIM
+from gpenlib.architecture.generator import Generator
 from gpenlib.images import Image, from_tensor
 
 MEAN_OF = 4096  # latents that the mean is taken of
@@ -33,10 +33,7 @@ def draw_latents(prior: Generator, count: int, seed: int, truncation: float = 1.
         Below 1 faces are more ordinary and have fewer faults (StyleGAN, appendix B).
     """
     w = prior.style(_normal(prior, count, seed))
-    if truncation == 1.0:
-        return w
-    mean = mean_latent(prior)
-    return mean + truncation * (w - mean)
+    return w if truncation == 1.0 else torch.lerp(mean_latent(prior), w, truncation)
 
 
 def mean_latent(prior: Generator, count: int = MEAN_OF, seed: int = MEAN_SEED) -> Tensor:

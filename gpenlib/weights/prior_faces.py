@@ -1,0 +1,126 @@
+"""Faces without a download: drawn from a trained GAN prior."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gpenlib.architecture import Generator, load_generator
+from gpenlib.architecture.latent import draw_latents, generate, mean_latent, per_layer, to_pictures
+from gpenlib.data.sources import DataError, ImageSource
+from gpenlib.data.splits import open_source
+from gpenlib.images import Image
+from gpenlib.run import resolve_path, sha256
+
+PREFIX = "prior:"  # of a data_dir that names a prior's file
+TRUNCATION = 0.7  # StyleGAN's own choice for its samples
+VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
+
+
+@dataclass(frozen=True)
+class PriorSource:
+    """Samples of a GAN prior, an :class:`~gpenlib.data.sources.ImageSource` of any length.
+
+    Image k depends on the prior, the truncation and k alone. Scores on these faces say how a network does on
+    what a prior of its own training data draws (in-distribution), not how it does on photographs.
+
+    Parameters
+    ----------
+    prior : Generator
+    name : str
+        For the label.
+    weights_digest : str
+        Hash of the prior's weights.
+    count : int
+        How many images there are, at least 1.
+    truncation : float
+        In (0, 1]; below 1 faces are more ordinary and have fewer faults.
+
+    Raises
+    ------
+    DataError
+        If ``count`` or ``truncation`` is out of range.
+    """
+
+    prior: Generator
+    name: str
+    weights_digest: str
+    count: int
+    truncation: float = TRUNCATION
+    _mean: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 < self.truncation <= 1:
+            raise DataError(
+                f"faces of a prior: count={self.count}, truncation={self.truncation}; allowed are at least 1 "
+                "and (0, 1]"
+            )
+        with torch.inference_mode():
+            object.__setattr__(self, "_mean", mean_latent(self.prior))
+
+    @property
+    def label(self) -> str:
+        """What scores on these images mean."""
+        return (
+            f"samples of the prior {self.name}, truncation {self.truncation:g}; in-distribution: scores show "
+            "how weights do on faces like those the prior was trained on"
+        )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """``prior_0000.png`` and on."""
+        return [f"prior_{index:04d}.png" for index in range(self.count)]
+
+    def read(self, index: int) -> Image:
+        """Return image ``index`` as uint8 RGB [S, S, 3], in the prior's own size.
+
+        Raises
+        ------
+        IndexError
+            If ``index`` is not in 0 .. count - 1.
+        """
+        self._check(index)
+        with torch.inference_mode():
+            w = torch.lerp(self._mean, draw_latents(self.prior, 1, index), self.truncation)
+            return to_pictures(generate(self.prior, per_layer(self.prior, w), index))[0]
+
+    def digest(self, index: int) -> str:
+        """Return a hash of everything that decides the pixels, without computing them."""
+        self._check(index)
+        content = f"{VERSION}|{self.weights_digest}|{self.truncation}|{index}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def _check(self, index: int) -> None:
+        if not 0 <= index < self.count:
+            raise IndexError(f"image {index} of a prior: there are {self.count}, counted from 0")
+
+
+def open_faces(data_dir: str | None, needed: int) -> ImageSource:
+    """Open what a ``data_dir`` names: a folder, a prior's file, or (empty) the embedded images.
+
+    Parameters
+    ----------
+    data_dir : str or None
+        ``prior:FILE`` draws from a generator's weights, or from the prior inside a whole GPEN; else as
+        :func:`gpenlib.data.open_source`.
+    needed : int
+        How many faces to offer where there are as many as one likes.
+
+    Raises
+    ------
+    DataError
+        As :func:`gpenlib.data.open_source`, or if the prior's file does not exist.
+    CheckpointError
+        If the file is no generator.
+    """
+    if not data_dir or not data_dir.startswith(PREFIX):
+        return open_source(data_dir, needed)
+    path = resolve_path(data_dir.removeprefix(PREFIX))
+    if not path.is_file():
+        raise DataError(f"data_dir={data_dir}: {path} does not exist; name the weights of a trained prior")
+    return PriorSource(load_generator(path), Path(path).name, sha256(path), needed)

@@ -1,0 +1,86 @@
+"""Faces drawn from a prior: the same for the same number, whatever else is asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+from gpenlib import stages
+from gpenlib.architecture import CheckpointError, Generator, save_checkpoint
+from gpenlib.architecture.latent import draw_latents, generate, per_layer, to_pictures
+from gpenlib.data.sources import DataError, FolderSource
+from gpenlib.images import write_image
+from gpenlib.stage_settings import OUTPUTS_VARIABLE
+from gpenlib.weights import TINY, random_network
+from gpenlib.weights.prior_faces import PriorSource, open_faces
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    torch.manual_seed(2)
+    return save_checkpoint(Generator(TINY), tmp_path_factory.mktemp("prior") / "mine.safetensors")
+
+
+@pytest.fixture(scope="module")
+def source(file):
+    return open_faces(f"prior:{file}", 3)
+
+
+def test_faces_depend_on_their_number_alone(file, source):
+    assert isinstance(source, PriorSource) and len(source.names) == 3
+    more = open_faces(f"prior:{file}", 5)
+    for index in range(3):
+        face = source.read(index)
+        assert (face.dtype, face.shape) == (np.uint8, (64, 64, 3))
+        assert np.array_equal(face, more.read(index))
+        assert (source.names[index], source.digest(index)) == (more.names[index], more.digest(index))
+    assert len({more.digest(index) for index in range(5)}) == len(set(more.names)) == 5
+    assert not np.array_equal(source.read(0), source.read(1))
+    with pytest.raises(IndexError, match="there are 3"):
+        source.read(3)
+
+
+def test_latents_are_truncated(source):
+    whole = PriorSource(source.prior, "mine", source.weights_digest, 1, truncation=1.0)
+    for each in (source, whole):
+        w = draw_latents(each.prior, 1, 0, each.truncation)
+        expected = to_pictures(generate(each.prior, per_layer(each.prior, w), 0))[0]
+        assert np.abs(each.read(0).astype(int) - expected).max() <= 1
+    assert not np.array_equal(source.read(0), whole.read(0))
+    assert source.digest(0) != whole.digest(0), "another truncation, other pixels"
+
+
+def test_label_says_in_distribution(source):
+    assert "mine.safetensors" in source.label and "in-distribution" in source.label
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"truncation": 0.0}, {"truncation": 1.5}])
+def test_out_of_range(source, wrong):
+    values = {"prior": source.prior, "name": "", "weights_digest": "", "count": 1} | wrong
+    with pytest.raises(DataError, match=r"count=.*truncation=.*allowed"):
+        PriorSource(**values)
+
+
+def test_what_else_a_data_dir_may_be(tmp_path, source):
+    with pytest.raises(DataError, match=r"nothing\.safetensors does not exist"):
+        open_faces(f"prior:{tmp_path}/nothing.safetensors", 1)
+    write_image(tmp_path / "a.png", source.read(0))
+    assert isinstance(open_faces(str(tmp_path), 1), FolderSource)
+    assert len(open_faces("", 4).names) == len(open_faces(None, 4).names) == 4
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
+        open_faces(f"prior:{tmp_path}/bad.safetensors", 1)
+
+
+def test_the_prior_inside_a_whole_network(tmp_path):
+    path = save_checkpoint(random_network(TINY), tmp_path / "gpen.safetensors")
+    assert open_faces(f"prior:{path}", 1).read(0).shape == (64, 64, 3)
+
+
+def test_a_run_on_faces_of_a_prior(file, source, tmp_path, monkeypatch):
+    monkeypatch.setenv(OUTPUTS_VARIABLE, str(tmp_path))
+    settings = stages.DataSettings.parse(
+        {"weights": "tiny-random", "data_dir": f"prior:{file}", "dataset_size": 3, "calib_size": 2}
+    )
+    metrics = stages.data(settings)["metrics"]
+    assert (metrics["evaluation"], metrics["calibration"], metrics["label"]) == (3, 2, source.label)
+    assert [f"{name}.png" for name in stages.evaluation_pack(settings).names] == source.names
