@@ -89,6 +89,30 @@ def convolution_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
     ]
 
 
+def nodes_and_layers(
+    model: onnx.ModelProto, names: Container[str]
+) -> Iterator[tuple[NodeProto, ConvolutionLayer | None]]:
+    """Walk through a graph, taking some layers as a whole.
+
+    Parameters
+    ----------
+    model : ModelProto
+    names : container of str
+        Layers to take as a whole.
+
+    Yields
+    ------
+    (NodeProto, ConvolutionLayer or None)
+        A node of none of these layers with None; or a layer's first node with the layer, whose other nodes
+        (its other half, and the sum of both) are passed over.
+    """
+    layers = {found.nodes[0].name: found for found in convolution_layers(model) if found.name in names}
+    written = {name for found in layers.values() for name in found.written}
+    for node in model.graph.node:
+        if node.name in layers or node.output[0] not in written:
+            yield node, layers.get(node.name)
+
+
 def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the deploy graph with every Concat in front of a decoder layer split away.
 

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from gpenlib.compile.halves import ConvolutionLayer, convolution_layers, drop_unused_constants
+from gpenlib.compile.halves import ConvolutionLayer, drop_unused_constants, nodes_and_layers
 from gpenlib.compile.layers import RoundedLayer
 
 
@@ -33,15 +33,12 @@ def write_qdq(model: onnx.ModelProto, layers: Mapping[str, RoundedLayer]) -> Non
     layers : mapping of layer name to RoundedLayer
         As :func:`gpenlib.compile.layers.round_layers` gives them for this graph.
     """
-    quantised = {found.nodes[0].name: found for found in convolution_layers(model) if found.name in layers}
-    done = {name for found in quantised.values() for name in found.written}
     writer = _Writer(model)
-    for node in model.graph.node:
-        if node.name in quantised:
-            found = quantised[node.name]
-            writer.write(node, found, layers[found.name])
-        elif node.output[0] not in done:  # of a quantised layer: its other half, and the sum of both
+    for node, found in nodes_and_layers(model, layers):
+        if found is None:
             writer.nodes.append(node)
+        else:
+            writer.write(node, found, layers[found.name])
     del model.graph.node[:]
     model.graph.node.extend(writer.nodes)
     drop_unused_constants(model)

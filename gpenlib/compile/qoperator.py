@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from gpenlib.compile.calibrate import ChannelRange
-from gpenlib.compile.halves import ConvolutionLayer, convolution_layers, drop_unused_constants
+from gpenlib.compile.halves import ConvolutionLayer, drop_unused_constants, nodes_and_layers
 from gpenlib.compile.layers import QuantisationError, RoundedLayer
 
 MIDDLE = 128  # zero point of u8 data
@@ -63,14 +63,10 @@ def write_qoperator(
     """
     writer = _Writer(model)
     blurs = {node.input[0]: node for node in model.graph.node if node.op_type == "Conv"}
-    quantised = {found.nodes[0].name: found for found in convolution_layers(model) if found.name in layers}
-    done = {name for found in quantised.values() for name in found.written}
-    for node in model.graph.node:
-        if node.name not in quantised:
-            if node.output[0] not in done:  # of a quantised layer: its other half, and the sum of both
-                writer.nodes.append(node)
+    for node, found in nodes_and_layers(model, layers):
+        if found is None:
+            writer.nodes.append(node)
             continue
-        found = quantised[node.name]
         layer = layers[found.name]
         data = writer.quantise_inputs(found, layer.activation_scales)
         steps = writer.store_scales(found.name, layer, output_ranges[found.output])

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from gpenlib.data.align import Landmarks, Matrix, ffhq_matrix, warp
-from gpenlib.data.sources import DataError
+from gpenlib.data.sources import DataError, check_index
 from gpenlib.images import FloatArray, Image
 
 VERSION = "astronaut variations 1"  # change it whenever the same Variation gives other pixels
@@ -149,19 +149,15 @@ class EmbeddedSource:
         IndexError
             If ``index`` is not in 0 .. count - 1.
         """
-        self._check(index)
+        check_index(index, self.count, "embedded image")
         return apply(variation(index), self.size)
 
     def digest(self, index: int) -> str:
         """Return a hash of everything that decides the pixels, without building them."""
-        self._check(index)
+        check_index(index, self.count, "embedded image")
         how = (variation(index), self.size, ASTRONAUT_LANDMARKS)
         content = f"{VERSION}|{index}|{how}|{_photograph_digest()}"
         return hashlib.sha256(content.encode()).hexdigest()
-
-    def _check(self, index: int) -> None:
-        if not 0 <= index < self.count:
-            raise IndexError(f"embedded image {index}: there are {self.count}, counted from 0")
 
 
 def apply(how: Variation, size: int) -> Image:

@@ -97,6 +97,12 @@ def open_folder(folder: str | Path, suffix: str | None = None) -> FolderSource:
     return FolderSource(tuple(sorted(files, key=lambda path: natural_key(path.name))))
 
 
+def check_index(index: int, count: int, what: str) -> None:
+    """Raise IndexError unless ``index`` is in 0 .. count - 1; ``what`` names the images."""
+    if not 0 <= index < count:
+        raise IndexError(f"{what} {index}: there are {count}, counted from 0")
+
+
 def combined_digest(source: ImageSource, indices: Sequence[int]) -> str:
     """Return one hash over the chosen images, in order."""
     digest = hashlib.sha256()

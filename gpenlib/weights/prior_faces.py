@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.latent import draw_latents, generate, mean_latent, per_layer, to_pictures
-from gpenlib.data.sources import DataError, ImageSource
+from gpenlib.data.sources import DataError, ImageSource, check_index
 from gpenlib.data.splits import open_source
 from gpenlib.images import Image
 from gpenlib.run import resolve_path, sha256
@@ -84,20 +84,16 @@ class PriorSource:
         IndexError
             If ``index`` is not in 0 .. count - 1.
         """
-        self._check(index)
+        check_index(index, self.count, "sample")
         with torch.inference_mode():
             w = torch.lerp(self._mean, draw_latents(self.prior, 1, index), self.truncation)
             return to_pictures(generate(self.prior, per_layer(self.prior, w), index))[0]
 
     def digest(self, index: int) -> str:
         """Return a hash of everything that decides the pixels, without computing them."""
-        self._check(index)
+        check_index(index, self.count, "sample")
         content = f"{VERSION}|{self.weights_digest}|{self.truncation}|{index}"
         return hashlib.sha256(content.encode()).hexdigest()
-
-    def _check(self, index: int) -> None:
-        if not 0 <= index < self.count:
-            raise IndexError(f"image {index} of a prior: there are {self.count}, counted from 0")
 
 
 def open_faces(data_dir: str | None, needed: int) -> ImageSource:
