@@ -14,11 +14,21 @@ from gpenlib.infer.runtime import Runtime
 
 
 def interleaved_times(
-    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, lead_in: int = 0
 ) -> dict[str, list[float]]:
     """Return ``repeats`` times in ms per labelled call, taken in turns.
 
     Turns alternate between forward and reverse order, so that no call always follows the same other one.
+
+    Parameters
+    ----------
+    calls : mapping of label to callable
+    repeats : int
+    warm_up : int
+        Turns that are not timed.
+    lead_in : int
+        Calls that are not timed before each one that is. Where the calls belong to several libraries, the
+        threads of the one before may still be spinning, and the caches hold its data.
 
     Raises
     ------
@@ -31,6 +41,8 @@ def interleaved_times(
     for turn in range(warm_up + repeats):
         order = list(calls) if turn % 2 == 0 else list(calls)[::-1]
         for label in order:
+            for _ in range(lead_in):
+                calls[label]()
             started = time.perf_counter()
             calls[label]()
             if turn >= warm_up:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpenlib.infer.benchmark import interleaved_latency
+from gpenlib.infer import benchmark
+from gpenlib.infer.benchmark import interleaved_latency, interleaved_times
 
 
 class Recorder:
@@ -30,6 +31,15 @@ def test_runtimes_are_called_in_turn():
 def test_warm_up_is_not_timed():
     (row,) = interleaved_latency({"a": Recorder("a", [])}, repeats=4, warm_up=3)
     assert len(row["times_ms"]) == 4
+
+
+def test_a_call_that_leads_in_is_not_timed(monkeypatch):
+    calls = []
+    # A clock that counts calls: a timed stretch holds exactly one.
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(len(calls)))
+    times = interleaved_times({name: lambda name=name: calls.append(name) for name in "ab"}, 2, 1, lead_in=2)
+    assert times == {"a": [1000.0] * 2, "b": [1000.0] * 2}
+    assert "".join(calls) == "aaabbb" + "bbbaaa" + "aaabbb"
 
 
 def test_a_real_runtime_is_timed(fp32):
