@@ -11,11 +11,13 @@ from gpenlib.compile.config import BuildConfig
 from gpenlib.infer.runtime import MANIFEST_FILE
 from gpenlib.run import read_json, resolve_path
 from gpenlib.settings import SettingsError, parse_overrides
-from gpenlib.weights import load_weights
+from gpenlib.weights import load_weights, trained_task
 
 
 def compile_file(config: BuildConfig) -> Path:
     """Build what a configuration describes: ``frontend.checkpoint`` -> ``workspace.path``/``name``.
+
+    Where ``dataset.task`` is not set, calibration degrades pictures as in the task that the weights note.
 
     Returns
     -------
@@ -37,6 +39,9 @@ def compile_file(config: BuildConfig) -> Path:
             "onnx is for .onnx files, pytorch for checkpoints and names of weights"
         )
     workspace = resolve_path(config.workspace.path)
+    task = trained_task(checkpoint)
+    if "task" not in config.dataset.model_fields_set and task != config.dataset.task:
+        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"task": task})})
     model = load_weights(checkpoint).model
     return compile_model(model, config, workspace / config.name, calibration_cache=workspace / ".calibration")
 

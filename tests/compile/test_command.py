@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from gpenlib.architecture import save_checkpoint
+from gpenlib.compile import __main__ as command
 from gpenlib.compile.__main__ import main
+from gpenlib.compile.config import BuildConfig
 from gpenlib.export import export_training_form
 
 VENDOR_FILE = Path(__file__).parents[1] / "data_files" / "vendor_build.yaml"
@@ -39,6 +42,19 @@ def test_the_vendors_file_with_overridden_paths(tmp_path, overrides, capsys):
     printed = capsys.readouterr().out
     assert "official_gpen_int8: int8 for openvino" in printed and " dB" in printed
     assert "backend.compile.data_transport_mode" in printed  # every key that is not used is named
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "restore-mild"), ({"dataset": {"task": "inpaint"}}, "inpaint")]
+)
+def test_calibration_degrades_as_in_the_task_of_the_weights(
+    tmp_path, tiny_model, monkeypatch, given, expected
+):
+    path = save_checkpoint(tiny_model, tmp_path / "mine.safetensors", notes={"task": "restore-mild"})
+    seen = []
+    monkeypatch.setattr(command, "compile_model", lambda model, config, *rest, **more: seen.append(config))
+    command.compile_file(BuildConfig.parse({"frontend": {"checkpoint": str(path)}} | given))
+    assert seen[0].dataset.task == expected
 
 
 def test_an_onnx_file_as_source(tmp_path, overrides, tiny_model):
