@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,7 +52,6 @@ class PriorSource:
     weights_digest: str
     count: int
     truncation: float = TRUNCATION
-    _mean: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 < self.truncation <= 1:
@@ -60,8 +59,11 @@ class PriorSource:
                 f"faces of a prior: count={self.count}, truncation={self.truncation}; allowed are at least 1 "
                 "and (0, 1]"
             )
-        with torch.inference_mode():
-            object.__setattr__(self, "_mean", mean_latent(self.prior))
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        """Mean latent: thousands of them, so that only those pay who read a face."""
+        return mean_latent(self.prior)
 
     @property
     def label(self) -> str:
@@ -119,4 +121,4 @@ def open_faces(data_dir: str | None, needed: int) -> ImageSource:
     path = resolve_path(data_dir.removeprefix(PREFIX))
     if not path.is_file():
         raise DataError(f"data_dir={data_dir}: {path} does not exist; name the weights of a trained prior")
-    return PriorSource(load_generator(path), Path(path).name, sha256(path), needed)
+    return PriorSource(load_generator(path), path.name, sha256(path), needed)
