@@ -19,6 +19,7 @@ Image = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]
 Rounding = Literal["round", "truncate"]
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
+RGB_CHANNELS = 3
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 

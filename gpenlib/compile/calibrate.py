@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpenlib.compile.histogram import MagnitudeHistogram
-from gpenlib.images import FloatArray
+from gpenlib.images import RGB_CHANNELS, FloatArray
 
 
 class CalibrationError(RuntimeError):
@@ -46,12 +46,15 @@ class Calibration:
     input_means : dict of float64 [Cin] by name of an input tensor
         Mean of every channel.
     output_ranges : dict of ChannelRange by name of an output tensor
+    picture_mean : float64 [3]
+        Mean of every channel of the network's output, in [-1, 1].
     images : int
     """
 
     histograms: dict[str, MagnitudeHistogram]
     input_means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     output_ranges: dict[str, ChannelRange] = field(default_factory=dict)
+    picture_mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(RGB_CHANNELS))
     images: int = 0
 
     def thresholds(self, mode: str, percentile: float) -> dict[str, float]:
@@ -86,7 +89,7 @@ def calibrate(
     outputs: Sequence[str],
     images: Iterable[FloatArray],
 ) -> Calibration:
-    """Run the float model over the calibration images and record the layers' inputs and outputs.
+    """Run the float model over the calibration images; record what layers read and write, and its output.
 
     Parameters
     ----------
@@ -105,19 +108,20 @@ def calibrate(
         If there is no image, or a tensor is not finite.
     """
     found = Calibration({name: MagnitudeHistogram() for name in inputs})
-    watched = [*inputs, *outputs]
-    session = watching_session(model, watched)
-    feed = session.get_inputs()[0].name
+    session = watching_session(model, [*inputs, *outputs])
+    feed, picture = session.get_inputs()[0].name, session.get_outputs()[0].name
+    watched = list(dict.fromkeys([*inputs, *outputs, picture]))
     for image in images:
         values = dict(zip(watched, session.run(watched, {feed: image}), strict=True))
         for name, value in values.items():
             if not all(map(math.isfinite, torch.from_numpy(value).aminmax())):  # NaN prevails in both
                 raise CalibrationError(f"tensor {name} is not finite on calibration image {found.images}")
         _record(found, values, inputs, outputs)
+        found.picture_mean += values[picture].mean(axis=(0, 2, 3), dtype=np.float64)
         found.images += 1
     if not found.images:
         raise CalibrationError("no calibration image was given")
-    for mean in found.input_means.values():
+    for mean in (*found.input_means.values(), found.picture_mean):
         mean /= found.images
     return found
 

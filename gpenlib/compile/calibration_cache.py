@@ -18,7 +18,7 @@ from gpenlib.compile.histogram import BINS, MagnitudeHistogram
 from gpenlib.run import fingerprint, write_atomically
 
 log = logging.getLogger("gpenlib.compile")
-FORMAT = 1  # raise it when the meaning of a field changes
+FORMAT = 2  # raise it when the meaning of a field changes
 
 
 def cache_key(model_digest: str, images_digest: str, settings: Any) -> str:
@@ -37,7 +37,7 @@ def cache_key(model_digest: str, images_digest: str, settings: Any) -> str:
 
 def save_calibration(found: Calibration, path: Path) -> None:
     """Write a calibration as npz."""
-    arrays: dict[str, Any] = {"images": np.array(found.images)}
+    arrays: dict[str, Any] = {"images": np.array(found.images), "picture_mean": found.picture_mean}
     for name, histogram in found.histograms.items():
         arrays[f"counts/{name}"] = histogram.counts
         arrays[f"range/{name}"] = np.array([histogram.limit, histogram.largest])
@@ -55,7 +55,7 @@ def load_calibration(path: Path) -> Calibration | None:
         return None
     try:
         with np.load(path) as arrays:
-            found = Calibration({}, images=int(arrays["images"]))
+            found = Calibration({}, picture_mean=arrays["picture_mean"], images=int(arrays["images"]))
             for key in arrays.files:
                 kind, _, name = key.partition("/")
                 if kind == "counts":

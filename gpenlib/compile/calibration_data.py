@@ -69,9 +69,9 @@ class CalibrationData:
         """Hash of the calibration images, in order."""
         return combined_digest(self.chosen, range(len(self.chosen.names)))
 
-    def calibration(self) -> Iterator[FloatArray]:
-        """Yield float32 [1, 3, S, S], one image at a time."""
-        bar = progress(range(len(self.chosen.names)), desc="calibrate", unit="image")
+    def calibration(self, purpose: str = "calibrate") -> Iterator[FloatArray]:
+        """Yield float32 [1, 3, S, S], one image at a time; ``purpose`` labels the progress bar."""
+        bar = progress(range(len(self.chosen.names)), desc=purpose, unit="image")
         return (self._prepare(self.chosen, index) for index in bar)
 
     def pairs(self, count: int, out_size: int) -> Iterator[tuple[FloatArray, Image]]:

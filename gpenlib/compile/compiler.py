@@ -17,6 +17,7 @@ from gpenlib.compile.calibration_data import CalibrationData, open_calibration_d
 from gpenlib.compile.config import BackendConfig, BuildConfig, as_build_config
 from gpenlib.compile.half import to_half
 from gpenlib.compile.int8 import QOPERATOR_FILE, build_int8, int8_forms, keep_form
+from gpenlib.compile.output_bias import correct_outputs
 from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.compile.verify import float_outputs, verify
 from gpenlib.data.process_ops import preprocess
@@ -108,6 +109,7 @@ def compile_model(
             "unused_keys": config.unused_keys(),
         }
         data = open_calibration_data(config.dataset, deploy.config.in_size)
+        built = None
         manifest["files"] = {backend: FILES[backend] for backend in serves(config.backend.dtype, wanted)}
         if config.backend.dtype in QUANTISED:
             forms = int8_forms(config.backend, wanted)
@@ -124,6 +126,11 @@ def compile_model(
         manifest["packages"] = package_versions()
         write_json(out_dir / MANIFEST_FILE, manifest)  # what the runtimes need to open it
         try:
+            if built is not None and config.backend.quantize.bias_correction:
+                files = {backend: manifest["files"][backend] for backend in wanted}
+                manifest["quantisation"]["output_shift"] = correct_outputs(
+                    out_dir, files, config.backend.device, data, built.calibration.picture_mean
+                )
             manifest |= _choose(config.backend, out_dir, candidates)
             if config.backend.dtype in QUANTISED and config.backend.type == "auto":
                 manifest |= keep_form(out_dir, manifest, config.backend.also)

@@ -64,7 +64,9 @@ class QuantizeConfig(Settings):
     quantize_mode: Literal["manual", "auto"] = Field("manual", description="auto: exclude_layers auto")
     max_drop_db: float = Field(0.05, gt=0, description="exclude_layers auto: largest loss of PSNR, dB")
     sensitivity_images: int = Field(8, ge=1, description="calibration images that auto measures on")
-    bias_correction: bool = Field(True, description="take the mean error of rounded weights out of the bias")
+    bias_correction: bool = Field(
+        True, description="take the mean error of rounded weights, and of the picture, out of the biases"
+    )
     format: Literal["auto", "qdq", "qoperator"] = Field(
         "auto", description="form of the int8 file: auto is qoperator for onnxruntime, qdq otherwise"
     )

@@ -26,9 +26,8 @@ from gpenlib.compile.rounding import (
     sqnr_db,
     weight_scales,
 )
+from gpenlib.images import RGB_CHANNELS
 from gpenlib.run import nearest
-
-RGB_CHANNELS = 3
 
 
 class QuantisationError(ValueError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-RGB_CHANNELS = 3
+from gpenlib.images import RGB_CHANNELS
 
 
 def scale_rgb_weights(model: Any) -> int:
