@@ -8,7 +8,7 @@ from typing import Any
 
 STYLE_DIM = 512
 MAPPING_LAYERS = 8
-MIN_SIZE, MAX_SIZE = 64, 2048
+MIN_SIZE, MAX_SIZE = 32, 2048
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class GpenConfig:
     Parameters
     ----------
     in_size : int
-        Side of the square input image in pixels: a power of two in [64, 2048].
+        Side of the square input image in pixels: a power of two in [32, 2048].
     out_size : int
         Side of the output image in pixels: a power of two, at least ``in_size``. Larger than
         ``in_size`` gives the super-resolution form (``FullGenerator_SR`` of the original code).

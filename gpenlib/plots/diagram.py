@@ -27,7 +27,7 @@ def block_diagram(config: GpenConfig) -> Figure:
     Parameters
     ----------
     config : GpenConfig
-        Any size from 64 to 2048 px, super-resolution forms included.
+        Any size from 32 to 2048 px, super-resolution forms included.
     """
     levels = range(2, config.log_out + 1)
     figure, axes = new_figure(width=11.0, height=2.3 + 0.56 * len(levels))

@@ -14,7 +14,7 @@ from gpenlib.run import fingerprint, read_json, resolve_path, sha256, write_json
 from gpenlib.stage_settings import TrainSettings
 from gpenlib.stages.base import stage
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.faces import open_faces
+from gpenlib.train.faces import open_training_faces
 from gpenlib.train.log import beginning_and_end, read_log
 from gpenlib.train.state import RESUMABLE_CHANGES, TrainingError
 from gpenlib.train.trainer import CHECKPOINT, Trainer
@@ -48,7 +48,7 @@ def train(settings: TrainSettings) -> dict[str, dict[str, Any]]:
 
 
 def _part(name: str, config: TrainConfig, settings: TrainSettings) -> dict[str, Any]:
-    source = open_faces(config)
+    source = open_training_faces(config)
     inputs = _inputs(config, source)
     folder = resolve_path(config.run_dir)
     if not settings.resume and folder.exists():

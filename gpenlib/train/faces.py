@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ Sample = tuple[int, int]  # (step, position in the batch)
 EMBEDDED_FACES = 256  # beside the held-out ones
 
 
-def open_faces(config: TrainConfig) -> ImageSource:
+def open_training_faces(config: TrainConfig) -> ImageSource:
     """Open the folder of ``config.data_dir``, or the embedded faces for ``embedded``.
 
     Raises
@@ -71,8 +71,9 @@ class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):
         given, truth = make_pair(truth, config.task, config.size, seed=(config.seed, TASK, step, position))
         return tensor(given), tensor(truth)
 
+    @cached_property
     def held_out(self) -> tuple[FloatArray, FloatArray]:
-        """Return inputs and truths of the held-out faces, float32 [N, 3, S, S], without jitter."""
+        """Inputs and truths of the held-out faces, float32 [N, 3, S, S], without jitter."""
         config = self.config
         images = [self.source.read(self.count + i) for i in range(config.holdout)]
         pairs = [

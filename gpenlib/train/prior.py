@@ -133,15 +133,14 @@ class PriorObjective(Objective):
         return torch.where(takes_second, second[:, None], first[:, None])
 
     def evaluate(self, faces: TrainingFaces) -> dict[str, float]:
-        """Return the discriminator's mean logit on held-out faces.
+        """Return the discriminator's mean logit on held-out faces, augmented as ``real_logit``'s are.
 
-        A discriminator that learns the training faces by heart gives held-out ones ever lower logits. These
-        are not augmented, while ``real_logit`` is of augmented training faces: compare courses, not values.
+        A discriminator that learns the training faces by heart gives held-out ones ever lower logits.
         """
-        _, truth = faces.held_out()
+        _, truth = faces.held_out
         with torch.inference_mode():
             batches = torch.from_numpy(truth).to(self.fabric.device).split(self.config.batch_size)
-            logits = torch.cat([self.discriminator(batch) for batch in batches])
+            logits = torch.cat([self.discriminator(self.augment(batch)) for batch in batches])
         return {"held_out_logit": logits.mean().item()}
 
     def samples(self, faces: TrainingFaces) -> Tensor:

@@ -139,14 +139,14 @@ class RestorationObjective(Objective):
 
     def evaluate(self, faces: TrainingFaces) -> dict[str, float]:
         """Return the mean PSNR in dB of the averaged network on the held-out faces."""
-        given, truth = faces.held_out()
+        given, truth = faces.held_out
         images = zip(from_tensor(self._restore(given)), from_tensor(truth), strict=True)
         scores = [psnr(a, b) for a, b in images]
         return {"held_out_psnr": sum(scores) / len(scores)}
 
     def samples(self, faces: TrainingFaces) -> Tensor:
         """Return three rows of held-out faces: input, output, truth."""
-        given, truth = (array[:SAMPLES] for array in faces.held_out())
+        given, truth = (array[:SAMPLES] for array in faces.held_out)
         rows = (given, self._restore(given), truth)
         return torch.stack([torch.from_numpy(row) for row in rows])
 

@@ -20,7 +20,7 @@ from gpenlib.images import Image, from_tensor, write_image
 from gpenlib.progress import progress
 from gpenlib.run import resolve_path
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.faces import TrainingFaces, open_faces
+from gpenlib.train.faces import TrainingFaces, open_training_faces
 from gpenlib.train.log import LOG, SAMPLES
 from gpenlib.train.objective import Objective
 from gpenlib.train.prior import PriorObjective
@@ -88,7 +88,7 @@ class Trainer:
         config, fabric = self.config, self.fabric
         if self.step == 0 and self.checkpoint.is_file():
             self.step = load_state(self.checkpoint, self.objective)
-        faces = TrainingFaces(open_faces(config), config)
+        faces = TrainingFaces(open_training_faces(config), config)
         batches = faces.loader(self.step, stop, fabric.global_rank, fabric.world_size)
         bar = progress(batches, initial=self.step, total=config.steps, desc=config.stage)
         started = time.perf_counter()

@@ -26,7 +26,7 @@ def tiny():
     ("fields", "message"),
     [
         ({"in_size": 500}, "in_size=500"),
-        ({"in_size": 32}, "from 64 to 2048"),
+        ({"in_size": 16}, "from 32 to 2048"),
         ({"out_size": 4096}, "out_size=4096"),
         ({"in_size": 512.0}, "in_size=512.0"),
         ({"in_size": 512, "out_size": 256}, "smaller than in_size"),

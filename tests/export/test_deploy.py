@@ -17,6 +17,7 @@ from gpenlib.weights import random_network
 TOLERANCE = 5e-5  # of the standard deviation; two orders of summation of float32 differ by about 1e-5
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 CONFIGS = {
+    "32": GpenConfig(32, 32, 1, 0.0625),
     "64": GpenConfig(64, 64, 1, 0.0625),
     "64 to 128": GpenConfig(64, 128, 1, 0.0625),
     "64 to 256": GpenConfig(64, 256, 1, 0.03125),

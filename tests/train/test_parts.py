@@ -141,7 +141,7 @@ def test_faces_depend_on_step_and_position_alone(configure: MakeConfig, faces: P
     assert torch.equal(given, again)
     assert not torch.equal(given, data[6, 1][0])
     assert given.shape == truth.shape == (3, 64, 64)
-    held = {p.tobytes() for p in data.held_out()[1]}
+    held = {p.tobytes() for p in data.held_out[1]}
     seen = {data.source.names[i] for step in range(2) for i in range(data.count)}
     assert len(held) == 2
     assert not seen & set(data.source.names[data.count :])

@@ -13,11 +13,12 @@ import torch
 import yaml
 
 from gpenlib.architecture import Generator, load_checkpoint, load_discriminator, load_generator
+from gpenlib.architecture.config import MIN_SIZE
 from gpenlib.data.sources import DataError
 from gpenlib.images import read_image
 from gpenlib.settings import SettingsError
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.faces import EMBEDDED_FACES, open_faces
+from gpenlib.train.faces import EMBEDDED_FACES, open_training_faces
 from gpenlib.train.state import TrainingError, one_group, regrouped
 from gpenlib.train.trainer import Trainer
 from tests.train.conftest import CONTENT_ONLY, FACES, MakeConfig
@@ -161,13 +162,13 @@ def test_more_steps_are_allowed_where_the_rate_is_constant(configure: MakeConfig
 
 
 def test_embedded_faces_need_no_folder(configure: MakeConfig) -> None:
-    source = open_faces(configure(data_dir="embedded", holdout=5))
+    source = open_training_faces(configure(data_dir="embedded", holdout=5))
     assert len(source.names) == EMBEDDED_FACES + 5
     assert source.read(0).shape == (128, 128, 3)  # twice the side of the network
     folder = configure()
-    assert len(open_faces(folder).names) == FACES
+    assert len(open_training_faces(folder).names) == FACES
     with pytest.raises(DataError):
-        open_faces(configure(data_dir="no/such/folder"))
+        open_training_faces(configure(data_dir="no/such/folder"))
 
 
 def test_a_loss_that_is_not_finite_stops(configure: MakeConfig) -> None:
@@ -222,7 +223,7 @@ def test_every_shipped_configuration_is_valid() -> None:
     files = sorted((Path(__file__).parents[2] / "params" / "train").glob("*.yaml"))
     assert files
     for file in files:
-        assert TrainConfig.from_yaml(file).network.out_size >= 64
+        assert TrainConfig.from_yaml(file).network.out_size >= MIN_SIZE
 
 
 def test_prior_samples_are_those_of_its_generator(configure: MakeConfig) -> None:
