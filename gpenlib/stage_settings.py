@@ -15,7 +15,7 @@ from gpenlib.data.tasks import TaskName
 from gpenlib.run import resolve_path
 from gpenlib.settings import Settings, SettingsError, read_yaml
 from gpenlib.train.config import TrainConfig
-from gpenlib.weights import Weights, load_weights, trained_task
+from gpenlib.weights import Weights, load_weights, trained_task, weights_file
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 
@@ -55,7 +55,7 @@ class RunSettings(Settings):
 
     def load(self) -> Weights:
         """Load the network; stages that depend on one another share one copy, which none may change."""
-        path = resolve_path(self.weights)
+        path = weights_file(self.weights)
         stamp = path.stat().st_mtime_ns if path.is_file() else 0
         return _load(self.weights, stamp)
 

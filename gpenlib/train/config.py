@@ -22,6 +22,7 @@ class Jitter(Settings):
     mirror: bool = Field(True, description="flip half of the pictures")
     saturation: Range = Field((1.0, 1.0), description="factor on the distance of a colour from its grey")
     contrast: Range = Field((1.0, 1.0), description="factor on the distance from middle grey")
+    sharpness: Range = Field((0.0, 0.0), description="amount of an unsharp mask (radius 1 pixel of ``size``)")
 
 
 class LearningRates(Settings):

@@ -20,6 +20,7 @@ from gpenlib.train.config import EMBEDDED, Jitter, TrainConfig
 
 ORDER, PICTURE, TASK, HELD_OUT = range(4)  # purposes of random numbers, kept apart by seed
 Sample = tuple[int, int]  # (step, position in the batch)
+SHARPENING_RADIUS = 1.0  # standard deviation of the unsharp mask, pixels
 EMBEDDED_FACES = 256  # beside the held-out ones
 
 
@@ -110,7 +111,7 @@ def picture_order(seed: int, epoch: int, count: int) -> np.ndarray[tuple[int], n
 
 
 def jittered(image: Image, size: int, jitter: Jitter, rng: np.random.Generator) -> Image:
-    """Crop, mirror and recolour at random -> uint8 RGB [size, size, 3]."""
+    """Crop, mirror, recolour and sharpen at random -> uint8 RGB [size, size, 3]."""
     side = min(image.shape[:2])
     crop = int(rng.integers(int(jitter.min_crop * side), side + 1))
     top, left = rng.integers(0, side - crop + 1, size=2)
@@ -123,10 +124,12 @@ def jittered(image: Image, size: int, jitter: Jitter, rng: np.random.Generator) 
     else:
         patch = resize(np.ascontiguousarray(patch), size)
     saturation, contrast = rng.uniform(*jitter.saturation), rng.uniform(*jitter.contrast)
-    if saturation == contrast == 1.0:
+    sharpness = rng.uniform(*jitter.sharpness)
+    if saturation == contrast == 1.0 and sharpness == 0.0:
         return patch
     grey = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
     changed = (grey + saturation * (patch.astype(np.float32) - grey) - 127.5) * contrast + 127.5
+    changed += sharpness * (changed - cv2.GaussianBlur(changed, (0, 0), SHARPENING_RADIUS))
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 

@@ -31,6 +31,11 @@ def shipped_weights() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
 
 
+def weights_file(name: str | Path) -> Path:
+    """Return the file of a shipped name, or else the path, relative to the repository root."""
+    return shipped_weights().get(str(name)) or resolve_path(name)
+
+
 def load_weights(name: str | Path, key: str | None = None) -> Weights:
     """Load weights by name or from a checkpoint file.
 
@@ -53,30 +58,26 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
     from gpenlib.export import gpen_from_onnx  # heavy; only needed for ONNX files
 
     text = str(name)
-    if text in shipped_weights():
-        path = shipped_weights()[text]
-    elif text in RANDOM_NAMES:
+    if text in RANDOM_NAMES:
         config = TINY if text == "tiny-random" else GpenConfig(*[int(text.rpartition("-")[2])] * 2)
         return Weights(random_network(config), text, fingerprint({"random": config.to_dict(), "seed": 0}))
-    else:
-        path = resolve_path(text)
-        if not path.is_file():
-            known = [*shipped_weights(), *RANDOM_NAMES]
-            looks_like_a_path = re.search(r"[/\\.]", text)
-            what = (
-                f"weights file {path} does not exist"
-                if looks_like_a_path
-                else choice_error("weights", text, known)
-            )
-            raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
+    path = weights_file(text)
+    if not path.is_file():
+        known = [*shipped_weights(), *RANDOM_NAMES]
+        looks_like_a_path = re.search(r"[/\\.]", text)
+        what = (
+            f"weights file {path} does not exist"
+            if looks_like_a_path
+            else choice_error("weights", text, known)
+        )
+        raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
     model = gpen_from_onnx(path) if path.suffix == ".onnx" else load_checkpoint(path, key)
     return Weights(model, text, sha256(path))
 
 
 def trained_task(name: str | Path) -> str:
     """Return the task that weights were trained for: as their file notes it, else ``color``."""
-    text = str(name)
-    path = shipped_weights().get(text) or resolve_path(text)
+    path = weights_file(name)
     return (read_notes(path) if path.is_file() else {}).get("task", "color")
 
 

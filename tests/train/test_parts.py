@@ -164,6 +164,20 @@ def test_jitter_stays_inside_its_ranges() -> None:
     assert max(spreads) > 60 * 1.4
 
 
+def test_sharpness_jitter_steepens_edges_and_nothing_else() -> None:
+    image = np.full((16, 16, 3), 100, np.uint8)
+    image[:, 8:] = 150
+    steps = [
+        np.ptp(jittered(image, 16, Jitter(sharpness=(0.5, 1.5)), np.random.default_rng(seed)).astype(int))
+        for seed in range(20)
+    ]
+    # One pixel beside the edge, a Gaussian of one pixel takes 31 % of the step; half of all is overshoot.
+    assert min(steps) >= 50 * (1 + 2 * 0.5 * 0.3) and max(steps) <= 50 * (1 + 2 * 1.5 * 0.32)
+    assert len(set(steps)) > 5, "the amount is drawn"
+    flat = np.full((16, 16, 3), 100, np.uint8)
+    assert np.array_equal(jittered(flat, 16, Jitter(sharpness=(1.0, 1.0)), np.random.default_rng(0)), flat)
+
+
 class Embedding(nn.Module):
     """A stand-in for a face recogniser: channel means."""
 
