@@ -270,6 +270,12 @@ def colourfulness(image: Array) -> float:
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
+def sharpness(image: Array) -> float:
+    """Return the variance of the Laplacian of uint8 RGB's luma, 0 for a flat one; noise counts as well."""
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return float(cv2.Laplacian(luma, cv2.CV_32F).var())
+
+
 def _strips(height: int) -> Iterator[slice]:
     """Yield slices of some rows each: what is computed in between stays in the processor's cache."""
     for start in range(0, height, STRIP):

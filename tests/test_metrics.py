@@ -20,6 +20,7 @@ from gpenlib.metrics import (
     finite_psnr,
     mean_colour,
     psnr,
+    sharpness,
     ssim,
     to_lab,
 )
@@ -133,6 +134,13 @@ def test_colourfulness():
     assert colourfulness(flat((90, 90, 90))) == 0
     # Flat red: rg = 255, yb = 127.5, no deviation
     assert colourfulness(flat((255, 0, 0))) == pytest.approx(0.3 * math.hypot(255, 127.5))
+
+
+def test_sharpness_of_stripes_one_pixel_wide():
+    """The Laplacian of +-v in stripes is -+4v along them: its variance is (4v)^2."""
+    assert sharpness(flat((10, 200, 90))) == 0
+    stripes = np.where(np.arange(32)[:, None, None] % 2, 130, 110).repeat(32, 1).repeat(3, 2).astype(np.uint8)
+    assert sharpness(stripes) == pytest.approx((4 * 10) ** 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(48, 64, 3), (150, 40, 3), (11, 11, 3), (80, 70)])

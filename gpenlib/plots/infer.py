@@ -1,4 +1,4 @@
-"""Figures of notebook 04: faces with zoom, score distributions, best and worst, latency, colourfulness."""
+"""Figures of notebook 04: faces with zoom, score distributions, best and worst, latency, colour, detail."""
 
 from __future__ import annotations
 
@@ -173,6 +173,41 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
     shifts.set_xlim(0, limit)
     shifts.set_ylim(0, 1.2 * max(shift.max(), 1))
     shifts.legend(fontsize=8.5, loc="upper right", frameon=False)
+    return figure
+
+
+def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
+    """Plot the sharpness of output and input against the truth's, and the gain over inputs of every quality.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        With ``sharpness``, ``sharpness_input``, ``sharpness_truth``, ``psnr`` and ``psnr_input``.
+    dtype : str
+    """
+    figure, axes = new_figure(1, 2, width=9.5, height=3.9)
+    scatter, gains = axes[0]
+    colour = DTYPE_COLOURS[dtype]
+    names = ("sharpness_truth", "sharpness_input", "sharpness")
+    truth, given, output = (np.maximum([row[name] for row in rows], 1.0) for name in names)  # for logarithms
+    ends = [min(map(np.min, (truth, given, output))) / 1.3, max(map(np.max, (truth, given, output))) * 1.3]
+    scatter.plot(ends, ends, color=BASELINE_COLOUR, linewidth=1.2, label="as sharp as the truth")
+    scatter.scatter(truth, given, s=30, facecolors="none", edgecolors=INK, alpha=0.6, label="input")
+    scatter.scatter(
+        truth, output, s=32, color=colour, edgecolors="white", alpha=0.85, label=f"output, {dtype}"
+    )
+    scatter.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
+    scatter.set(title=f"Sharpness: {np.median(output / truth):.0%} of the truth's (median)")
+    scatter.set(xlabel="truth (variance of the Laplacian)", ylabel="input and output")
+    scatter.legend(fontsize=8.5, loc="best", frameon=False)
+    start = np.array([row["psnr_input"] for row in rows])
+    gain = np.array([row["psnr"] for row in rows]) - start
+    gains.scatter(start, gain, color=colour, s=32, alpha=0.85, edgecolors="white")
+    gains.axhline(0, color=BASELINE_COLOUR, linewidth=1.2)
+    gains.axhline(gain.mean(), color=INK, linewidth=1.5, linestyle="--", label=f"mean {gain.mean():+.2f} dB")
+    gains.set(title=f"Gain over the input; {np.mean(gain < 0):.0%} of the faces lose")
+    gains.set(xlabel="PSNR of the input [dB]", ylabel="PSNR of the output over it [dB]")
+    gains.legend(fontsize=8.5, loc="best", frameon=False)
     return figure
 
 
