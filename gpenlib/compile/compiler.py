@@ -126,15 +126,17 @@ def compile_model(
         manifest["packages"] = package_versions()
         write_json(out_dir / MANIFEST_FILE, manifest)  # what the runtimes need to open it
         try:
-            if built is not None and config.backend.quantize.bias_correction:
-                files = {backend: manifest["files"][backend] for backend in wanted}
-                manifest["quantisation"]["output_shift"] = correct_outputs(
-                    out_dir, files, config.backend.device, data, built.calibration.picture_mean
-                )
             manifest |= _choose(config.backend, out_dir, candidates)
             if config.backend.dtype in QUANTISED and config.backend.type == "auto":
                 manifest |= keep_form(out_dir, manifest, config.backend.also)
                 write_json(out_dir / MANIFEST_FILE, manifest)
+            if built is not None and config.backend.quantize.bias_correction:
+                files = {
+                    name: manifest["files"][name] for name in (manifest["backend"], *config.backend.also)
+                }
+                manifest["quantisation"]["output_shift"] = correct_outputs(
+                    out_dir, files, config.backend.device, data, built.calibration.picture_mean
+                )
             manifest["model_sha256"] = sha256(out_dir / MODEL_FILE)
             manifest["model_bytes"] = (out_dir / MODEL_FILE).stat().st_size
             manifest |= _verify(config.backend, manifest["backend"], deploy, out_dir, data)

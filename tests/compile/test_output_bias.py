@@ -60,6 +60,17 @@ def test_each_file_is_corrected_by_what_it_does_itself(tiny_model, float_graph, 
     assert shifts["model.onnx"] != shifts["model_qoperator.onnx"]
 
 
+def test_only_the_file_that_auto_keeps_is_corrected(tiny_model, float_graph, tmp_path):
+    build = {"backend": {"dtype": "int8", "type": "auto"}, "dataset": {"sampler": {"get_data_num": 2}}}
+    folder = compile_model(tiny_model, build, tmp_path / "auto", float_graph)
+    shifts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["quantisation"][
+        "output_shift"
+    ]
+    assert set(shifts) == {path.name for path in folder.glob("*.onnx")} == {"model.onnx"}
+    names = [tensor.name for tensor in onnx.load(folder / "model.onnx").graph.initializer]
+    assert names.count(CORRECTED) == 1
+
+
 def graph_with(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
     """Return a model from ``x`` to ``y`` with the constant ``bias`` [1, 3, 1, 1] of ones."""
     shape = [1, 3, 2, 2]
