@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpenlib.architecture.config import MAX_SIZE, GpenConfig
+from gpenlib.architecture.config import MAX_SIZE, MIN_SIZE, GpenConfig
 from gpenlib.architecture.discriminator import Discriminator
 from gpenlib.architecture.generator import Generator, Gpen
 from gpenlib.run import nearest, write_atomically
@@ -222,8 +222,8 @@ def _config_from_widths(in_size: int, out_size: int, top: int, bottom: int, path
     """Solve ``bottom = 512 narrow`` and ``top = 16384 / out_size * channel_multiplier * narrow``."""
     narrow = bottom / 512
     try:
-        if not 64 <= out_size <= MAX_SIZE:
-            raise ValueError(f"out_size={out_size} is outside 64..{MAX_SIZE}")
+        if not MIN_SIZE <= out_size <= MAX_SIZE:
+            raise ValueError(f"out_size={out_size} is outside {MIN_SIZE}..{MAX_SIZE}")
         multiplier = round(top * out_size / 16384 / narrow)
         config = GpenConfig(in_size, out_size, max(multiplier, 1), narrow)
     except (ValueError, ZeroDivisionError) as error:
