@@ -1,0 +1,66 @@
+"""Average the weights of networks that were trained from the same start ("model soup").
+
+``python -m gpenlib.train.average soup.safetensors demo-color outputs/train/color_jitter/weights.safetensors``
+
+Networks that left one set of weights on different ways often lie in one basin of the loss; the mean of their
+weights then does about as well as the mean of their answers, for the work of one network (Wortsman et al.,
+"Model soups", ICML 2022). Networks from different random weights cannot be averaged like this.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from gpenlib.architecture import CheckpointError, Gpen, save_checkpoint
+from gpenlib.run import resolve_path
+from gpenlib.weights import load_weights, trained_task
+
+
+def average_weights(models: Sequence[Gpen]) -> Gpen:
+    """Return a network whose every weight is the mean of the others'; all count alike.
+
+    Parameters
+    ----------
+    models : sequence of Gpen
+        At least two, of one configuration.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two, or their configurations differ.
+    """
+    configs = {model.config for model in models}
+    if len(models) < 2 or len(configs) > 1:
+        found = ", ".join(map(str, configs))
+        raise ValueError(
+            f"{len(models)} networks of configuration {found}: at least two of one configuration are averaged"
+        )
+    states = [model.state_dict() for model in models]
+    mean = Gpen(models[0].config)
+    mean.load_state_dict({name: torch.stack([s[name] for s in states]).mean(dim=0) for name in states[0]})
+    return mean.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the mean of several weights as fp16 safetensors, with the task that all were trained for."""
+    parser = argparse.ArgumentParser(prog="python -m gpenlib.train.average", description=main.__doc__)
+    parser.add_argument("output", type=Path, help="a .safetensors file")
+    parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
+    given = parser.parse_args(arguments)
+    try:
+        mean = average_weights([load_weights(name).model for name in given.weights])
+    except (CheckpointError, ValueError) as error:
+        parser.error(str(error))
+    tasks = {name: trained_task(name) for name in given.weights}
+    if len(set(tasks.values())) > 1:
+        parser.error(f"weights of different tasks: {', '.join(f'{k}: {v}' for k, v in tasks.items())}")
+    notes = {"task": tasks[given.weights[0]]}
+    print(f"weights: {save_checkpoint(mean, resolve_path(given.output), torch.float16, notes)}")
+
+
+if __name__ == "__main__":
+    main()
