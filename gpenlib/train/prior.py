@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from gpenlib.architecture import Discriminator, Generator, load_discriminator, load_generator
 from gpenlib.architecture.checkpoints import CheckpointError
 from gpenlib.architecture.config import STYLE_DIM
-from gpenlib.run import resolve_path
 from gpenlib.train.augment import Augment
 from gpenlib.train.config import TrainConfig
 from gpenlib.train.faces import TrainingFaces
 from gpenlib.train.losses import discriminator_loss, nonsaturating_loss, path_lengths, r1_penalty
 from gpenlib.train.objective import Losses, Objective, frozen
 from gpenlib.train.seeding import seed_discriminator, seed_generator
+from gpenlib.weights import weights_file
 
 SAMPLE_ROWS, SAMPLE_COLUMNS = 3, 8
 PATH_LENGTH_DECAY = 0.01
@@ -46,7 +46,7 @@ class PriorObjective(Objective):
         config = self.config
         generator, discriminator = Generator(config.network), Discriminator(config.network)
         if config.init:
-            path = resolve_path(config.init)
+            path = weights_file(config.init)
             seed_generator(generator, load_generator(path))
             try:
                 seed_discriminator(discriminator, load_discriminator(path, key="d"))
@@ -64,11 +64,15 @@ class PriorObjective(Objective):
         return losses.path_length_every if losses.path_length else None
 
     def train_step(self, step: int, given: Tensor, truth: Tensor) -> Losses:
-        """Update discriminator, then generator; every so often their penalties too."""
-        losses = self._discriminator_step(step, truth)
+        """Update discriminator, then generator; every so often their penalties too.
+
+        Both learn from the same generated images, which saves StyleGAN2's second pass of the generator.
+        """
+        with self.fabric.autocast():
+            fake = self.synthesize(self.mixed_latents(len(truth)))
+        losses = self._discriminator_step(step, truth, fake.detach())
         with frozen(self.discriminator):
             with self.fabric.autocast():
-                fake = self.synthesize(self.mixed_latents(len(truth)))
                 logits = self.discriminator(self.augment(fake))
                 loss = nonsaturating_loss(logits.float())
             self.update("g_optim", loss)
@@ -79,10 +83,8 @@ class PriorObjective(Objective):
         self._adapt(step)
         return losses
 
-    def _discriminator_step(self, step: int, truth: Tensor) -> Losses:
+    def _discriminator_step(self, step: int, truth: Tensor, fake: Tensor) -> Losses:
         config = self.config.losses
-        with torch.no_grad(), self.fabric.autocast():
-            fake = self.synthesize(self.mixed_latents(len(truth)))
         with self.fabric.autocast():
             real_logits = self.discriminator(self.augment(truth)).float()
             fake_logits = self.discriminator(self.augment(fake)).float()
