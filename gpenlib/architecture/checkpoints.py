@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -94,11 +94,7 @@ def load_generator(path: str | Path, key: str | None = None) -> Generator:
     state = read_state_dict(path, key)
     if "input.input" not in state:
         return _build_gpen(state, path).generator
-    levels = sum(1 for name in state if name.startswith("to_rgbs.") and name.endswith("conv.weight"))
-    if f"to_rgbs.{levels - 1}.conv.weight" not in state:
-        raise CheckpointError(f"{path}: not a GPEN generator, its to_rgbs are missing or not in order")
-    top, bottom = state[f"to_rgbs.{levels - 1}.conv.weight"].shape[2] // 2, state["input.input"].shape[1]
-    size = 4 * 2**levels
+    size, top, bottom = _decoder_widths(state, "", path)
     prior = Generator(_config_from_widths(size, size, top, bottom, path))
     load_strict(prior, state, path)
     return prior.eval()
@@ -205,17 +201,27 @@ def deduce_config(state: Mapping[str, Tensor], path: str | Path = "checkpoint") 
         If the entries that fix the configuration are absent or contradict each other.
     """
     stages = sum(1 for name in state if name.startswith("ecd") and name.endswith(".weight"))
-    rgbs = sum(1 for name in state if name.startswith("generator.to_rgbs.") and name.endswith("conv.weight"))
-    top_key, bottom_key = f"generator.to_rgbs.{rgbs - 1}.conv.weight", "generator.input.input"
-    missing = [name for name in ("ecd0.0.0.weight", bottom_key, top_key) if name not in state]
+    _require(state, ("ecd0.0.0.weight",), path)
+    out_size, top, bottom = _decoder_widths(state, "generator.", path)
+    return _config_from_widths(2 ** (stages + 1), out_size, top, bottom, path)
+
+
+def _decoder_widths(state: Mapping[str, Tensor], prefix: str, path: str | Path) -> tuple[int, int, int]:
+    """Return the size of a decoder's image in pixels, and its channels at that size and at 4 px."""
+    rgbs = sum(name.startswith(f"{prefix}to_rgbs.") and name.endswith("conv.weight") for name in state)
+    top_key, bottom_key = f"{prefix}to_rgbs.{rgbs - 1}.conv.weight", f"{prefix}input.input"
+    _require(state, (bottom_key, top_key), path)
+    top = state[top_key].shape[2] // 2  # ToRGB sees features and noise
+    return 4 * 2**rgbs, top, state[bottom_key].shape[1]
+
+
+def _require(state: Mapping[str, Tensor], names: Sequence[str], path: str | Path) -> None:
+    """Raise CheckpointError if entries that every GPEN generator has are missing."""
+    missing = [name for name in names if name not in state]
     if missing:
-        found = nearest("generator.input.input", list(state))
+        found = nearest(names[0], list(state))
         hint = f"; nearest present: {', '.join(found)}" if found else ""
         raise CheckpointError(f"{path}: not a GPEN generator, missing {', '.join(missing)}{hint}")
-    in_size, out_size = 2 ** (stages + 1), 4 * 2**rgbs
-    bottom = state[bottom_key].shape[1]
-    top = state[top_key].shape[2] // 2  # ToRGB sees features and noise
-    return _config_from_widths(in_size, out_size, top, bottom, path)
 
 
 def _config_from_widths(in_size: int, out_size: int, top: int, bottom: int, path: str | Path) -> GpenConfig:
