@@ -156,7 +156,7 @@ class TrainSettings(RunSettings):
     """Settings of 06_train: configuration files, trained in turn, and what replaces their values."""
 
     train: Words = Field(("params/train/small_prior.yaml", "params/train/small_embed.yaml"), min_length=1)
-    data_dir: str | None = Field(None, description="a folder or embedded; None: the configuration's")
+    data_dir: str | None = Field(None, description="as TrainConfig's; None: the configuration's")
     task: TaskName | None = None
     steps: int | None = Field(None, ge=1)
     size: int | None = None

@@ -100,7 +100,7 @@ def test_names_are_escaped(page):
 def test_own_faces_carry_no_warning_and_embedded_ones_do(run, page, tmp_path):
     assert "do not judge a network" not in page
     settings, manifest = run
-    results = manifest["metrics"] | {"facts": manifest["metrics"]["facts"] | {"embedded": True}}
+    results = manifest["metrics"] | {"facts": manifest["metrics"]["facts"] | {"made_here": True}}
     choice = Recommendation(None, "too few")
     runs = {dtype: stages.infer(settings.for_dtype(dtype)) for dtype in settings.dtypes}
     gallery = _gallery(settings, results, choice, runs)

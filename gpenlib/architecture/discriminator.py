@@ -62,8 +62,13 @@ class Discriminator(nn.Module):
         for block in self.convs:
             x = block(x)
             features.append(x)
-        x = torch.cat((x, minibatch_stddev(x)), dim=1)
-        return self.final_linear(self.final_conv(x).flatten(1)), features
+        return self.head(x), features
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return logits [N, 1] from the last block's features [N, C, 4, 4]."""
+        x = torch.cat((features, minibatch_stddev(features)), dim=1)
+        logits: Tensor = self.final_linear(self.final_conv(x).flatten(1))
+        return logits
 
 
 def minibatch_stddev(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from gpenlib.data.align import AlignError, Landmarks, align
 from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.packs import Pack, check_packs, read_pack, unpack, write_pack
 from gpenlib.data.sources import DataError, FolderSource, ImageSource, combined_digest, open_folder
-from gpenlib.data.splits import Split, Subset, open_source, split
+from gpenlib.data.splits import Split, Subset, split
 from gpenlib.data.tasks import TASKS, make_pair, register_task
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "combined_digest",
     "make_pair",
     "open_folder",
-    "open_source",
     "read_pack",
     "register_task",
     "split",

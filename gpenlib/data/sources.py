@@ -1,4 +1,4 @@
-"""Where faces come from: a folder of images, or the embedded default."""
+"""Where faces come from: folders of images, and sources joined to one."""
 
 from __future__ import annotations
 
@@ -60,6 +60,42 @@ class FolderSource:
     def digest(self, index: int) -> str:
         """SHA-256 of the file."""
         return sha256(self.paths[index])
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """Two sources as one: the images of ``first``, then those of ``second``.
+
+    Attributes
+    ----------
+    first, second : ImageSource
+    label : str
+        What scores on the whole mean.
+    """
+
+    first: ImageSource
+    second: ImageSource
+    label: str
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of both, in order."""
+        return [*self.first.names, *self.second.names]
+
+    def read(self, index: int) -> Image:
+        """Return image ``index`` as uint8 RGB [H, W, 3]."""
+        source, own = self._find(index)
+        return source.read(own)
+
+    def digest(self, index: int) -> str:
+        """Return the content hash of image ``index``."""
+        source, own = self._find(index)
+        return source.digest(own)
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        check_index(index, len(self.names), "image")
+        split = len(self.first.names)
+        return (self.first, index) if index < split else (self.second, index - split)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.sources import DataError, ImageSource, open_folder
+from gpenlib.data.sources import DataError, ImageSource
 from gpenlib.images import Image
-from gpenlib.run import resolve_path
 
 FAR = 10_000  # embedded calibration images begin at a multiple of this number, beyond all evaluation images
 
@@ -84,24 +83,6 @@ class Split:
         ]
         if both:
             raise DataError(f"calibration images that are also evaluation images: {', '.join(both[:5])}")
-
-
-def open_source(data_dir: str | None, needed: int) -> ImageSource:
-    """Open a folder of images, or the embedded default when there is none.
-
-    Parameters
-    ----------
-    data_dir : str or None
-        A folder, relative to the repository root if not absolute; None or "" for the embedded images.
-    needed : int
-        How many embedded images to offer (there are as many as one likes); of no effect on a folder.
-
-    Raises
-    ------
-    DataError
-        If the folder does not exist or holds no image, or ``needed`` is below 1 for the embedded images.
-    """
-    return open_folder(resolve_path(data_dir)) if data_dir else EmbeddedSource(needed)
 
 
 def split(

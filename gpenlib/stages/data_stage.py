@@ -12,7 +12,7 @@ from gpenlib.data.tasks import find_task
 from gpenlib.run import fingerprint, resolve_path
 from gpenlib.stage_settings import DataSettings
 from gpenlib.stages.base import stage
-from gpenlib.weights.prior_faces import open_faces
+from gpenlib.weights.faces import open_faces
 
 
 def data(settings: DataSettings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gpenlib.stages.compile_stage import compile
 from gpenlib.stages.data_stage import data, evaluation_pack
 from gpenlib.stages.infer_stage import infer, output_reader
 from gpenlib.stages.report_stage import report
+from gpenlib.weights.faces import made_here
 
 Manifest = dict[str, Any]
 
@@ -96,7 +97,7 @@ def _facts(settings: ErrorSettings, faces: Manifest, digest: str) -> Manifest:
         **settings.model_dump(include={"run", "weights", "task", "device", "batch_size"}),
         "weights_digest": digest,
         "data": metrics["label"],
-        "embedded": settings.data_dir is None,
+        "made_here": made_here(settings.data_dir),
         "images": metrics["evaluation"],
         "calibration": metrics["note"],
         "in_size": metrics["in_size"],

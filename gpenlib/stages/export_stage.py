@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gpenlib.data.splits import open_source
+from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.tasks import make_pair
 from gpenlib.export import (
     assert_parity,
@@ -51,7 +51,7 @@ def export(settings: RunSettings) -> dict[str, Any]:
 def _export_parity(weights: Weights, folder: Path) -> dict[str, Any]:
     """Measure every exported file against the training form on faces, at batch 1 and 2; assert it."""
     size = weights.model.config.in_size
-    source = open_source(None, PARITY_FACES)
+    source = EmbeddedSource(PARITY_FACES)
     faces = to_tensor([make_pair(source.read(i), "color", size)[0] for i in range(PARITY_FACES)])
     script = torch.jit.load(str(folder / "deploy.pt"))
     found: dict[str, Any] = {}

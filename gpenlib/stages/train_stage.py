@@ -6,9 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gpenlib.architecture import save_checkpoint
 from gpenlib.data.sources import ImageSource, combined_digest
 from gpenlib.run import fingerprint, read_json, resolve_path, sha256, write_json
 from gpenlib.stage_settings import TrainSettings
@@ -76,7 +73,7 @@ def _train(config: TrainConfig, source: ImageSource, folder: Path) -> dict[str, 
         raise TrainingError(f"{error}. To start anew in its place set resume to False") from error
     finally:
         trainer.board.finalize("done")  # closes the file, so that its hash stays
-    save_checkpoint(model, folder / "weights.safetensors", torch.float16, {"task": config.task})
+    trainer.save_weights()
     rows = read_log(folder)
     terms = {}
     for term in sorted({key for row in rows for key in row} - {"step"}):

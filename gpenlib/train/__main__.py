@@ -13,9 +13,6 @@ from gpenlib.train.config import TrainConfig
 
 def main() -> None:
     """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
-    import torch
-
-    from gpenlib.architecture import save_checkpoint
     from gpenlib.train.trainer import Trainer
 
     parser = argparse.ArgumentParser(prog="python -m gpenlib.train", description=main.__doc__)
@@ -24,12 +21,9 @@ def main() -> None:
     arguments = parser.parse_args()
     config = TrainConfig.from_yaml(arguments.config, parse_overrides(arguments.overrides))
     trainer = Trainer(config)
-    model = trainer.run()
+    trainer.run()
     if trainer.fabric.is_global_zero:
-        path = save_checkpoint(
-            model, trainer.run_dir / "weights.safetensors", torch.float16, {"task": config.task}
-        )
-        print(f"weights: {path}")
+        print(f"weights: {trainer.save_weights()}")
 
 
 if __name__ == "__main__":

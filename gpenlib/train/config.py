@@ -12,7 +12,6 @@ from gpenlib.settings import Settings
 
 Stage = Literal["prior", "embed", "finetune"]
 Range = tuple[float, float]
-EMBEDDED = "embedded"  # data_dir of a run without any folder
 
 
 class Jitter(Settings):
@@ -74,7 +73,7 @@ class TrainConfig(Settings):
     """
 
     stage: Stage
-    data_dir: str = Field(description="folder of aligned faces, or: embedded (one person, for trials)")
+    data_dir: str = Field(description="folder of aligned faces; embedded (one person); prior or prior:FILE")
     run_dir: str = Field(description="checkpoints, log and samples")
     init: str | None = Field(
         None,
@@ -91,6 +90,9 @@ class TrainConfig(Settings):
     learning_rates: LearningRates = LearningRates()
     losses: LossWeights = LossWeights()
     augmentation: Augmentation = Augmentation()
+    fade_in: int = Field(
+        0, ge=0, description="steps over which the new blocks of a grown discriminator take over (prior)"
+    )
     style_mixing: float = Field(0.9, ge=0, le=1, description="share of images with two latents (prior)")
     ema_decay: float = Field(0.998, ge=0, lt=1)
     seed: int = 0

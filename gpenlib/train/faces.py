@@ -11,30 +11,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.sources import DataError, ImageSource, open_folder
+from gpenlib.data.sources import DataError, ImageSource
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import FloatArray, Image, resize, to_tensor
-from gpenlib.run import resolve_path
-from gpenlib.train.config import EMBEDDED, Jitter, TrainConfig
+from gpenlib.train.config import Jitter, TrainConfig
+from gpenlib.weights.faces import open_faces
 
 ORDER, PICTURE, TASK, HELD_OUT = range(4)  # purposes of random numbers, kept apart by seed
 Sample = tuple[int, int]  # (step, position in the batch)
 SHARPENING_RADIUS = 1.0  # standard deviation of the unsharp mask, pixels
-EMBEDDED_FACES = 256  # beside the held-out ones
+DRAWN_FACES = 256  # where there are as many as one likes, beside the held-out ones
 
 
 def open_training_faces(config: TrainConfig) -> ImageSource:
-    """Open the folder of ``config.data_dir``, or the embedded faces for ``embedded``.
+    """Open the faces of ``config.data_dir``.
 
     Raises
     ------
-    DataError
-        If the folder does not exist or holds no image.
+    DataError, CheckpointError
+        As :func:`gpenlib.weights.faces.open_faces`.
     """
-    if config.data_dir == EMBEDDED:  # twice the side leaves room for crops
-        return EmbeddedSource(EMBEDDED_FACES + config.holdout, size=2 * config.size)
-    return open_folder(resolve_path(config.data_dir))
+    # Twice the side leaves room for crops.
+    return open_faces(config.data_dir, DRAWN_FACES + config.holdout, size=2 * config.size)
 
 
 class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):

@@ -14,6 +14,7 @@ from gpenlib.architecture.config import STYLE_DIM
 from gpenlib.train.augment import Augment
 from gpenlib.train.config import TrainConfig
 from gpenlib.train.faces import TrainingFaces
+from gpenlib.train.growing import FadeIn
 from gpenlib.train.losses import discriminator_loss, nonsaturating_loss, path_lengths, r1_penalty
 from gpenlib.train.objective import Losses, Objective, frozen
 from gpenlib.train.seeding import seed_discriminator, seed_generator
@@ -34,6 +35,8 @@ class PriorObjective(Objective):
 
     def __init__(self, config: TrainConfig, fabric: Fabric) -> None:
         super().__init__(config, fabric)
+        # During the fade-in the trained blocks judge the reduced image; build() has loaded them.
+        self.judge = FadeIn(self.discriminator, *self.trained_rgb).to(fabric.device)
         self.synthesize: Any = self.generator.synthesis
         if config.compile:
             self.synthesize = torch.compile(self.generator.synthesis)
@@ -45,11 +48,15 @@ class PriorObjective(Objective):
         """Return random networks, or levels of trained ones where ``init`` has them."""
         config = self.config
         generator, discriminator = Generator(config.network), Discriminator(config.network)
+        self.trained_rgb: tuple[nn.Module | None, int] = (None, 0)
         if config.init:
             path = weights_file(config.init)
             seed_generator(generator, load_generator(path))
             try:
-                seed_discriminator(discriminator, load_discriminator(path, key="d"))
+                trained = load_discriminator(path, key="d")
+                seed_discriminator(discriminator, trained)
+                if config.fade_in:
+                    self.trained_rgb = (trained.convs[0], config.network.log_out - trained.config.log_out)
             except CheckpointError:  # shipped weights hold the generator alone
                 self.fabric.print(f"{path.name} holds no discriminator: a new one learns from the start")
         return generator, discriminator
@@ -70,10 +77,12 @@ class PriorObjective(Objective):
         """
         with self.fabric.autocast():
             fake = self.synthesize(self.mixed_latents(len(truth)))
+        if self.config.fade_in:
+            self.judge.share = min(1.0, step / self.config.fade_in)
         losses = self._discriminator_step(step, truth, fake.detach())
         with frozen(self.discriminator):
             with self.fabric.autocast():
-                logits = self.discriminator(self.augment(fake))
+                logits = self.judge(self.augment(fake))
                 loss = nonsaturating_loss(logits.float())
             self.update("g_optim", loss)
         losses["adversarial"] = loss.detach()
@@ -86,8 +95,8 @@ class PriorObjective(Objective):
     def _discriminator_step(self, step: int, truth: Tensor, fake: Tensor) -> Losses:
         config = self.config.losses
         with self.fabric.autocast():
-            real_logits = self.discriminator(self.augment(truth)).float()
-            fake_logits = self.discriminator(self.augment(fake)).float()
+            real_logits = self.judge(self.augment(truth)).float()
+            fake_logits = self.judge(self.augment(fake)).float()
         loss = discriminator_loss(real_logits, fake_logits)
         self.update("d_optim", loss)
         self.signs.append(real_logits.detach().sign().mean().item())
@@ -97,7 +106,7 @@ class PriorObjective(Objective):
             "fake_logit": fake_logits.detach().mean(),
         }
         if config.r1 and step % config.r1_every == 0:
-            penalty = r1_penalty(lambda x: self.discriminator(self.augment(x)), truth)
+            penalty = r1_penalty(lambda x: self.judge(self.augment(x)), truth)
             self.update("d_optim", 0.5 * config.r1 * config.r1_every * penalty)
             losses["r1"] = penalty.detach()
         return losses
@@ -142,7 +151,7 @@ class PriorObjective(Objective):
         _, truth = faces.held_out
         with torch.inference_mode():
             batches = torch.from_numpy(truth).to(self.fabric.device).split(self.config.batch_size)
-            logits = torch.cat([self.discriminator(self.augment(batch)) for batch in batches])
+            logits = torch.cat([self.judge(self.augment(batch)) for batch in batches])
         return {"held_out_logit": logits.mean().item()}
 
     def samples(self, faces: TrainingFaces) -> Tensor:

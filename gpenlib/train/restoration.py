@@ -14,14 +14,13 @@ from gpenlib.architecture import Discriminator, Gpen, load_discriminator, load_g
 from gpenlib.architecture.checkpoints import CheckpointError
 from gpenlib.images import FloatArray, from_tensor
 from gpenlib.metrics import psnr
-from gpenlib.run import resolve_path
 from gpenlib.train.config import TrainConfig
 from gpenlib.train.faces import TrainingFaces
 from gpenlib.train.identity import IdentityLoss
 from gpenlib.train.losses import discriminator_loss, feature_matching, nonsaturating_loss, r1_penalty
 from gpenlib.train.objective import Losses, Objective, frozen
 from gpenlib.train.seeding import open_skips, seed_discriminator, seed_generator, seed_gpen
-from gpenlib.weights import load_weights
+from gpenlib.weights import load_weights, weights_file
 
 SAMPLES = 8
 CONTENT_LOSSES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss, "mse": F.mse_loss}
@@ -44,7 +43,7 @@ class RestorationObjective(Objective):
         config = self.config
         model = Gpen(config.network)
         if config.stage == "embed":
-            seed_generator(model.generator, load_generator(resolve_path(str(config.init))))
+            seed_generator(model.generator, load_generator(weights_file(str(config.init))))
         elif config.init:
             seed_gpen(model, load_weights(config.init).model)
         else:
@@ -62,7 +61,7 @@ class RestorationObjective(Objective):
         """Return the discriminator that came with ``init`` (as in the paper), or a new one."""
         model = Discriminator(self.config.network)
         init = self.config.init
-        path = resolve_path(init) if init else None
+        path = weights_file(init) if init else None
         if path is not None and path.is_file():
             try:
                 seed_discriminator(model, load_discriminator(path, key="d"))

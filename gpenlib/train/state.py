@@ -70,7 +70,8 @@ def load_state(path: Path, objective: Objective) -> int:
     may_change = set(RESUMABLE_CHANGES)
     if objective.config.learning_rates.decay == "constant":
         may_change.add("steps")  # nothing but the decay depends on where the run ends
-    changed = [k for k in now if k not in may_change and state["config"].get(k) != now[k]]
+    then = type(objective.config).parse(state["config"], str(path)).model_dump(mode="json")  # newer keys too
+    changed = [k for k in now if k not in may_change and then[k] != now[k]]
     if changed:
         raise TrainingError(
             f"{path} was made with other settings ({', '.join(changed)}); choose another run_dir, "

@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 
-from gpenlib.architecture import Generator, Gpen
+from gpenlib.architecture import Generator, Gpen, save_checkpoint
 from gpenlib.images import Image, from_tensor, write_image
 from gpenlib.progress import progress
 from gpenlib.run import resolve_path
@@ -136,6 +136,14 @@ class Trainer:
         if self.fabric.is_global_zero:
             save_state(self.checkpoint, self.objective, self.step)
         self.fabric.barrier()
+
+    def save_weights(self) -> Path:
+        """Write the averaged network as fp16 safetensors, with a note of what it was trained for."""
+        prior = self.config.stage == "prior"
+        notes = {"stage": "prior"} if prior else {"task": self.config.task}
+        return save_checkpoint(
+            self.objective.average, self.run_dir / "weights.safetensors", torch.float16, notes
+        )
 
     def _log(self, values: dict[str, float]) -> None:
         """Write scalars to TensorBoard and to ``log.jsonl``, which notebook 06 reads."""

@@ -36,6 +36,11 @@ def weights_file(name: str | Path) -> Path:
     return shipped_weights().get(str(name)) or resolve_path(name)
 
 
+def is_prior(path: Path) -> bool:
+    """Return whether a weights file notes that it was trained as a GAN prior, without encoder."""
+    return read_notes(path).get("stage") == "prior"
+
+
 def load_weights(name: str | Path, key: str | None = None) -> Weights:
     """Load weights by name or from a checkpoint file.
 
@@ -51,7 +56,7 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
     Raises
     ------
     CheckpointError
-        If the name is neither known nor a file, or the file cannot be loaded.
+        If the name is neither known nor a file, or the file cannot be loaded or is a GAN prior.
     RecoverError
         If an ONNX file is no GPEN in the original formulation.
     """
@@ -62,8 +67,8 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
         config = TINY if text == "tiny-random" else GpenConfig(*[int(text.rpartition("-")[2])] * 2)
         return Weights(random_network(config), text, fingerprint({"random": config.to_dict(), "seed": 0}))
     path = weights_file(text)
+    known = [*(name for name, file in shipped_weights().items() if not is_prior(file)), *RANDOM_NAMES]
     if not path.is_file():
-        known = [*shipped_weights(), *RANDOM_NAMES]
         looks_like_a_path = re.search(r"[/\\.]", text)
         what = (
             f"weights file {path} does not exist"
@@ -71,6 +76,11 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
             else choice_error("weights", text, known)
         )
         raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
+    if is_prior(path):
+        raise CheckpointError(
+            f"{text} is a GAN prior, a decoder without encoder: it draws faces (data_dir=prior:{text}) and "
+            f"starts training (stage embed, init={text}), but restores none; give one of {', '.join(known)}"
+        )
     model = gpen_from_onnx(path) if path.suffix == ".onnx" else load_checkpoint(path, key)
     return Weights(model, text, sha256(path))
 

@@ -1,4 +1,4 @@
-"""Faces without a download: drawn from a trained GAN prior."""
+"""Faces without a download: drawn from a trained GAN prior, or variations of a photograph."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.latent import draw_latents, generate, mean_latent, per_layer, to_pictures
-from gpenlib.data.sources import DataError, ImageSource, check_index
-from gpenlib.data.splits import open_source
+from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.sources import DataError, ImageSource, JoinedSource, check_index, open_folder
 from gpenlib.images import Image
 from gpenlib.run import resolve_path, sha256
+from gpenlib.weights import weights_file
 
-PREFIX = "prior:"  # of a data_dir that names a prior's file
+# What a data_dir may be beside a folder
+EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
 TRUNCATION = 0.7  # StyleGAN's own choice for its samples
 VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
 
@@ -98,27 +100,51 @@ class PriorSource:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def open_faces(data_dir: str | None, needed: int) -> ImageSource:
-    """Open what a ``data_dir`` names: a folder, a prior's file, or (empty) the embedded images.
+def open_faces(data_dir: str | None, needed: int, size: int = 512) -> ImageSource:
+    """Open what a ``data_dir`` names.
 
     Parameters
     ----------
     data_dir : str or None
-        ``prior:FILE`` draws from a generator's weights, or from the prior inside a whole GPEN; else as
-        :func:`gpenlib.data.open_source`.
+        A folder, relative to the repository root if not absolute; ``prior:FILE`` for samples of a generator's
+        weights, or of the prior inside a whole GPEN; ``prior`` for those of the shipped ``demo-prior``;
+        ``embedded`` for variations of one public-domain photograph; empty or None for that photograph,
+        then samples of ``demo-prior``.
     needed : int
-        How many faces to offer where there are as many as one likes.
+        How many faces to offer where there are as many as one likes; of no effect on a folder.
+    size : int
+        Side of the variations in pixels. Samples have the prior's size, pictures of a folder their own.
 
     Raises
     ------
     DataError
-        As :func:`gpenlib.data.open_source`, or if the prior's file does not exist.
+        If the folder or file does not exist, the folder holds no image, or ``needed`` is below 1.
     CheckpointError
         If the file is no generator.
     """
-    if not data_dir or not data_dir.startswith(PREFIX):
-        return open_source(data_dir, needed)
-    path = resolve_path(data_dir.removeprefix(PREFIX))
+    if data_dir == EMBEDDED or (not data_dir and needed <= 1):
+        return EmbeddedSource(needed, size)
+    if not data_dir:
+        samples = _open_prior(DEMO_PRIOR, needed - 1)
+        label = f"embedded: one public-domain photograph, then {samples.label}"
+        return JoinedSource(EmbeddedSource(1, size), samples, label)
+    name = _prior_of(data_dir)
+    return open_folder(resolve_path(data_dir)) if name is None else _open_prior(name, needed)
+
+
+def made_here(data_dir: str | None) -> bool:
+    """Return whether the faces of ``data_dir`` are made by :func:`open_faces`: no test set for a network."""
+    return not data_dir or data_dir == EMBEDDED or _prior_of(data_dir) is not None
+
+
+def _prior_of(data_dir: str) -> str | None:
+    """Return the name or file of the prior whose samples a ``data_dir`` asks for, if it does."""
+    kind, _, name = data_dir.partition(":")
+    return (name or DEMO_PRIOR) if kind == PRIOR else None
+
+
+def _open_prior(name: str, count: int) -> PriorSource:
+    path = weights_file(name)
     if not path.is_file():
-        raise DataError(f"data_dir={data_dir}: {path} does not exist; name the weights of a trained prior")
-    return PriorSource(load_generator(path), path.name, sha256(path), needed)
+        raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
+    return PriorSource(load_generator(path), path.stem, sha256(path), count)

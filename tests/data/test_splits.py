@@ -7,7 +7,7 @@ import pytest
 
 from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.sources import DataError, FolderSource, open_folder
-from gpenlib.data.splits import Split, Subset, open_source, split
+from gpenlib.data.splits import Split, Subset, split
 from gpenlib.images import write_image
 
 
@@ -147,12 +147,3 @@ def test_subset_of_a_subset():
     assert list(outer.names) == ["astronaut_0001.png", "astronaut_0005.png"]
     assert outer.digest(0) == EmbeddedSource(6, 64).digest(1)
     assert outer.label == inner.label
-
-
-def test_open_source(tmp_path):
-    assert open_source(None, 3) == EmbeddedSource(3)
-    assert open_source("", 3) == EmbeddedSource(3)
-    folder_of(tmp_path, [1, 2])
-    assert len(open_source(str(tmp_path), 50).names) == 2
-    with pytest.raises(DataError, match="no such folder"):
-        open_source(str(tmp_path / "nowhere"), 1)

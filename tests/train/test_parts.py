@@ -13,6 +13,7 @@ from gpenlib.data.sources import open_folder
 from gpenlib.train.augment import TRANSFORMATIONS, Augment
 from gpenlib.train.config import Augmentation, Jitter
 from gpenlib.train.faces import BatchOrder, TrainingFaces, jittered
+from gpenlib.train.growing import FadeIn
 from gpenlib.train.identity import IdentityError, IdentityLoss
 from gpenlib.train.losses import (
     discriminator_loss,
@@ -50,6 +51,41 @@ def test_path_length_of_a_linear_generator() -> None:
     assert lengths.square().mean().item() == pytest.approx(9.0 * 12 / 4, rel=0.05)
     curved = path_lengths(latents.square().view(4000, 3, 2, 2), latents)
     assert curved.requires_grad  # its penalty trains the generator
+
+
+def grown_discriminators() -> tuple[Discriminator, Discriminator]:
+    torch.manual_seed(0)
+    small, large = Discriminator(SMALL), Discriminator(LARGE)
+    seed_discriminator(large, small)
+    return small, large
+
+
+def test_a_grown_discriminator_begins_as_the_small_one_and_ends_as_itself() -> None:
+    small, large = grown_discriminators()
+    judge = FadeIn(large, small.convs[0], levels=1)
+    image = torch.rand(4, 3, 128, 128) * 2 - 1
+    reduced = torch.nn.functional.avg_pool2d(image, 2)
+    torch.testing.assert_close(judge(image), small(reduced))
+    judge.share = 0.5
+    halfway = judge(image)
+    judge.share = 1.0
+    torch.testing.assert_close(judge(image), large(image))
+    assert not torch.allclose(halfway, large(image)) and not torch.allclose(halfway, small(reduced))
+
+
+def test_fading_in_trains_the_new_blocks_and_never_the_old_first_layer() -> None:
+    small, large = grown_discriminators()
+    judge = FadeIn(large, small.convs[0], levels=1)
+    judge.share = 0.25
+    judge(torch.rand(2, 3, 128, 128)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in large.convs[1].parameters())
+    assert all(p.grad is None for p in small.convs[0].parameters())
+
+
+def test_nothing_to_fade_in_is_the_discriminator_alone() -> None:
+    _, large = grown_discriminators()
+    image = torch.rand(2, 3, 128, 128)
+    assert torch.equal(FadeIn(large)(image), large(image))
 
 
 def test_feature_matching_is_zero_for_equal_features_and_trains_the_output_only() -> None:

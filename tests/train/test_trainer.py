@@ -18,7 +18,7 @@ from gpenlib.data.sources import DataError
 from gpenlib.images import read_image
 from gpenlib.settings import SettingsError
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.faces import EMBEDDED_FACES, open_training_faces
+from gpenlib.train.faces import DRAWN_FACES, open_training_faces
 from gpenlib.train.state import TrainingError, one_group, regrouped
 from gpenlib.train.trainer import Trainer
 from tests.train.conftest import CONTENT_ONLY, FACES, MakeConfig
@@ -98,6 +98,27 @@ def test_a_resumed_run_ends_with_the_same_weights(configure: MakeConfig, tmp_pat
             assert torch.equal(tensor, states[1][key][name]), (key, name)
 
 
+def test_a_grown_prior_resumes_in_the_middle_of_its_fade_in(configure: MakeConfig, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"stage": "prior", "batch_size": 2, "losses": {"path_length": 0}}
+    small = Trainer(configure(size=32, steps=1, run_dir=str(tmp_path / "small"), **shared))
+    small.run()
+
+    def make(name: str) -> Trainer:
+        run_dir, init = str(tmp_path / name), str(small.checkpoint)
+        return Trainer(configure(fade_in=3, init=init, run_dir=run_dir, **shared))
+
+    whole = make("whole")
+    whole.run()
+    make("half").run_until(2)
+    resumed = make("half")
+    resumed.run_until(3)
+    assert resumed.objective.judge.share == pytest.approx(2 / 3), "the share depends on the step alone"
+    resumed.run()
+    assert resumed.objective.judge.share == whole.objective.judge.share == 1.0
+    for name, tensor in whole.objective.discriminator.state_dict().items():
+        assert torch.equal(tensor, resumed.objective.discriminator.state_dict()[name]), name
+
+
 def test_a_killed_process_goes_on_from_its_checkpoint(configure: MakeConfig, tmp_path: Path) -> None:
     whole = Trainer(configure(losses=CONTENT_ONLY, run_dir=str(tmp_path / "whole"))).run()
     config = configure(losses=CONTENT_ONLY)
@@ -163,7 +184,7 @@ def test_more_steps_are_allowed_where_the_rate_is_constant(configure: MakeConfig
 
 def test_embedded_faces_need_no_folder(configure: MakeConfig) -> None:
     source = open_training_faces(configure(data_dir="embedded", holdout=5))
-    assert len(source.names) == EMBEDDED_FACES + 5
+    assert len(source.names) == DRAWN_FACES + 5
     assert source.read(0).shape == (128, 128, 3)  # twice the side of the network
     folder = configure()
     assert len(open_training_faces(folder).names) == FACES

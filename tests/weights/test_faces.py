@@ -7,11 +7,12 @@ import torch
 from gpenlib import stages
 from gpenlib.architecture import CheckpointError, Generator, save_checkpoint
 from gpenlib.architecture.latent import draw_latents, generate, per_layer, to_pictures
+from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.data.sources import DataError, FolderSource
 from gpenlib.images import write_image
 from gpenlib.stage_settings import OUTPUTS_VARIABLE
-from gpenlib.weights import TINY, random_network
-from gpenlib.weights.prior_faces import PriorSource, open_faces
+from gpenlib.weights import TINY, load_weights, random_network
+from gpenlib.weights.faces import PriorSource, made_here, open_faces
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_latents_are_truncated(source):
 
 
 def test_label_says_in_distribution(source):
-    assert "mine.safetensors" in source.label and "in-distribution" in source.label
+    assert "mine" in source.label and "in-distribution" in source.label
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"truncation": 0.0}, {"truncation": 1.5}])
@@ -65,10 +66,37 @@ def test_what_else_a_data_dir_may_be(tmp_path, source):
         open_faces(f"prior:{tmp_path}/nothing.safetensors", 1)
     write_image(tmp_path / "a.png", source.read(0))
     assert isinstance(open_faces(str(tmp_path), 1), FolderSource)
-    assert len(open_faces("", 4).names) == len(open_faces(None, 4).names) == 4
+    assert open_faces("embedded", 3, 64) == EmbeddedSource(3, 64)
+    with pytest.raises(DataError, match="no such folder"):
+        open_faces(str(tmp_path / "nowhere"), 1)
     (tmp_path / "bad.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
         open_faces(f"prior:{tmp_path}/bad.safetensors", 1)
+
+
+def test_without_data_dir_the_photograph_comes_before_samples_of_the_shipped_prior():
+    faces = open_faces("", 3, 64)
+    assert list(faces.names) == ["astronaut_0000.png", "prior_0000.png", "prior_0001.png"]
+    assert "photograph" in faces.label and "demo-prior" in faces.label and "in-distribution" in faces.label
+    assert np.array_equal(faces.read(0), EmbeddedSource(1, 64).read(0))
+    samples = open_faces("prior", 2)
+    assert isinstance(samples, PriorSource) and samples.name == "demo-prior"
+    assert np.array_equal(faces.read(2), samples.read(1)) and faces.digest(2) == samples.digest(1)
+    assert open_faces(None, 1, 64) == EmbeddedSource(1, 64)
+    for wrong in (-1, 3):
+        with pytest.raises(IndexError, match="there are 3"):
+            faces.read(wrong)
+
+
+def test_a_prior_is_no_restoring_network():
+    with pytest.raises(CheckpointError, match="is a GAN prior.*data_dir=prior.*demo-color") as caught:
+        load_weights("demo-prior")
+    assert "demo-prior, " not in str(caught.value), "it is not offered as a choice"
+
+
+@pytest.mark.parametrize("data_dir", ["", None, "prior", "prior:mine.safetensors", "embedded"])
+def test_faces_made_here_are_no_test_set(data_dir):
+    assert made_here(data_dir) and not made_here("faces") and not made_here("priors")
 
 
 def test_the_prior_inside_a_whole_network(tmp_path):
