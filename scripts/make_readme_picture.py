@@ -1,4 +1,4 @@
-"""Draw the README's picture from stage 05 on the embedded (public-domain) portrait.
+"""Draw the README's picture from stage 05 on the embedded faces: a public-domain portrait and a drawn one.
 
 ``python scripts/make_readme_picture.py`` writes ``notebooks/figures/coloured.png``.
 """
@@ -14,7 +14,7 @@ from gpenlib.images import read_image
 from gpenlib.plots.style import new_figure, show_image
 from gpenlib.run import repository_root
 
-FACES = ("astronaut_0000", "astronaut_0003")
+FACES = ("astronaut_0000", "prior_0003")
 AMPLIFICATION = 20
 
 

@@ -1,0 +1,99 @@
+"""Compare samples of a GAN prior with the faces that it learned from, without any recognition network.
+
+``python benchmarks/prior_quality.py --faces /path/to/training/faces [--prior demo-prior] [--count 1024]``
+
+The last 48 faces in natural order were held out of the training (``holdout``). For these, and for samples
+with and without truncation, it prints, at the prior's size:
+
+- thumbnails: Fréchet distance of 8-px thumbnails (192 numbers each) to the training faces, which tells layout
+  and colours; for the training faces themselves it is that of one half to the other;
+- colourfulness and sharpness (variance of the Laplacian), medians;
+- nearest: median distance to the nearest training face or its mirror image, RMS grey levels at 32 px. Samples
+  much nearer than held-out faces would be copies.
+
+The rows go to ``outputs/benchmarks/prior_quality.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from gpenlib.data.sources import open_folder
+from gpenlib.errors.feature_distance import frechet_distance
+from gpenlib.images import Image, resize
+from gpenlib.metrics import colourfulness, sharpness
+from gpenlib.progress import progress
+from gpenlib.run import package_versions, repository_root, write_json
+from gpenlib.train.config import TrainConfig
+from gpenlib.weights.faces import PriorSource, open_faces
+
+THUMBNAIL, COMPARED = 8, 32  # sides in pixels
+Pixels = np.ndarray[tuple[int, int], np.dtype[np.float64]]
+
+
+def main() -> None:
+    """Measure, print and write the rows."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--faces", required=True, help="folder that the prior was trained on")
+    parser.add_argument("--prior", default="demo-prior", help="name or weights file (default: demo-prior)")
+    parser.add_argument("--count", type=int, default=1024, help="samples (default: 1024)")
+    options = parser.parse_args()
+
+    samples = open_faces(f"prior:{options.prior}", options.count)
+    assert isinstance(samples, PriorSource)
+    size = samples.prior.config.out_size
+    folder = open_folder(options.faces)
+    holdout = TrainConfig.model_fields["holdout"].default
+    known = [resize(folder.read(i), size) for i in progress(range(len(folder.names)), desc="training faces")]
+    training, held_out = known[:-holdout], known[-holdout:]
+    rows = [describe("training faces", training, training), describe("held-out faces", held_out, training)]
+    for truncation in (1.0, samples.truncation):
+        source = replace(samples, truncation=truncation)
+        drawn = [source.read(i) for i in progress(range(options.count), desc=f"truncation {truncation:g}")]
+        rows.append(describe(f"samples, truncation {truncation:g}", drawn, training))
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
+    target = repository_root() / "outputs" / "benchmarks" / "prior_quality.json"
+    write_json(target, {"prior": options.prior, "rows": rows, "packages": package_versions()})
+
+
+def describe(name: str, images: Sequence[Image], training: Sequence[Image]) -> dict[str, str | float | None]:
+    """Return one row; a distance that cannot be had (few pictures, a set to itself) is None."""
+    itself = images is training
+    first, second = (training[::2], training[1::2]) if itself else (images, training)
+    enough = len(first) > 2 * THUMBNAIL**2 * 3
+    distance = frechet_distance(pixels(first, THUMBNAIL), pixels(second, THUMBNAIL)) if enough else None
+    return {
+        "faces": name,
+        "count": len(images),
+        "thumbnails": distance,
+        "colourfulness": float(np.median([colourfulness(image) for image in images])),
+        "sharpness": float(np.median([sharpness(image) for image in images])),
+        "nearest": None if itself else nearest(images, training),
+    }
+
+
+def pixels(images: Sequence[Image], side: int) -> Pixels:
+    """Return pictures reduced to ``side`` pixels, float64 [N, side * side * 3] in [0, 255]."""
+    small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images]
+    return np.stack(small).reshape(len(images), -1).astype(np.float64)
+
+
+def nearest(images: Sequence[Image], training: Sequence[Image]) -> float:
+    """Return the median RMS distance to the nearest training face or its mirror image, grey levels."""
+    mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in training]
+    known = pixels([*training, *mirrored], COMPARED)
+    asked = pixels(images, COMPARED)
+    square = (asked**2).sum(axis=1)[:, None] + (known**2).sum(axis=1)[None] - 2 * asked @ known.T
+    return float(np.median(np.sqrt(np.maximum(square.min(axis=1), 0) / known.shape[1])))
+
+
+if __name__ == "__main__":
+    main()
