@@ -3,7 +3,7 @@
 ``python benchmarks/prior_quality.py --faces /path/to/training/faces [--prior demo-prior] [--count 1024]``
 
 The last 48 faces in natural order were held out of the training (``holdout``). For these, and for samples
-with and without truncation, it prints, at the prior's size:
+as trained and as drawn for data (truncated, less noise), it prints, at the prior's size:
 
 - thumbnails: Fréchet distance of 8-px thumbnails (192 numbers each) to the training faces, which tells layout
   and colours; for the training faces themselves it is that of one half to the other;
@@ -55,10 +55,10 @@ def main() -> None:
     known = [resize(folder.read(i), size) for i in progress(range(len(folder.names)), desc="training faces")]
     training, held_out = known[:-holdout], known[-holdout:]
     rows = [describe("training faces", training, training), describe("held-out faces", held_out, training)]
-    for truncation in (1.0, samples.truncation):
-        source = replace(samples, truncation=truncation)
-        drawn = [source.read(i) for i in progress(range(options.count), desc=f"truncation {truncation:g}")]
-        rows.append(describe(f"samples, truncation {truncation:g}", drawn, training))
+    for source in (replace(samples, truncation=1.0, noise=1.0), samples):
+        name = f"samples, truncation {source.truncation:g}, noise {source.noise:g}"
+        drawn = [source.read(i) for i in progress(range(options.count), desc=name)]
+        rows.append(describe(name, drawn, training))
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
     target = repository_root() / "outputs" / "benchmarks" / "prior_quality.json"
     write_json(target, {"prior": options.prior, "rows": rows, "packages": package_versions()})

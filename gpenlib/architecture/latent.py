@@ -41,7 +41,7 @@ def mean_latent(prior: Generator, count: int = MEAN_OF, seed: int = MEAN_SEED) -
     return prior.style(_normal(prior, count, seed)).mean(dim=0)
 
 
-def generate(prior: Generator, latents: Tensor, seed: int) -> Tensor:
+def generate(prior: Generator, latents: Tensor, seed: int, noise: float = 1.0) -> Tensor:
     """Return the faces of latents, all with the same noise.
 
     Parameters
@@ -51,6 +51,9 @@ def generate(prior: Generator, latents: Tensor, seed: int) -> Tensor:
         float32 [..., num_latents, 512], one for every layer (see :func:`per_layer`).
     seed : int
         Of the noise.
+    noise : float
+        Its strength, 1 as in training. A prior that learned for a short time makes its texture of noise: with
+        less of it faces are cleaner, and softer.
 
     Returns
     -------
@@ -59,9 +62,9 @@ def generate(prior: Generator, latents: Tensor, seed: int) -> Tensor:
     """
     layers = prior.config.num_latents
     flat = latents.reshape(-1, layers, STYLE_DIM)
-    noise = prior.noise_maps(1, seed)
+    maps = [noise * values for values in prior.noise_maps(1, seed)]
     with torch.inference_mode():  # one at a time: at 1024 px a batch of them would fill the memory
-        images = torch.cat([prior.synthesis(w[None], noise) for w in flat])
+        images = torch.cat([prior.synthesis(w[None], maps) for w in flat])
     return images.view(*latents.shape[:-2], *images.shape[1:])
 
 
@@ -70,7 +73,9 @@ def per_layer(prior: Generator, w: Tensor) -> Tensor:
     return w.unsqueeze(-2).expand(*w.shape[:-1], prior.config.num_latents, w.shape[-1])
 
 
-def interpolate(prior: Generator, seed: int, rows: int, columns: int, truncation: float = 1.0) -> Tensor:
+def interpolate(
+    prior: Generator, seed: int, rows: int, columns: int, truncation: float = 1.0, noise: float = 1.0
+) -> Tensor:
     """Walk from one face to another in straight lines in ``w``.
 
     Parameters
@@ -82,6 +87,8 @@ def interpolate(prior: Generator, seed: int, rows: int, columns: int, truncation
         Columns count both ends; at least 2.
     truncation : float
         See :func:`draw_latents`.
+    noise : float
+        See :func:`generate`.
 
     Returns
     -------
@@ -98,7 +105,7 @@ def interpolate(prior: Generator, seed: int, rows: int, columns: int, truncation
     with torch.inference_mode():
         ends = draw_latents(prior, 2 * rows, seed, truncation).view(rows, 2, 1, STYLE_DIM)
         along = torch.linspace(0, 1, columns, device=ends.device)[:, None]
-        return generate(prior, per_layer(prior, torch.lerp(ends[:, 0], ends[:, 1], along)), seed)
+        return generate(prior, per_layer(prior, torch.lerp(ends[:, 0], ends[:, 1], along)), seed, noise)
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,13 @@ class StyleGrid:
 
 
 def mix_styles(
-    prior: Generator, seed: int, rows: int, columns: int, crossover: int, truncation: float = 1.0
+    prior: Generator,
+    seed: int,
+    rows: int,
+    columns: int,
+    crossover: int,
+    truncation: float = 1.0,
+    noise: float = 1.0,
 ) -> StyleGrid:
     """Give the first layers the latent of one face and the others that of a second (StyleGAN, section 3.1).
 
@@ -137,6 +150,8 @@ def mix_styles(
         left's.
     truncation : float
         See :func:`draw_latents`.
+    noise : float
+        See :func:`generate`.
 
     Raises
     ------
@@ -152,8 +167,8 @@ def mix_styles(
         w = per_layer(prior, draw_latents(prior, rows + columns, seed, truncation))
         left, top = w[:rows, None], w[None, rows:]
         coarse = (torch.arange(layers, device=w.device) < crossover)[:, None]
-        sources = generate(prior, w, seed)
-        mixed = generate(prior, torch.where(coarse, left, top), seed)
+        sources = generate(prior, w, seed, noise)
+        mixed = generate(prior, torch.where(coarse, left, top), seed, noise)
     return StyleGrid(sources[:rows], sources[rows:], mixed)
 
 

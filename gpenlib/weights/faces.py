@@ -21,6 +21,7 @@ from gpenlib.weights import weights_file
 # What a data_dir may be beside a folder
 EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
 TRUNCATION = 0.7  # StyleGAN's own choice for its samples
+NOISE = 0.25  # strength; see architecture.latent.generate
 VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
 
 
@@ -42,11 +43,13 @@ class PriorSource:
         How many images there are, at least 1.
     truncation : float
         In (0, 1]; below 1 faces are more ordinary and have fewer faults.
+    noise : float
+        In [0, 1]; below 1 faces are cleaner, and softer.
 
     Raises
     ------
     DataError
-        If ``count`` or ``truncation`` is out of range.
+        If ``count``, ``truncation`` or ``noise`` is out of range.
     """
 
     prior: Generator
@@ -54,12 +57,13 @@ class PriorSource:
     weights_digest: str
     count: int
     truncation: float = TRUNCATION
+    noise: float = NOISE
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not 0 < self.truncation <= 1:
+        if self.count < 1 or not 0 < self.truncation <= 1 or not 0 <= self.noise <= 1:
             raise DataError(
-                f"faces of a prior: count={self.count}, truncation={self.truncation}; allowed are at least 1 "
-                "and (0, 1]"
+                f"faces of a prior: count={self.count}, truncation={self.truncation}, noise={self.noise}; "
+                "allowed are at least 1, (0, 1] and [0, 1]"
             )
 
     @cached_property
@@ -71,8 +75,8 @@ class PriorSource:
     def label(self) -> str:
         """What scores on these images mean."""
         return (
-            f"samples of the prior {self.name}, truncation {self.truncation:g}; in-distribution: scores show "
-            "how weights do on faces like those the prior was trained on"
+            f"samples of the prior {self.name}, truncation {self.truncation:g}, noise {self.noise:g}; "
+            "in-distribution: scores show how weights do on faces like those the prior was trained on"
         )
 
     @property
@@ -91,12 +95,12 @@ class PriorSource:
         check_index(index, self.count, "sample")
         with torch.inference_mode():
             w = torch.lerp(self._mean, draw_latents(self.prior, 1, index), self.truncation)
-            return to_pictures(generate(self.prior, per_layer(self.prior, w), index))[0]
+            return to_pictures(generate(self.prior, per_layer(self.prior, w), index, self.noise))[0]
 
     def digest(self, index: int) -> str:
         """Return a hash of everything that decides the pixels, without computing them."""
         check_index(index, self.count, "sample")
-        content = f"{VERSION}|{self.weights_digest}|{self.truncation}|{index}"
+        content = f"{VERSION}|{self.weights_digest}|{self.truncation}|{self.noise}|{index}"
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -43,6 +43,18 @@ def test_no_truncation_gives_the_generators_own_samples(prior: Generator) -> Non
     torch.testing.assert_close(faces, wanted)
 
 
+def test_noise_has_a_strength_and_without_it_seeds_do_not_matter(prior: Generator) -> None:
+    latents = per_layer(prior, draw_latents(prior, 1, 0))
+    with torch.inference_mode():
+        silent = prior.synthesis(latents)  # evaluation takes zeros where there is no noise
+    torch.testing.assert_close(generate(prior, latents, seed=1, noise=0.0), silent)
+    half, full = (generate(prior, latents, seed=1, noise=noise) for noise in (0.5, 1.0))
+    assert 0 < (half - silent).abs().mean() < (full - silent).abs().mean()
+    walk = interpolate(prior, seed=3, rows=1, columns=2, noise=0.0)
+    ends = generate(prior, per_layer(prior, draw_latents(prior, 2, 3)), seed=9, noise=0.0)
+    torch.testing.assert_close(walk[0], ends)
+
+
 def test_truncation_0_is_the_mean_face_for_all(prior: Generator) -> None:
     walks = interpolate(prior, seed=1, rows=2, columns=2, truncation=0.0).flatten(0, 1)
     mean = generate(prior, per_layer(prior, mean_latent(prior)), seed=1)

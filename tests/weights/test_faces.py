@@ -40,11 +40,11 @@ def test_faces_depend_on_their_number_alone(file, source):
         source.read(3)
 
 
-def test_latents_are_truncated(source):
-    whole = PriorSource(source.prior, "mine", source.weights_digest, 1, truncation=1.0)
+def test_latents_are_truncated_and_noise_is_reduced(source):
+    whole = PriorSource(source.prior, "mine", source.weights_digest, 1, truncation=1.0, noise=1.0)
     for each in (source, whole):
         w = draw_latents(each.prior, 1, 0, each.truncation)
-        expected = to_pictures(generate(each.prior, per_layer(each.prior, w), 0))[0]
+        expected = to_pictures(generate(each.prior, per_layer(each.prior, w), 0, each.noise))[0]
         assert np.abs(each.read(0).astype(int) - expected).max() <= 1
     assert not np.array_equal(source.read(0), whole.read(0))
     assert source.digest(0) != whole.digest(0), "another truncation, other pixels"
@@ -54,7 +54,7 @@ def test_label_says_in_distribution(source):
     assert "mine" in source.label and "in-distribution" in source.label
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"truncation": 0.0}, {"truncation": 1.5}])
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"truncation": 0.0}, {"truncation": 1.5}, {"noise": -0.1}])
 def test_out_of_range(source, wrong):
     values = {"prior": source.prior, "name": "", "weights_digest": "", "count": 1} | wrong
     with pytest.raises(DataError, match=r"count=.*truncation=.*allowed"):
