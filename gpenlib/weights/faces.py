@@ -21,7 +21,7 @@ from gpenlib.weights import weights_file
 # What a data_dir may be beside a folder
 EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
 TRUNCATION = 0.7  # StyleGAN's own choice for its samples
-NOISE = 0.25  # strength; see architecture.latent.generate
+NOISE = 0.0  # a prior that learned for a short time makes specks of it
 VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
 
 
