@@ -1,24 +1,42 @@
-"""Draw the README's picture from stage 05 on the embedded faces: a public-domain portrait and a drawn one.
+"""Draw the pictures of README and model card: embedded faces coloured (stage 05), and samples of demo-prior.
 
-``python scripts/make_readme_picture.py`` writes ``notebooks/figures/coloured.png``.
+``python scripts/make_readme_picture.py`` writes ``coloured.png`` and ``prior.png`` to ``notebooks/figures``.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
+from matplotlib.figure import Figure
 
 from gpenlib import stages
 from gpenlib.images import read_image
 from gpenlib.plots.style import new_figure, show_image
 from gpenlib.run import repository_root
+from gpenlib.weights.faces import open_faces
 
 FACES = ("astronaut_0000", "prior_0003")
 AMPLIFICATION = 20
+FOLDER = repository_root() / "notebooks" / "figures"
 
 
 def main() -> None:
+    """Write both pictures."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, figure in (("coloured.png", coloured()), ("prior.png", samples())):
+        figure.savefig(FOLDER / name, dpi=100)
+        print(FOLDER / name)
+
+
+def samples(rows: int = 2, columns: int = 8) -> Figure:
+    """Draw the first samples of the shipped prior, as data_dir "prior" gives them."""
+    faces = open_faces("prior", rows * columns)
+    figure, axes = new_figure(rows, columns, width=1.25 * columns, height=1.25 * rows)
+    for index, axis in enumerate(axes.flat):
+        show_image(axis, faces.read(index))
+    return figure
+
+
+def coloured() -> Figure:
     """Run what is missing, then draw grey input, fp32, int8, their difference, and truth."""
     settings = stages.ErrorSettings.parse({"run": "demo", "dtypes": "fp32,int8"})
     manifest = stages.errors(settings)
@@ -38,10 +56,7 @@ def main() -> None:
             show_image(axis, outputs[dtype], f"{dtype}: {scores[dtype, name]:.1f} dB")
         show_image(line[3], np.clip(difference, 0, 255).astype(np.uint8), f"|int8 - fp32| × {AMPLIFICATION}")
         show_image(line[4], pack.truths(index), "truth")
-    target = repository_root() / "notebooks" / "figures" / "coloured.png"
-    target.parent.mkdir(exist_ok=True)
-    figure.savefig(target, dpi=100)
-    print(Path(target))
+    return figure
 
 
 if __name__ == "__main__":
