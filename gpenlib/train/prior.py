@@ -8,8 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from gpenlib.architecture import Discriminator, Generator, load_discriminator, load_generator
-from gpenlib.architecture.checkpoints import CheckpointError
+from gpenlib.architecture import Discriminator, Generator, load_generator
 from gpenlib.architecture.config import STYLE_DIM
 from gpenlib.train.augment import Augment
 from gpenlib.train.config import TrainConfig
@@ -17,7 +16,7 @@ from gpenlib.train.faces import TrainingFaces
 from gpenlib.train.growing import FadeIn
 from gpenlib.train.losses import discriminator_loss, nonsaturating_loss, path_lengths, r1_penalty
 from gpenlib.train.objective import Losses, Objective, frozen
-from gpenlib.train.seeding import seed_discriminator, seed_generator
+from gpenlib.train.seeding import find_discriminator, seed_discriminator, seed_generator
 from gpenlib.weights import weights_file
 
 SAMPLE_ROWS, SAMPLE_COLUMNS = 3, 8
@@ -52,13 +51,13 @@ class PriorObjective(Objective):
         if config.init:
             path = weights_file(config.init)
             seed_generator(generator, load_generator(path))
-            try:
-                trained = load_discriminator(path, key="d")
+            trained = find_discriminator(path)
+            if trained is None:
+                self.fabric.print(f"{path.name} came without discriminator: a new one learns from the start")
+            else:
                 seed_discriminator(discriminator, trained)
                 if config.fade_in:
                     self.trained_rgb = (trained.convs[0], config.network.log_out - trained.config.log_out)
-            except CheckpointError:  # shipped weights hold the generator alone
-                self.fabric.print(f"{path.name} holds no discriminator: a new one learns from the start")
         return generator, discriminator
 
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from gpenlib.architecture import Discriminator, Gpen, load_discriminator, load_generator
-from gpenlib.architecture.checkpoints import CheckpointError
+from gpenlib.architecture import Discriminator, Gpen, load_generator
 from gpenlib.images import FloatArray, from_tensor
 from gpenlib.metrics import psnr
 from gpenlib.train.config import TrainConfig
@@ -19,7 +18,13 @@ from gpenlib.train.faces import TrainingFaces
 from gpenlib.train.identity import IdentityLoss
 from gpenlib.train.losses import discriminator_loss, feature_matching, nonsaturating_loss, r1_penalty
 from gpenlib.train.objective import Losses, Objective, frozen
-from gpenlib.train.seeding import open_skips, seed_discriminator, seed_generator, seed_gpen
+from gpenlib.train.seeding import (
+    find_discriminator,
+    open_skips,
+    seed_discriminator,
+    seed_generator,
+    seed_gpen,
+)
 from gpenlib.weights import load_weights, weights_file
 
 SAMPLES = 8
@@ -61,12 +66,11 @@ class RestorationObjective(Objective):
         """Return the discriminator that came with ``init`` (as in the paper), or a new one."""
         model = Discriminator(self.config.network)
         init = self.config.init
-        path = weights_file(init) if init else None
-        if path is not None and path.is_file():
-            try:
-                seed_discriminator(model, load_discriminator(path, key="d"))
-            except CheckpointError:
-                self.fabric.print(f"{path.name} holds no discriminator: a new one learns from the start")
+        trained = find_discriminator(weights_file(init)) if init else None
+        if trained is not None:
+            seed_discriminator(model, trained)
+        elif init:
+            self.fabric.print(f"{init} came without discriminator: a new one learns from the start")
         return model
 
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:

@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gpenlib.architecture import Discriminator, Generator, Gpen
+from gpenlib.architecture import CheckpointError, Discriminator, Generator, Gpen, load_discriminator
 from gpenlib.architecture.generator import NoiseInjection
+from gpenlib.weights import discriminator_file
 
 # Encoder and discriminator count their stages from the largest size down, the decoder from 4 px up.
 TOP_DOWN = re.compile(r"^(ecd|convs\.)(\d+)(\..*)$")
 
 NEW_COLOURS = re.compile(r"^to_rgbs\.\d+\.(conv\.weight|bias)$")
+
+
+def find_discriminator(weights: Path) -> Discriminator | None:
+    """Return the discriminator that was trained with weights, if it was kept.
+
+    A training checkpoint holds it under ``d``; beside ``NAME.safetensors`` it lies in
+    ``NAME.discriminator.safetensors``.
+
+    Raises
+    ------
+    CheckpointError
+        If it is there and cannot be loaded.
+    """
+    if weights.suffix == ".safetensors":
+        beside = discriminator_file(weights)
+        return load_discriminator(beside) if beside.is_file() else None
+    try:
+        return load_discriminator(weights, key="d")
+    except (CheckpointError, FileNotFoundError):
+        return None  # a generator's state dict alone, or a name such as tiny-random
 
 
 def seed_generator(prior: Generator, trained: Generator) -> None:

@@ -26,6 +26,7 @@ from gpenlib.train.objective import Objective
 from gpenlib.train.prior import PriorObjective
 from gpenlib.train.restoration import RestorationObjective
 from gpenlib.train.state import TrainingError, load_state, save_state
+from gpenlib.weights import discriminator_file
 
 CHECKPOINT = "checkpoint.pt"
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
@@ -138,12 +139,16 @@ class Trainer:
         self.fabric.barrier()
 
     def save_weights(self) -> Path:
-        """Write the averaged network as fp16 safetensors, with a note of what it was trained for."""
+        """Write the averaged network as fp16 safetensors, with a note of what it was trained for.
+
+        The discriminator, if there is one, goes beside it.
+        """
         prior = self.config.stage == "prior"
         notes = {"stage": "prior"} if prior else {"task": self.config.task}
-        return save_checkpoint(
-            self.objective.average, self.run_dir / "weights.safetensors", torch.float16, notes
-        )
+        path = self.run_dir / "weights.safetensors"
+        if self.objective.discriminator is not None:
+            save_checkpoint(self.objective.discriminator, discriminator_file(path), torch.float16)
+        return save_checkpoint(self.objective.average, path, torch.float16, notes)
 
     def _log(self, values: dict[str, float]) -> None:
         """Write scalars to TensorBoard and to ``log.jsonl``, which notebook 06 reads."""

@@ -28,7 +28,13 @@ class Weights:
 
 def shipped_weights() -> dict[str, Path]:
     """Return the weights that come with the package, by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.safetensors"))}
+    files = [path for path in sorted(FOLDER.glob("*.safetensors")) if "." not in path.stem]
+    return {path.stem: path for path in files}
+
+
+def discriminator_file(weights: Path) -> Path:
+    """Return where the discriminator that was trained with ``weights`` lies, if it was kept."""
+    return weights.with_suffix(".discriminator.safetensors")
 
 
 def weights_file(name: str | Path) -> Path:

@@ -19,8 +19,10 @@ from gpenlib.images import read_image
 from gpenlib.settings import SettingsError
 from gpenlib.train.config import TrainConfig
 from gpenlib.train.faces import DRAWN_FACES, open_training_faces
+from gpenlib.train.seeding import find_discriminator
 from gpenlib.train.state import TrainingError, one_group, regrouped
 from gpenlib.train.trainer import Trainer
+from gpenlib.weights import discriminator_file, shipped_weights, weights_file
 from tests.train.conftest import CONTENT_ONLY, FACES, MakeConfig
 
 EVERY_TERM = {  # both penalties within the few steps of a test
@@ -79,6 +81,23 @@ def test_prior_trains_and_feeds_the_next_stages(configure: MakeConfig, tmp_path:
     tuned = Trainer(configure(init=str(embedded.checkpoint), run_dir=str(tmp_path / "tuned")))
     for name, tensor in embedded.objective.average.state_dict().items():
         assert torch.equal(tensor, tuned.objective.generator.state_dict()[name]), name
+
+
+def test_weights_to_ship_bring_their_discriminator(configure: MakeConfig, tmp_path: Path) -> None:
+    prior = Trainer(configure(stage="prior", steps=1, losses={"path_length": 0}))
+    prior.run()
+    file = prior.save_weights()
+    embedded = Trainer(configure(stage="embed", init=str(file), run_dir=str(tmp_path / "embed")))
+    start = embedded.objective.discriminator.state_dict()
+    for name, tensor in prior.objective.discriminator.state_dict().items():
+        torch.testing.assert_close(start[name], tensor, rtol=1e-3, atol=1e-4, msg=name)  # fp16
+    discriminator_file(file).unlink()
+    assert find_discriminator(file) is None
+    trained = find_discriminator(weights_file("demo-prior"))
+    assert trained is not None and trained.config == load_generator(weights_file("demo-prior")).config
+    assert "demo-prior" in shipped_weights() and not any(
+        "discriminator" in name for name in shipped_weights()
+    )
 
 
 @pytest.mark.parametrize("stage", ["prior", "finetune"])
