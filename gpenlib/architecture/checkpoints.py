@@ -201,27 +201,26 @@ def deduce_config(state: Mapping[str, Tensor], path: str | Path = "checkpoint") 
         If the entries that fix the configuration are absent or contradict each other.
     """
     stages = sum(1 for name in state if name.startswith("ecd") and name.endswith(".weight"))
-    _require(state, ("ecd0.0.0.weight",), path)
-    out_size, top, bottom = _decoder_widths(state, "generator.", path)
+    out_size, top, bottom = _decoder_widths(state, "generator.", path, also=("ecd0.0.0.weight",))
     return _config_from_widths(2 ** (stages + 1), out_size, top, bottom, path)
 
 
-def _decoder_widths(state: Mapping[str, Tensor], prefix: str, path: str | Path) -> tuple[int, int, int]:
-    """Return the size of a decoder's image in pixels, and its channels at that size and at 4 px."""
+def _decoder_widths(
+    state: Mapping[str, Tensor], prefix: str, path: str | Path, also: Sequence[str] = ()
+) -> tuple[int, int, int]:
+    """Return the size of a decoder's image in pixels, and its channels at that size and at 4 px.
+
+    Entries that fix them must be there, and those that ``also`` names.
+    """
     rgbs = sum(name.startswith(f"{prefix}to_rgbs.") and name.endswith("conv.weight") for name in state)
     top_key, bottom_key = f"{prefix}to_rgbs.{rgbs - 1}.conv.weight", f"{prefix}input.input"
-    _require(state, (bottom_key, top_key), path)
-    top = state[top_key].shape[2] // 2  # ToRGB sees features and noise
-    return 4 * 2**rgbs, top, state[bottom_key].shape[1]
-
-
-def _require(state: Mapping[str, Tensor], names: Sequence[str], path: str | Path) -> None:
-    """Raise CheckpointError if entries that every GPEN generator has are missing."""
-    missing = [name for name in names if name not in state]
+    missing = [name for name in (*also, bottom_key, top_key) if name not in state]
     if missing:
-        found = nearest(names[0], list(state))
+        found = nearest(bottom_key, list(state))
         hint = f"; nearest present: {', '.join(found)}" if found else ""
         raise CheckpointError(f"{path}: not a GPEN generator, missing {', '.join(missing)}{hint}")
+    top = state[top_key].shape[2] // 2  # ToRGB sees features and noise
+    return 4 * 2**rgbs, top, state[bottom_key].shape[1]
 
 
 def _config_from_widths(in_size: int, out_size: int, top: int, bottom: int, path: str | Path) -> GpenConfig:

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -92,9 +93,14 @@ class JoinedSource:
         source, own = self._find(index)
         return source.digest(own)
 
+    @cached_property
+    def _counts(self) -> tuple[int, int]:
+        """Numbers of images, counted once: a source may build its names anew whenever it is asked."""
+        return len(self.first.names), len(self.second.names)
+
     def _find(self, index: int) -> tuple[ImageSource, int]:
-        check_index(index, len(self.names), "image")
-        split = len(self.first.names)
+        check_index(index, sum(self._counts), "image")
+        split = self._counts[0]
         return (self.first, index) if index < split else (self.second, index - split)
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from gpenlib.architecture import Discriminator, Generator, Gpen
 from gpenlib.train.config import TrainConfig
 from gpenlib.train.faces import TrainingFaces
+from gpenlib.train.seeding import find_discriminator, seed_discriminator
+from gpenlib.weights import weights_file
 
 Losses = dict[str, Tensor]
 BETA2 = 0.99
@@ -66,6 +68,15 @@ class Objective(ABC):
     @abstractmethod
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Return the generator's parameters, in their own order, in groups with a learning rate each."""
+
+    def take_up_discriminator(self, model: Discriminator, init: str) -> Discriminator | None:
+        """Copy into ``model`` the discriminator that came with ``init``; return that one, or None."""
+        trained = find_discriminator(weights_file(init))
+        if trained is None:
+            self.fabric.print(f"{init} came without discriminator: a new one learns from the start")
+        else:
+            seed_discriminator(model, trained)
+        return trained
 
     def lazy_interval(self) -> int | None:
         """Return the interval of the generator's lazy regularisation, if there is one."""

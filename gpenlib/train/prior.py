@@ -16,7 +16,7 @@ from gpenlib.train.faces import TrainingFaces
 from gpenlib.train.growing import FadeIn
 from gpenlib.train.losses import discriminator_loss, nonsaturating_loss, path_lengths, r1_penalty
 from gpenlib.train.objective import Losses, Objective, frozen
-from gpenlib.train.seeding import find_discriminator, seed_discriminator, seed_generator
+from gpenlib.train.seeding import seed_generator
 from gpenlib.weights import weights_file
 
 SAMPLE_ROWS, SAMPLE_COLUMNS = 3, 8
@@ -49,15 +49,10 @@ class PriorObjective(Objective):
         generator, discriminator = Generator(config.network), Discriminator(config.network)
         self.trained_rgb: tuple[nn.Module | None, int] = (None, 0)
         if config.init:
-            path = weights_file(config.init)
-            seed_generator(generator, load_generator(path))
-            trained = find_discriminator(path)
-            if trained is None:
-                self.fabric.print(f"{path.name} came without discriminator: a new one learns from the start")
-            else:
-                seed_discriminator(discriminator, trained)
-                if config.fade_in:
-                    self.trained_rgb = (trained.convs[0], config.network.log_out - trained.config.log_out)
+            seed_generator(generator, load_generator(weights_file(config.init)))
+            trained = self.take_up_discriminator(discriminator, config.init)
+            if trained is not None and config.fade_in:
+                self.trained_rgb = (trained.convs[0], config.network.log_out - trained.config.log_out)
         return generator, discriminator
 
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:

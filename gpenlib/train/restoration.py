@@ -18,13 +18,7 @@ from gpenlib.train.faces import TrainingFaces
 from gpenlib.train.identity import IdentityLoss
 from gpenlib.train.losses import discriminator_loss, feature_matching, nonsaturating_loss, r1_penalty
 from gpenlib.train.objective import Losses, Objective, frozen
-from gpenlib.train.seeding import (
-    find_discriminator,
-    open_skips,
-    seed_discriminator,
-    seed_generator,
-    seed_gpen,
-)
+from gpenlib.train.seeding import open_skips, seed_generator, seed_gpen
 from gpenlib.weights import load_weights, weights_file
 
 SAMPLES = 8
@@ -65,12 +59,8 @@ class RestorationObjective(Objective):
     def _build_discriminator(self) -> Discriminator:
         """Return the discriminator that came with ``init`` (as in the paper), or a new one."""
         model = Discriminator(self.config.network)
-        init = self.config.init
-        trained = find_discriminator(weights_file(init)) if init else None
-        if trained is not None:
-            seed_discriminator(model, trained)
-        elif init:
-            self.fabric.print(f"{init} came without discriminator: a new one learns from the start")
+        if self.config.init:
+            self.take_up_discriminator(model, self.config.init)
         return model
 
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:

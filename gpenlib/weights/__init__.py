@@ -47,6 +47,11 @@ def is_prior(path: Path) -> bool:
     return read_notes(path).get("stage") == "prior"
 
 
+def _restoring_names() -> list[str]:
+    """Return the names that :func:`load_weights` takes."""
+    return [*(name for name, file in shipped_weights().items() if not is_prior(file)), *RANDOM_NAMES]
+
+
 def load_weights(name: str | Path, key: str | None = None) -> Weights:
     """Load weights by name or from a checkpoint file.
 
@@ -73,8 +78,8 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
         config = TINY if text == "tiny-random" else GpenConfig(*[int(text.rpartition("-")[2])] * 2)
         return Weights(random_network(config), text, fingerprint({"random": config.to_dict(), "seed": 0}))
     path = weights_file(text)
-    known = [*(name for name, file in shipped_weights().items() if not is_prior(file)), *RANDOM_NAMES]
     if not path.is_file():
+        known = _restoring_names()
         looks_like_a_path = re.search(r"[/\\.]", text)
         what = (
             f"weights file {path} does not exist"
@@ -83,6 +88,7 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
         )
         raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
     if is_prior(path):
+        known = _restoring_names()
         raise CheckpointError(
             f"{text} is a GAN prior, a decoder without encoder: it draws faces (data_dir=prior:{text}) and "
             f"starts training (stage embed, init={text}), but restores none; give one of {', '.join(known)}"

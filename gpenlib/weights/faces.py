@@ -29,8 +29,8 @@ VERSION = "prior faces 1"  # change it whenever the same prior and index give ot
 class PriorSource:
     """Samples of a GAN prior, an :class:`~gpenlib.data.sources.ImageSource` of any length.
 
-    Image k depends on the prior, the truncation and k alone. Scores on these faces say how a network does on
-    what a prior of its own training data draws (in-distribution), not how it does on photographs.
+    Image k depends on the prior, truncation, noise and k alone. Scores on these faces say how a network does
+    on what a prior of its own training data draws (in-distribution), not how it does on photographs.
 
     Parameters
     ----------
