@@ -1,30 +1,59 @@
-"""Draw the pictures of README and model card: embedded faces coloured (stage 05), and samples of demo-prior.
+"""Draw the pictures of README and model cards: faces coloured (stage 05) and restored, samples of demo-prior.
 
-``python scripts/make_readme_picture.py`` writes ``coloured.png`` and ``prior.png`` to ``notebooks/figures``.
+``python scripts/make_readme_picture.py`` writes ``coloured.png``, ``restored.png`` and ``prior.png`` to
+``notebooks/figures``.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from gpenlib import stages
-from gpenlib.images import read_image
+from gpenlib.data import make_pair
+from gpenlib.images import from_tensor, read_image, to_tensor
+from gpenlib.metrics import psnr
 from gpenlib.plots.style import new_figure, show_image
 from gpenlib.run import repository_root
+from gpenlib.train.average import average_weights
+from gpenlib.weights import load_weights
 from gpenlib.weights.faces import open_faces
 
 FACES = ("astronaut_0000", "prior_0003")
 AMPLIFICATION = 20
+RESTORED_SEEDS = (0, 1)
 FOLDER = repository_root() / "notebooks" / "figures"
 
 
 def main() -> None:
     """Write both pictures."""
     FOLDER.mkdir(exist_ok=True)
-    for name, figure in (("coloured.png", coloured()), ("prior.png", samples())):
+    drawn = {"coloured.png": coloured(), "restored.png": restored(), "prior.png": samples()}
+    for name, figure in drawn.items():
         figure.savefig(FOLDER / name, dpi=100)
         print(FOLDER / name)
+
+
+def restored() -> Figure:
+    """Draw one face degraded in several ways, and what the weights of the two ends and between make of it."""
+    size = 128
+    truth = open_faces("embedded", 1, size).read(0)
+    pairs = [make_pair(truth, "restore-mild", size, seed=(seed,)) for seed in RESTORED_SEEDS]
+    inputs = [given for given, _ in pairs]
+    plain, sharp = (load_weights(name).model for name in ("demo-restore", "demo-restore-sharp"))
+    networks = {"demo-restore": plain, "half of each": average_weights([plain, sharp]), "…-sharp": sharp}
+    columns = {"degraded input": inputs}
+    for name, network in networks.items():
+        with torch.inference_mode():
+            columns[name] = from_tensor(network(torch.from_numpy(to_tensor(inputs))).numpy())
+    columns["truth"] = [truth for _, truth in pairs]
+    figure, axes = new_figure(len(pairs), len(columns), width=10.0, height=2.15 * len(pairs) + 0.2)
+    for axis_column, (name, images) in zip(axes.T, columns.items(), strict=True):
+        for axis, image, (_, wanted) in zip(axis_column, images, pairs, strict=True):
+            score = "" if image is wanted else f": {psnr(image, wanted):.1f} dB"
+            show_image(axis, image, f"{name}{score}")
+    return figure
 
 
 def samples(rows: int = 2, columns: int = 8) -> Figure:

@@ -1,10 +1,13 @@
 """Average the weights of networks that were trained from the same start ("model soup").
 
 ``python -m gpenlib.train.average soup.safetensors demo-color outputs/train/color_jitter/weights.safetensors``
+``python -m gpenlib.train.average between.safetensors true.safetensors sharp.safetensors --shares 0.7 0.3``
 
 Networks that left one set of weights on different ways often lie in one basin of the loss; the mean of their
 weights then does about as well as the mean of their answers, for the work of one network (Wortsman et al.,
-"Model soups", ICML 2022). Networks from different random weights cannot be averaged like this.
+"Model soups", ICML 2022). Between a network trained for PSNR and one trained on from it against a
+discriminator, the shares choose between truth and sharpness ("network interpolation" of ESRGAN, Wang et al.
+2018, section 3.4). Networks from different random weights cannot be averaged like this.
 """
 
 from __future__ import annotations
@@ -20,18 +23,20 @@ from gpenlib.run import resolve_path
 from gpenlib.weights import load_weights, trained_task
 
 
-def average_weights(models: Sequence[Gpen]) -> Gpen:
-    """Return a network whose every weight is the mean of the others'; all count alike.
+def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = None) -> Gpen:
+    """Return a network whose every weight is the weighted mean of the others'.
 
     Parameters
     ----------
     models : sequence of Gpen
         At least two, of one configuration.
+    shares : sequence of float, optional
+        One per network, positive; only their ratios count. By default all count alike.
 
     Raises
     ------
     ValueError
-        If there are fewer than two, or their configurations differ.
+        If there are fewer than two networks, their configurations differ, or the shares do not fit.
     """
     configs = {model.config for model in models}
     if len(models) < 2 or len(configs) > 1:
@@ -39,9 +44,18 @@ def average_weights(models: Sequence[Gpen]) -> Gpen:
         raise ValueError(
             f"{len(models)} networks of configuration {found}: at least two of one configuration are averaged"
         )
+    shares = [1.0] * len(models) if shares is None else shares
+    if len(shares) != len(models) or min(shares) <= 0:
+        raise ValueError(f"shares {list(shares)}: one positive number for each of {len(models)} networks")
+    factors = torch.tensor(shares, dtype=torch.float64) / sum(shares)
     states = [model.state_dict() for model in models]
     mean = Gpen(models[0].config)
-    mean.load_state_dict({name: torch.stack([s[name] for s in states]).mean(dim=0) for name in states[0]})
+    mean.load_state_dict(
+        {
+            name: torch.tensordot(factors, torch.stack([s[name].double() for s in states]), dims=1)
+            for name in states[0]
+        }
+    )
     return mean.eval()
 
 
@@ -50,9 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gpenlib.train.average", description=main.__doc__)
     parser.add_argument("output", type=Path, help="a .safetensors file")
     parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
+    parser.add_argument("--shares", nargs="+", type=float, help="one per weights; by default all count alike")
     given = parser.parse_args(arguments)
     try:
-        mean = average_weights([load_weights(name).model for name in given.weights])
+        mean = average_weights([load_weights(name).model for name in given.weights], given.shares)
     except (CheckpointError, ValueError) as error:
         parser.error(str(error))
     tasks = {name: trained_task(name) for name in given.weights}

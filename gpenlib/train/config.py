@@ -79,6 +79,9 @@ class TrainConfig(Settings):
         None,
         description="weights to start from: a shipped name or a file; a smaller network seeds its levels",
     )
+    discriminator_init: str | None = Field(
+        None, description="weights whose discriminator judges, of a width of its own; default: that of init"
+    )
     task: TaskName = "color"
     size: int = 128
     channel_multiplier: int = 2

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
@@ -67,16 +68,23 @@ class Objective(ABC):
 
     @abstractmethod
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Return the generator's parameters, in their own order, in groups with a learning rate each."""
+        """Return the generator's parameters in groups with a learning rate each."""
 
-    def take_up_discriminator(self, model: Discriminator, init: str) -> Discriminator | None:
-        """Copy into ``model`` the discriminator that came with ``init``; return that one, or None."""
-        trained = find_discriminator(weights_file(init))
+    def build_discriminator(self) -> tuple[Discriminator, Discriminator | None]:
+        """Return the discriminator as training starts, and the trained one that it grew from, if any.
+
+        It keeps the width of the trained one, so that a discriminator can judge a network of another width.
+        """
+        config = self.config
+        init = config.discriminator_init or config.init
+        trained = find_discriminator(weights_file(init)) if init else None
         if trained is None:
-            self.fabric.print(f"{init} came without discriminator: a new one learns from the start")
-        else:
-            seed_discriminator(model, trained)
-        return trained
+            if init:
+                self.fabric.print(f"{init} came without discriminator: a new one learns from the start")
+            return Discriminator(config.network), None
+        model = Discriminator(replace(trained.config, in_size=config.size, out_size=config.size))
+        seed_discriminator(model, trained)
+        return model, trained
 
     def lazy_interval(self) -> int | None:
         """Return the interval of the generator's lazy regularisation, if there is one."""

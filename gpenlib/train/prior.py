@@ -46,13 +46,13 @@ class PriorObjective(Objective):
     def build(self) -> tuple[Generator, Discriminator]:
         """Return random networks, or levels of trained ones where ``init`` has them."""
         config = self.config
-        generator, discriminator = Generator(config.network), Discriminator(config.network)
-        self.trained_rgb: tuple[nn.Module | None, int] = (None, 0)
+        generator = Generator(config.network)
         if config.init:
             seed_generator(generator, load_generator(weights_file(config.init)))
-            trained = self.take_up_discriminator(discriminator, config.init)
-            if trained is not None and config.fade_in:
-                self.trained_rgb = (trained.convs[0], config.network.log_out - trained.config.log_out)
+        discriminator, trained = self.build_discriminator()
+        self.trained_rgb: tuple[nn.Module | None, int] = (None, 0)
+        if trained is not None and config.fade_in:
+            self.trained_rgb = (trained.convs[0], config.network.log_out - trained.config.log_out)
         return generator, discriminator
 
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:

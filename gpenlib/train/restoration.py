@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from gpenlib.architecture import Discriminator, Gpen, load_generator
+from gpenlib.architecture.generator import NoiseInjection
 from gpenlib.images import FloatArray, from_tensor
 from gpenlib.metrics import psnr
 from gpenlib.train.config import TrainConfig
@@ -49,27 +49,24 @@ class RestorationObjective(Objective):
             open_skips(model)
         if not self.judged:
             return model, None
-        return model, self._build_discriminator()
+        return model, self.build_discriminator()[0]
 
     @property
     def judged(self) -> bool:
         """Whether a loss term needs a discriminator."""
         return bool(self.config.losses.adversarial or self.config.losses.feature_matching)
 
-    def _build_discriminator(self) -> Discriminator:
-        """Return the discriminator that came with ``init`` (as in the paper), or a new one."""
-        model = Discriminator(self.config.network)
-        if self.config.init:
-            self.take_up_discriminator(model, self.config.init)
-        return model
-
     def generator_groups(self) -> list[tuple[list[nn.Parameter], float]]:
-        """Return the decoder (the prior) and the encoder, which come in this order in the network."""
+        """Return the decoder (the prior) and what is new, at the encoder's rate.
+
+        The weights of the noise count as new: they let the encoder's features in, and a prior may have
+        learned to do without noise.
+        """
         rates = self.config.learning_rates
-        decoder = list(self.generator.generator.parameters())
-        encoder = [*chain.from_iterable(s.parameters() for s in self.generator.encoder)]
-        encoder += self.generator.final_linear.parameters()
-        return [(decoder, rates.generator * rates.decoder_factor), (encoder, rates.generator)]
+        doors = {m.weight for m in self.generator.modules() if isinstance(m, NoiseInjection)}
+        decoder = [p for p in self.generator.generator.parameters() if p not in doors]
+        new = [p for p in self.generator.parameters() if p not in set(decoder)]
+        return [(decoder, rates.generator * rates.decoder_factor), (new, rates.generator)]
 
     def train_step(self, step: int, given: Tensor, truth: Tensor) -> Losses:
         """Update the discriminator with this batch's output, then the generator."""

@@ -18,6 +18,21 @@ def test_every_weight_is_the_mean():
         torch.testing.assert_close(found, sum(own) / 3, msg=name)
 
 
+def test_shares_count_by_their_ratio():
+    first, second = (random_network(TINY, seed) for seed in range(2))
+    mean = average_weights([first, second], shares=[3, 1])
+    for (name, found), a, b in zip(
+        mean.state_dict().items(), first.state_dict().values(), second.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(found, 0.75 * a + 0.25 * b, msg=name)
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, 1.0, 1.0]])
+def test_shares_that_do_not_fit_are_refused(shares):
+    with pytest.raises(ValueError, match="one positive number for each of 2"):
+        average_weights([random_network(TINY, seed) for seed in range(2)], shares)
+
+
 def test_one_network_or_networks_of_two_kinds_are_refused():
     with pytest.raises(ValueError, match="1 networks.*at least two"):
         average_weights([random_network(TINY)])
@@ -37,6 +52,11 @@ def test_the_command_keeps_the_task_and_refuses_another(tmp_path, capsys):
     expected = average_weights([load_checkpoint(file) for file in files[:2]])
     for name, tensor in load_checkpoint(target).state_dict().items():
         torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-3, atol=1e-4)
+    main([str(target), *files[:2], "--shares", "1", "2"])
+    bias = "to_rgbs.0.bias"
+    own = [load_checkpoint(file).generator.state_dict()[bias] for file in files[:2]]
+    found = load_checkpoint(target).generator.state_dict()[bias]
+    torch.testing.assert_close(found, own[0] / 3 + 2 * own[1] / 3, rtol=1e-3, atol=1e-4)
     for wrong, words in (
         (files, "different tasks"),
         ([files[0], "nothing.safetensors"], "nothing.safetensors does not exist"),

@@ -20,7 +20,7 @@ from gpenlib.settings import SettingsError
 from gpenlib.train.config import TrainConfig
 from gpenlib.train.faces import DRAWN_FACES, open_training_faces
 from gpenlib.train.seeding import find_discriminator
-from gpenlib.train.state import TrainingError, one_group, regrouped
+from gpenlib.train.state import TrainingError, regrouped
 from gpenlib.train.trainer import Trainer
 from gpenlib.weights import discriminator_file, shipped_weights, weights_file
 from tests.train.conftest import CONTENT_ONLY, FACES, MakeConfig
@@ -98,6 +98,21 @@ def test_weights_to_ship_bring_their_discriminator(configure: MakeConfig, tmp_pa
     assert "demo-prior" in shipped_weights() and not any(
         "discriminator" in name for name in shipped_weights()
     )
+
+
+def test_a_discriminator_of_another_width_can_judge(configure: MakeConfig, tmp_path: Path) -> None:
+    judge = Trainer(configure(stage="prior", size=32, narrow=0.125, steps=1, losses={"path_length": 0}))
+    judge.run()
+    file = judge.save_weights()
+    tuned = Trainer(configure(discriminator_init=str(file), steps=1, run_dir=str(tmp_path / "tuned")))
+    shape = tuned.objective.discriminator.config
+    assert shape.narrow == 0.125 != tuned.config.narrow and shape.out_size == 64
+    last = tuned.objective.discriminator.state_dict()["final_conv.0.weight"].clone()
+    trained = judge.objective.discriminator.state_dict()["final_conv.0.weight"]
+    torch.testing.assert_close(last, trained, rtol=1e-3, atol=1e-4)  # fp16
+    tuned.run()
+    kept = load_discriminator(tuned.checkpoint, key="d")
+    assert kept.config == shape and not torch.equal(kept.state_dict()["final_conv.0.weight"], last)
 
 
 @pytest.mark.parametrize("stage", ["prior", "finetune"])
@@ -237,8 +252,24 @@ def test_optimisers_are_written_as_the_original_keeps_them(configure: MakeConfig
     moments = [plain.state[p]["exp_avg"].shape for p in network.parameters()]
     assert moments == [p.shape for p in network.parameters()]
     ours = trainer.objective.optimizers["g_optim"]
-    back = regrouped(one_group(ours.state_dict()), ours)
+    back = regrouped(saved["g_optim"], ours, trainer.objective.generator)
     assert [g["initial_lr"] for g in back["param_groups"]] == [2e-4, 2e-3]
+    for index, moments in ours.state_dict()["state"].items():
+        assert torch.equal(back["state"][index]["exp_avg"], moments["exp_avg"]), index
+
+
+def test_noise_weights_learn_at_the_rate_of_the_encoder(configure: MakeConfig) -> None:
+    """A prior may have closed them, and the encoder's features come in there."""
+    rates = {"generator": 2e-3, "decoder_factor": 0.1}
+    objective = Trainer(configure(losses=CONTENT_ONLY, learning_rates=rates)).objective
+    names = {parameter: name for name, parameter in objective.generator.named_parameters()}
+    slow, fast = (
+        {names[p] for p in group["params"]} for group in objective.optimizers["g_optim"].param_groups
+    )
+    assert slow | fast == set(names.values()) and not slow & fast
+    doors = {name for name in names.values() if name.endswith("noise.weight")}
+    assert doors and doors < fast
+    assert {name for name in fast - doors if name.startswith("generator.")} == set()
 
 
 def test_too_few_images_are_counted(configure: MakeConfig) -> None:
