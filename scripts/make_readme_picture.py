@@ -16,7 +16,6 @@ from gpenlib.images import from_tensor, read_image, to_tensor
 from gpenlib.metrics import psnr
 from gpenlib.plots.style import new_figure, show_image
 from gpenlib.run import repository_root
-from gpenlib.train.average import average_weights
 from gpenlib.weights import load_weights
 from gpenlib.weights.faces import open_faces
 
@@ -36,23 +35,21 @@ def main() -> None:
 
 
 def restored() -> Figure:
-    """Draw one face degraded in several ways, and what the weights of the two ends and between make of it."""
+    """Draw one face degraded in two ways, and what the weights for restoration make of it."""
     size = 128
-    truth = open_faces("embedded", 1, size).read(0)
-    pairs = [make_pair(truth, "restore-mild", size, seed=(seed,)) for seed in RESTORED_SEEDS]
-    inputs = [given for given, _ in pairs]
-    plain, sharp = (load_weights(name).model for name in ("demo-restore", "demo-restore-sharp"))
-    networks = {"demo-restore": plain, "half of each": average_weights([plain, sharp]), "…-sharp": sharp}
-    columns = {"degraded input": inputs}
-    for name, network in networks.items():
+    face = open_faces("embedded", 1, size).read(0)
+    pairs = [make_pair(face, "restore-mild", size, seed=seed) for seed in RESTORED_SEEDS]
+    columns = {"degraded input": [given for given, _ in pairs]}
+    batch = torch.from_numpy(to_tensor(columns["degraded input"]))
+    for name in ("demo-restore", "demo-restore-sharp"):
         with torch.inference_mode():
-            columns[name] = from_tensor(network(torch.from_numpy(to_tensor(inputs))).numpy())
-    columns["truth"] = [truth for _, truth in pairs]
-    figure, axes = new_figure(len(pairs), len(columns), width=10.0, height=2.15 * len(pairs) + 0.2)
-    for axis_column, (name, images) in zip(axes.T, columns.items(), strict=True):
-        for axis, image, (_, wanted) in zip(axis_column, images, pairs, strict=True):
-            score = "" if image is wanted else f": {psnr(image, wanted):.1f} dB"
-            show_image(axis, image, f"{name}{score}")
+            columns[name] = list(from_tensor(load_weights(name).model(batch).numpy()))
+    figure, axes = new_figure(len(pairs), len(columns) + 1, width=10.0, height=2.6 * len(pairs) + 0.2)
+    for row, line in enumerate(axes):
+        truth = pairs[row][1]
+        for axis, (name, images) in zip(line, columns.items(), strict=False):
+            show_image(axis, images[row], f"{name}: {psnr(images[row], truth):.1f} dB")
+        show_image(line[-1], truth, "truth")
     return figure
 
 
