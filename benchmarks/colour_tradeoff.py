@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from gpenlib.data import make_pair
+from gpenlib.data.embedded import LUMA
 from gpenlib.data.sources import open_folder
 from gpenlib.images import Image, from_tensor, to_tensor
 from gpenlib.metrics import colourfulness, psnr
@@ -26,7 +27,6 @@ from gpenlib.run import package_versions, repository_root, write_json
 from gpenlib.weights import load_weights
 
 FACTORS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
-LUMA = np.array([0.299, 0.587, 0.114])  # BT.601, as OpenCV's grey
 BATCH = 10
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 

@@ -26,7 +26,7 @@ FOLDER = repository_root() / "notebooks" / "figures"
 
 
 def main() -> None:
-    """Write both pictures."""
+    """Write the pictures."""
     FOLDER.mkdir(exist_ok=True)
     drawn = {"coloured.png": coloured(), "restored.png": restored(), "prior.png": samples()}
     for name, figure in drawn.items():
@@ -47,7 +47,7 @@ def restored() -> Figure:
     figure, axes = new_figure(len(pairs), len(columns) + 1, width=10.0, height=2.6 * len(pairs) + 0.2)
     for row, line in enumerate(axes):
         truth = pairs[row][1]
-        for axis, (name, images) in zip(line, columns.items(), strict=False):
+        for axis, (name, images) in zip(line[:-1], columns.items(), strict=True):
             show_image(axis, images[row], f"{name}: {psnr(images[row], truth):.1f} dB")
         show_image(line[-1], truth, "truth")
     return figure

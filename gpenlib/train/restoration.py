@@ -64,9 +64,10 @@ class RestorationObjective(Objective):
         """
         rates = self.config.learning_rates
         doors = {m.weight for m in self.generator.modules() if isinstance(m, NoiseInjection)}
-        decoder = [p for p in self.generator.generator.parameters() if p not in doors]
-        new = [p for p in self.generator.parameters() if p not in set(decoder)]
-        return [(decoder, rates.generator * rates.decoder_factor), (new, rates.generator)]
+        decoder = set(self.generator.generator.parameters()) - doors
+        embedded = [p for p in self.generator.parameters() if p in decoder]
+        new = [p for p in self.generator.parameters() if p not in decoder]
+        return [(embedded, rates.generator * rates.decoder_factor), (new, rates.generator)]
 
     def train_step(self, step: int, given: Tensor, truth: Tensor) -> Losses:
         """Update the discriminator with this batch's output, then the generator."""
