@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.data import astronaut
 from skimage.metrics import structural_similarity
 
 from gpenlib.images import read_image, to_grey
@@ -17,6 +18,7 @@ from gpenlib.metrics import (
     colour_shift,
     colourfulness,
     delta_e2000,
+    detail,
     finite_psnr,
     mean_colour,
     psnr,
@@ -141,6 +143,22 @@ def test_sharpness_of_stripes_one_pixel_wide():
     assert sharpness(flat((10, 200, 90))) == 0
     stripes = np.where(np.arange(32)[:, None, None] % 2, 130, 110).repeat(32, 1).repeat(3, 2).astype(np.uint8)
     assert sharpness(stripes) == pytest.approx((4 * 10) ** 2, rel=1e-6)
+
+
+def test_detail_counts_what_is_true_and_no_noise():
+    truth = astronaut()[:128, 160:288]
+    rng = np.random.default_rng(0)
+    noisy = np.clip(truth + rng.normal(0, 12, truth.shape), 0, 255).astype(np.uint8)
+    blurred = cv2.GaussianBlur(truth, (0, 0), 1.5)
+    half = (127.5 + 0.5 * (truth - 127.5)).astype(np.uint8)
+    assert detail(truth, truth) == pytest.approx(1)
+    assert detail(half, truth) == pytest.approx(0.5, abs=0.01)
+    assert detail(255 - truth, truth) == pytest.approx(-1, abs=0.01)
+    assert sharpness(noisy) > 2 * sharpness(truth) and detail(noisy, truth) == pytest.approx(1, abs=0.05)
+    assert detail(blurred, truth) < 0.6
+    assert detail(truth, flat((10, 200, 90), 128)) == detail(flat((1, 2, 3), 128), truth) == 0
+    with pytest.raises(ValueError, match="shapes differ"):
+        detail(truth[1:], truth)
 
 
 @pytest.mark.parametrize("shape", [(48, 64, 3), (150, 40, 3), (11, 11, 3), (80, 70)])

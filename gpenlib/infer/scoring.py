@@ -18,6 +18,7 @@ from gpenlib.metrics import (
     chroma_error,
     colourfulness,
     delta_e2000,
+    detail,
     finite_psnr,
     mean_colour,
     sharpness,
@@ -30,7 +31,8 @@ MEANS = (
     *SCORES,
     *(f"{score}_{baseline}" for baseline in BASELINES for score in SCORES),
     "psnr_truncated", "ssim_truncated", "psnr_float", "ssim_float", "colourfulness",
-    "colourfulness_truth", "sharpness", "sharpness_input", "sharpness_truth", "lightness", "lab_a", "lab_b",
+    "colourfulness_truth", "sharpness", "sharpness_input", "sharpness_truth", "detail", "detail_input",
+    "lightness", "lab_a", "lab_b",
 )  # fmt: skip
 MOST_THREADS = 8
 Result = TypeVar("Result")
@@ -56,9 +58,9 @@ def score(source: Image, truth: Image, output: FloatArray, chroma: Chroma) -> di
         output; ``*_input`` judge the input as if it were the answer (doing nothing),
         ``*_chroma_baseline`` the input coloured evenly with ``chroma``. ``psnr_truncated`` and
         ``ssim_truncated`` follow the vendor's uint8 convention, ``psnr_float`` and ``ssim_float`` judge
-        the output without any rounding, but clipped as every picture is. ``colourfulness*`` and
-        ``sharpness*`` are as in :mod:`gpenlib.metrics`. ``lightness``, ``lab_a`` and
-        ``lab_b`` are the mean CIELAB colour of the output. PSNR of equal images is given as 100 dB, so
+        the output without any rounding, but clipped as every picture is. ``colourfulness*``,
+        ``sharpness*`` and ``detail*`` are as in :mod:`gpenlib.metrics`. ``lightness``, ``lab_a``
+        and ``lab_b`` are the mean CIELAB colour of the output. PSNR of equal images is given as 100 dB, so
         that means stay finite.
     """
     unrounded = to_levels(output[None])[0]
@@ -89,6 +91,8 @@ def score(source: Image, truth: Image, output: FloatArray, chroma: Chroma) -> di
         "sharpness": sharpness(rounded),
         "sharpness_input": sharpness(baseline),
         "sharpness_truth": sharpness(truth),
+        "detail": detail(rounded, truth),
+        "detail_input": detail(baseline, truth),
     }
 
 

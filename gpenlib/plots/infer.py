@@ -177,16 +177,17 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
 
 
 def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
-    """Plot the sharpness of output and input against the truth's, and the gain over inputs of every quality.
+    """Plot sharpness against the truth's, detail against the input's, gain against the input's quality.
 
     Parameters
     ----------
     rows : sequence of mapping
-        With ``sharpness``, ``sharpness_input``, ``sharpness_truth``, ``psnr`` and ``psnr_input``.
+        With ``sharpness``, ``sharpness_input``, ``sharpness_truth``, ``detail``, ``detail_input``, ``psnr``
+        and ``psnr_input``.
     dtype : str
     """
-    figure, axes = new_figure(1, 2, width=9.5, height=3.9)
-    scatter, gains = axes[0]
+    figure, axes = new_figure(1, 3, width=13.5, height=4.1)
+    scatter, details, gains = axes[0]
     colour = DTYPE_COLOURS[dtype]
     names = ("sharpness_truth", "sharpness_input", "sharpness")
     truth, given, output = (np.maximum([row[name] for row in rows], 1.0) for name in names)  # for logarithms
@@ -200,6 +201,14 @@ def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     scatter.set(title=f"Sharpness: {np.median(output / truth):.0%} of the truth's (median)")
     scatter.set(xlabel="truth (variance of the Laplacian)", ylabel="input and output")
     scatter.legend(fontsize=8.5, loc="best", frameon=False)
+    before, after = (np.array([row[name] for row in rows]) for name in ("detail_input", "detail"))
+    ends = [min(0.0, before.min(), after.min()), 1.08 * max(1.0, before.max(), after.max())]
+    details.plot(ends, ends, color=BASELINE_COLOUR, linewidth=1.2, label="as much as in the input")
+    details.scatter(before, after, s=32, color=colour, edgecolors="white", alpha=0.85)
+    details.set(xlim=ends, ylim=ends, aspect="equal")
+    details.set(title=f"True detail: {np.median(before):.0%} → {np.median(after):.0%} (medians)")
+    details.set(xlabel="input, share of the truth's", ylabel=f"output, {dtype}")
+    details.legend(fontsize=8.5, loc="best", frameon=False)
     start = np.array([row["psnr_input"] for row in rows])
     gain = np.array([row["psnr"] for row in rows]) - start
     gains.scatter(start, gain, color=colour, s=32, alpha=0.85, edgecolors="white")

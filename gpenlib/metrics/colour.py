@@ -1,11 +1,9 @@
-"""Image quality figures: arrays in, numbers out."""
+"""Colour: CIELAB, differences in it, colourfulness."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,129 +11,9 @@ from numpy.typing import NDArray
 from skimage.color import xyz_tristimulus_values
 from skimage.color.colorconv import xyz_from_rgb
 
-Array = NDArray[Any]
+from gpenlib.metrics.arrays import Array, check_pair, strips
+
 LabArray = NDArray[np.float32]
-PSNR_CEILING = 100.0
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_K1, SSIM_K2 = 0.01, 0.03
-STRIP = 64  # rows
-
-
-def psnr(a: Array, b: Array, data_range: float | None = None) -> float:
-    """Return the peak signal-to-noise ratio in dB over all pixels and channels.
-
-    Parameters
-    ----------
-    a, b : uint8 or float arrays of one shape
-    data_range : float, optional
-        Width of the value range: 255 for uint8; required for floats (2.0 for [-1, 1]).
-
-    Returns
-    -------
-    float
-        Infinity for equal arrays.
-
-    Raises
-    ------
-    ValueError
-        If shapes or types differ, or ``data_range`` is missing for floats.
-    """
-    width = _check(a, b, data_range)
-    if a.dtype == np.uint8:  # OpenCV sums whole numbers: exact, and much faster
-        error = cv2.norm(a.reshape(-1), b.reshape(-1), cv2.NORM_L2SQR) / a.size
-    else:
-        error = float(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64))))
-    return math.inf if error == 0 else 10.0 * math.log10(width**2 / error)
-
-
-def finite_psnr(a: Array, b: Array, data_range: float | None = None) -> float:
-    """Return :func:`psnr`, with 100 dB for equal images so that means stay finite."""
-    return min(psnr(a, b, data_range), PSNR_CEILING)
-
-
-def ssim(a: Array, b: Array, data_range: float | None = None) -> float:
-    """Return the structural similarity index of Wang et al. 2004.
-
-    11x11 Gaussian window, sigma 1.5, valid region only, computed per channel and averaged, which is
-    what the vendor's evaluation script computes.
-
-    Parameters
-    ----------
-    a, b : [H, W, 3] or [H, W], uint8 or float
-    data_range : float, optional
-        As :func:`psnr`.
-
-    Raises
-    ------
-    ValueError
-        As :func:`psnr`, or if an image is smaller than the window.
-    """
-    width = _check(a, b, data_range)
-    return SsimReference(b, width).score(a)
-
-
-class SsimReference:
-    """SSIM of many images against one, whose local means and energies are filtered only once.
-
-    Parameters
-    ----------
-    image : [H, W, 3] or [H, W], uint8 or float
-    data_range : float
-        Width of the value range. SSIM depends on where zero is: use values from 0 upwards.
-
-    Raises
-    ------
-    ValueError
-        If ``image`` is smaller than the window.
-    """
-
-    def __init__(self, image: Array, data_range: float = 255.0) -> None:
-        if min(image.shape[:2]) < SSIM_WINDOW:
-            raise ValueError(f"image of shape {image.shape} is smaller than SSIM's 11x11 window")
-        self._values = image.astype(np.float64)
-        self._mean = _window_mean(self._values)
-        self._energy = _window_mean(self._values**2)
-        self._c1, self._c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
-
-    def score(self, image: Array) -> float:
-        """Return the SSIM of ``image``, an array of the same shape and value range.
-
-        Raises
-        ------
-        ValueError
-            If the shape differs.
-        """
-        if image.shape != self._values.shape:
-            raise ValueError(f"images differ in shape: {image.shape} and {self._values.shape}")
-        height = len(self._mean)
-        total = sum(self._similarity(image, rows) for rows in _strips(height))
-        return total / self._mean.size
-
-    def _similarity(self, image: Array, rows: slice) -> float:
-        """Return the sum of the similarity over some rows of windows."""
-        pixels = slice(rows.start, rows.stop + SSIM_WINDOW - 1)
-        values, others = image[pixels].astype(np.float64), self._values[pixels]
-        mean, other_mean = _window_mean(values), self._mean[rows]
-        means = mean * other_mean
-        squares = mean * mean
-        squares += other_mean * other_mean
-        covariance = _window_mean(values * others) - means
-        variances = _window_mean(values * values) + self._energy[rows]
-        variances -= squares
-        similarity = (2 * means + self._c1) * (2 * covariance + self._c2)
-        similarity /= (squares + self._c1) * (variances + self._c2)
-        return float(similarity.sum())
-
-
-def _window_mean(values: Array) -> Array:
-    """Return Gaussian-weighted means over every window that lies inside the image, [H - 10, W - 10, ...].
-
-    OpenCV's separable filter gives what scikit-image's ``structural_similarity`` computes, five times
-    as fast.
-    """
-    profile = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA, cv2.CV_64F)
-    inside = SSIM_WINDOW // 2
-    return np.asarray(cv2.sepFilter2D(values, -1, profile, profile))[inside:-inside, inside:-inside]
 
 
 def to_lab(image: Array) -> LabArray:
@@ -153,7 +31,7 @@ def to_lab(image: Array) -> LabArray:
         raise ValueError(f"{image.dtype} {image.shape}: expected uint8 RGB [H, W, 3]")
     linear, from_linear, white = _lab_constants()
     lab = np.empty(image.shape, dtype=np.float32)
-    for rows in _strips(len(image)):
+    for rows in strips(len(image)):
         xyz = linear[image[rows]] @ from_linear / white
         root = np.cbrt(xyz)
         dark = xyz <= 0.008856
@@ -191,7 +69,7 @@ def delta_e2000(a: LabArray, b: LabArray) -> float:
         If the arrays are not of one shape, or are uint8 (not yet CIELAB).
     """
     _check_lab(a, b)
-    total = sum(_ciede2000(a[rows], b[rows]).sum(dtype=np.float64) for rows in _strips(len(a)))
+    total = sum(_ciede2000(a[rows], b[rows]).sum(dtype=np.float64) for rows in strips(len(a)))
     return float(total) / (a.shape[0] * a.shape[1])
 
 
@@ -242,7 +120,7 @@ def chroma_error(a: LabArray, b: LabArray) -> float:
     """
     _check_lab(a, b)
     total = 0.0
-    for rows in _strips(len(a)):
+    for rows in strips(len(a)):
         difference = a[rows, :, 1:] - b[rows, :, 1:]
         difference *= difference
         total += float(np.sqrt(difference[..., 0] + difference[..., 1]).sum(dtype=np.float64))
@@ -259,7 +137,7 @@ def colour_shift(a: Array, b: Array) -> float:
 
     It shows a veil of colour over the whole face, which PSNR and SSIM hardly see.
     """
-    _check(a, b, None)
+    check_pair(a, b, None)
     return float(np.linalg.norm(mean_colour(to_lab(a)) - mean_colour(to_lab(b))))
 
 
@@ -268,29 +146,6 @@ def colourfulness(image: Array) -> float:
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     rg, yb = red - green, 0.5 * (red + green) - blue
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
-
-
-def sharpness(image: Array) -> float:
-    """Return the variance of the Laplacian of uint8 RGB's luma, 0 for a flat one; noise counts as well."""
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return float(cv2.Laplacian(luma, cv2.CV_32F).var())
-
-
-def _strips(height: int) -> Iterator[slice]:
-    """Yield slices of some rows each: what is computed in between stays in the processor's cache."""
-    for start in range(0, height, STRIP):
-        yield slice(start, min(start + STRIP, height))
-
-
-def _check(a: Array, b: Array, data_range: float | None) -> float:
-    """Validate a pair of images and return the width of their value range."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(f"images differ in kind: {a.dtype} {a.shape} and {b.dtype} {b.shape}")
-    if data_range is not None:
-        return float(data_range)
-    if a.dtype != np.uint8:
-        raise ValueError(f"data_range is required for {a.dtype} images (2.0 for values in [-1, 1])")
-    return 255.0
 
 
 def _check_lab(a: Array, b: Array) -> None:
