@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from gpenlib.architecture import Gpen
 from gpenlib.data import make_pair
 from gpenlib.data.embedded import LUMA
 from gpenlib.data.sources import open_folder
@@ -40,14 +41,7 @@ def main() -> None:
     parser.add_argument("--weights", default="demo-color", help="name or weights file (default: demo-color)")
     options = parser.parse_args()
 
-    model = load_weights(options.weights).model
-    folder = open_folder(options.faces)
-    pairs = [make_pair(folder.read(i), "color", model.config.in_size) for i in range(len(folder.names))]
-    truths = [truth for _, truth in pairs]
-    batches = torch.from_numpy(to_tensor([given for given, _ in pairs])).split(BATCH)
-    with torch.inference_mode():
-        outputs = [image for b in progress(batches, desc="colour") for image in from_tensor(model(b).numpy())]
-
+    outputs, truths = colour(load_weights(options.weights).model, options.faces)
     parts = [(*split(output), *split(truth)) for output, truth in zip(outputs, truths, strict=True)]
     rows = [
         score(f"chroma x {factor:g}", [join(luma, factor * chroma) for luma, chroma, _, _ in parts], truths)
@@ -59,6 +53,16 @@ def main() -> None:
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.2f}".format))
     target = repository_root() / "outputs" / "benchmarks" / "colour_tradeoff.json"
     write_json(target, {"weights": options.weights, "rows": rows, "packages": package_versions()})
+
+
+def colour(model: Gpen, faces: str) -> tuple[list[Image], list[Image]]:
+    """Return the network's answers to all grey faces of a folder, and the truths, uint8 RGB [S, S, 3]."""
+    folder = open_folder(faces)
+    pairs = [make_pair(folder.read(i), "color", model.config.in_size) for i in range(len(folder.names))]
+    batches = torch.from_numpy(to_tensor([given for given, _ in pairs])).split(BATCH)
+    with torch.inference_mode():
+        outputs = [image for b in progress(batches, desc="colour") for image in from_tensor(model(b).numpy())]
+    return outputs, [truth for _, truth in pairs]
 
 
 def split(image: Image) -> tuple[Pixels, Pixels]:

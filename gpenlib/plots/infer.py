@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from gpenlib.images import Image
@@ -208,6 +209,8 @@ def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     details.set(xlim=ends, ylim=ends, aspect="equal")
     details.set(title=f"True detail: {np.median(before):.0%} → {np.median(after):.0%} (medians)")
     details.set(xlabel="input, share of the truth's", ylabel=f"output, {dtype}")
+    details.xaxis.set_major_formatter(PercentFormatter(1.0))
+    details.yaxis.set_major_formatter(PercentFormatter(1.0))
     details.legend(fontsize=8.5, loc="best", frameon=False)
     start = np.array([row["psnr_input"] for row in rows])
     gain = np.array([row["psnr"] for row in rows]) - start

@@ -39,7 +39,11 @@ class LearningRates(Settings):
 
 
 class LossWeights(Settings):
-    """Factors of the loss terms; a factor of 0 leaves the term (and its work) out."""
+    """Factors of the loss terms; a factor of 0 leaves the term (and its work) out.
+
+    The defaults are the paper's. A discriminator that comes trained pulls harder than one that learns beside
+    the network: see ``params/train/embed_color.yaml`` for factors that keep the terms in balance.
+    """
 
     content: float = Field(1.0, ge=0, description="distance between output and truth")
     content_loss: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
