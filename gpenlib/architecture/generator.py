@@ -111,6 +111,11 @@ class NoiseInjection(nn.Module):
         return torch.cat((x, self.weight.to(x.dtype) * noise), dim=1)
 
 
+def noise_weights(network: nn.Module) -> list[nn.Parameter]:
+    """Return the weight of every :class:`NoiseInjection`, in order: at 0 nothing of the noise comes in."""
+    return [module.weight for module in network.modules() if isinstance(module, NoiseInjection)]
+
+
 class StyledConv(nn.Module):
     """Modulated convolution, concatenated noise, activation: one half of a GAN block."""
 

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from gpenlib.architecture import Discriminator, Gpen, load_generator
-from gpenlib.architecture.generator import NoiseInjection
+from gpenlib.architecture.generator import noise_weights
 from gpenlib.images import FloatArray, from_tensor
 from gpenlib.metrics import psnr
 from gpenlib.train.config import TrainConfig
@@ -64,8 +64,7 @@ class RestorationObjective(Objective):
         makes 0.9 dB on the held-out faces after 400 steps.
         """
         rates = self.config.learning_rates
-        doors = {m.weight for m in self.generator.modules() if isinstance(m, NoiseInjection)}
-        decoder = set(self.generator.generator.parameters()) - doors
+        decoder = set(self.generator.generator.parameters()) - set(noise_weights(self.generator))
         embedded = [p for p in self.generator.parameters() if p in decoder]
         new = [p for p in self.generator.parameters() if p not in decoder]
         return [(embedded, rates.generator * rates.decoder_factor), (new, rates.generator)]

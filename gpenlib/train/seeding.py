@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gpenlib.architecture import CheckpointError, Discriminator, Generator, Gpen, load_discriminator
-from gpenlib.architecture.generator import NoiseInjection
+from gpenlib.architecture.generator import noise_weights
 from gpenlib.weights import discriminator_file
 
 # Encoder and discriminator count their stages from the largest size down, the decoder from 4 px up.
@@ -80,10 +80,8 @@ def open_skips(model: Gpen) -> None:
 
     StyleGAN2 starts its noise at weight 0; without a trained prior the features are the main path.
     """
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, NoiseInjection):
-                module.weight.fill_(1.0)
+    for weight in noise_weights(model):
+        nn.init.ones_(weight)
 
 
 def shifted(state: Mapping[str, Tensor], by: int) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from gpenlib.architecture import CheckpointError, Gpen, GpenConfig, load_checkpoint, read_notes
-from gpenlib.architecture.generator import NoiseInjection
+from gpenlib.architecture.generator import noise_weights
 from gpenlib.run import choice_error, fingerprint, resolve_path, sha256
 
 FOLDER = Path(__file__).parent
@@ -108,8 +109,6 @@ def random_network(config: GpenConfig, seed: int = 0) -> Gpen:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Gpen(config)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, NoiseInjection):
-                module.weight.fill_(0.3)
+    for weight in noise_weights(model):
+        nn.init.constant_(weight, 0.3)
     return model.eval()
