@@ -20,7 +20,7 @@ from gpenlib.architecture import Gpen
 from gpenlib.data.sources import open_folder
 from gpenlib.run import package_versions, repository_root, write_json
 from gpenlib.train.config import TrainConfig
-from gpenlib.train.log import read_log
+from gpenlib.train.log import read_log, series
 from gpenlib.train.trainer import Trainer
 
 EVERY = (8, 4, 2, 1)  # of so many faces one is used
@@ -47,7 +47,7 @@ def main() -> None:
     write_json(target, {"steps": options.steps, "rows": rows, "packages": package_versions()})
 
 
-def train_and_score(train: str, faces: str, steps: int, every: int) -> dict[str, str | float]:
+def train_and_score(train: str, faces: str, steps: int, every: int) -> dict[str, float]:
     """Return the figures of a network that learned from one of ``every`` faces."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, run_dir = Path(temporary, "faces"), Path(temporary, "run")
@@ -58,13 +58,13 @@ def train_and_score(train: str, faces: str, steps: int, every: int) -> dict[str,
         )
         count = link_faces(train, folder, every, config.holdout)
         model = Trainer(config).run()
-        held_out = [row["held_out_psnr"] for row in read_log(run_dir) if "held_out_psnr" in row]
+        _, held_out = series(read_log(run_dir), "held_out_psnr")
     assert isinstance(model, Gpen)
     return {
         "faces": count,
         "held out, best": max(held_out),
         "held out, end": held_out[-1],
-        **score("", *colour(model, faces)),
+        **score(*colour(model, faces)),
     }
 
 

@@ -43,13 +43,15 @@ def main() -> None:
 
     outputs, truths = colour(load_weights(options.weights).model, options.faces)
     parts = [(*split(output), *split(truth)) for output, truth in zip(outputs, truths, strict=True)]
-    rows = [
-        score(f"chroma x {factor:g}", [join(luma, factor * chroma) for luma, chroma, _, _ in parts], truths)
+    answers = {
+        f"chroma x {factor:g}": [join(luma, factor * chroma) for luma, chroma, _, _ in parts]
         for factor in FACTORS
+    }
+    answers["true mean chroma"] = [
+        join(luma, chroma + (true - chroma).mean((0, 1))) for luma, chroma, _, true in parts
     ]
-    shifted = [join(luma, chroma + (true - chroma).mean((0, 1))) for luma, chroma, _, true in parts]
-    rows.append(score("true mean chroma", shifted, truths))
-    rows.append(score("own luma, true chroma", [join(luma, true) for luma, _, _, true in parts], truths))
+    answers["own luma, true chroma"] = [join(luma, true) for luma, _, _, true in parts]
+    rows = [{"outputs": name, **score(images, truths)} for name, images in answers.items()]
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.2f}".format))
     target = repository_root() / "outputs" / "benchmarks" / "colour_tradeoff.json"
     write_json(target, {"weights": options.weights, "rows": rows, "packages": package_versions()})
@@ -76,12 +78,11 @@ def join(luma: Pixels, chroma: Pixels) -> Image:
     return np.clip(np.rint(luma + chroma), 0, 255).astype(np.uint8)
 
 
-def score(name: str, images: Sequence[Image], truths: Sequence[Image]) -> dict[str, str | float]:
+def score(images: Sequence[Image], truths: Sequence[Image]) -> dict[str, float]:
     """Return mean PSNR in dB and colourfulness in percent of the truths'."""
     colour = [np.mean([colourfulness(image) for image in some]) for some in (images, truths)]
     scores = [psnr(image, truth) for image, truth in zip(images, truths, strict=True)]
     return {
-        "outputs": name,
         "psnr": float(np.mean(scores)),
         "colourfulness_percent": float(100 * colour[0] / colour[1]),
     }

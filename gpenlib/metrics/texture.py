@@ -12,8 +12,7 @@ DETAIL_RADIUS = 2.0  # pixels
 
 def sharpness(image: Array) -> float:
     """Return the variance of the Laplacian of uint8 RGB's luma, 0 for a flat one; noise counts as well."""
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return float(cv2.Laplacian(luma, cv2.CV_32F).var())
+    return float(cv2.Laplacian(_luma(image), cv2.CV_32F).var())
 
 
 def detail(image: Array, truth: Array) -> float:
@@ -45,6 +44,10 @@ def detail(image: Array, truth: Array) -> float:
 
 
 def _fine_detail(image: Array) -> Array:
-    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    fine: Array = luma - cv2.GaussianBlur(luma, (0, 0), DETAIL_RADIUS)
-    return fine
+    luma = _luma(image)
+    return np.asarray(luma - cv2.GaussianBlur(luma, (0, 0), DETAIL_RADIUS))
+
+
+def _luma(image: Array) -> Array:
+    """Return the luma of uint8 RGB in grey levels, float32 [H, W]."""
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.float32)
