@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from gpenlib.run import package_versions, repository_root, write_json
+from gpenlib.files import package_versions, repository_root, write_json
 
 CHILD = """
 import sys, tempfile

@@ -17,11 +17,10 @@ import pandas as pd
 from colour_tradeoff import colour, score
 
 from gpenlib.architecture import Gpen
-from gpenlib.data.sources import open_folder
-from gpenlib.run import package_versions, repository_root, write_json
-from gpenlib.train.config import TrainConfig
-from gpenlib.train.log import read_log, series
-from gpenlib.train.trainer import Trainer
+from gpenlib.data.faces import open_folder
+from gpenlib.files import package_versions, repository_root, write_json
+from gpenlib.settings import TrainConfig
+from gpenlib.train.trainer import Trainer, read_log, series
 
 EVERY = (8, 4, 2, 1)  # of so many faces one is used
 CONTENT_ALONE = {

@@ -18,14 +18,12 @@ import pandas as pd
 import torch
 
 from gpenlib.architecture import Gpen
+from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.data import make_pair
-from gpenlib.data.embedded import LUMA
-from gpenlib.data.sources import open_folder
+from gpenlib.data.faces import LUMA, open_folder
+from gpenlib.files import package_versions, progress, repository_root, write_json
 from gpenlib.images import Image, from_tensor, to_tensor
 from gpenlib.metrics import colourfulness, psnr
-from gpenlib.progress import progress
-from gpenlib.run import package_versions, repository_root, write_json
-from gpenlib.weights import load_weights
 
 FACTORS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)
 BATCH = 10

@@ -21,15 +21,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from gpenlib.architecture.cost import total_cost
+from gpenlib.architecture.checkpoints import load_weights
+from gpenlib.architecture.inspect import total_cost
 from gpenlib.compile import compile_model
 from gpenlib.export import deploy_form, export_onnx, export_training_form
-from gpenlib.export.onnx_export import example_input
+from gpenlib.export.graphs import example_input
+from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.infer import open_runtime
-from gpenlib.infer.benchmark import interleaved_times
+from gpenlib.infer.performance import interleaved_times
 from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
-from gpenlib.run import package_versions, repository_root, write_json
-from gpenlib.weights import load_weights
 
 ORIGINAL = "original, PyTorch eager fp32"
 DEPLOY = "deploy form, OpenVINO fp32"

@@ -24,14 +24,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import Pack, read_pack, write_pack
-from gpenlib.errors.compare import compare_outputs, summarise_comparison
-from gpenlib.errors.groups import face_traits, group_losses, trends
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.pairs import Pack, read_pack, write_pack
+from gpenlib.errors.compare import compare_outputs, face_traits, group_losses, summarise_comparison, trends
+from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.images import FloatArray, read_image, to_tensor
-from gpenlib.infer.chroma import data_chroma
-from gpenlib.infer.pipeline import restore_pack
-from gpenlib.run import package_versions, repository_root, write_json
+from gpenlib.infer.scoring import data_chroma, restore_pack
 
 FIRST = 50  # faces after which the memory is looked at for the first time
 CALIBRATION = 32

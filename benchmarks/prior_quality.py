@@ -24,14 +24,11 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from gpenlib.data.sources import open_folder
-from gpenlib.errors.feature_distance import frechet_distance
+from gpenlib.data.faces import PriorSource, open_faces, open_folder
+from gpenlib.files import package_versions, progress, repository_root, write_json
 from gpenlib.images import Image, resize
-from gpenlib.metrics import colourfulness, sharpness
-from gpenlib.progress import progress
-from gpenlib.run import package_versions, repository_root, write_json
-from gpenlib.train.config import TrainConfig
-from gpenlib.weights.faces import PriorSource, open_faces
+from gpenlib.metrics import colourfulness, frechet_distance, sharpness
+from gpenlib.settings import TrainConfig
 
 THUMBNAIL, COMPARED = 8, 32  # sides in pixels
 Pixels = np.ndarray[tuple[int, int], np.dtype[np.float64]]

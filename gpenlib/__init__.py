@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpenlib.architecture import Discriminator, Gpen, GpenConfig, load_checkpoint
+    from gpenlib.architecture.checkpoints import load_weights
     from gpenlib.compile import BuildConfig, compile_model
     from gpenlib.export import deploy_form, export_onnx, export_torchscript, gpen_from_onnx
     from gpenlib.infer import open_runtime
     from gpenlib.metrics import psnr, ssim
-    from gpenlib.weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _HOME = {
     "export_torchscript": "export",
     "gpen_from_onnx": "export",
     "load_checkpoint": "architecture",
-    "load_weights": "weights",
+    "load_weights": "architecture.checkpoints",
     "open_runtime": "infer",
     "psnr": "metrics",
     "ssim": "metrics",

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from gpenlib.run import choice_error, write_atomically
+from gpenlib.files import choice_error, write_atomically
 
 Image = NDArray[np.uint8]
 FloatArray = NDArray[np.float32]

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from gpenlib.run import nearest, resolve_path
+from gpenlib.architecture import GpenConfig
+from gpenlib.architecture.checkpoints import Weights, load_weights, trained_task, weights_file
+from gpenlib.data.pairs import ProcessOp, parse_process_ops
+from gpenlib.data.tasks import TaskName
+from gpenlib.files import nearest, resolve_path
+
+# ----------------------------------------------------------------------
+# Validated settings: one frozen model per configuration, unknown keys and wrong values refused.
 
 
 class SettingsError(ValueError):
@@ -132,3 +149,467 @@ def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[s
     if isinstance(current, type) and issubclass(current, BaseModel):
         return list(current.model_fields)
     return []
+
+
+# ----------------------------------------------------------------------
+# The build configuration: the vendor's YAML schema, strict, with our backends.
+
+Dtype = Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
+RunnableBackend = Literal["openvino", "onnxruntime", "torch", "torchscript"]
+BackendType = Literal["auto", RunnableBackend, "tvm_vacc"]
+Device = Literal["cpu", "cuda", "tensorrt"]
+CalibrateMode = Literal["max", "percentile", "kl_divergence", "mse"]
+DEFAULT_OPS: tuple[dict[str, Any], ...] = (
+    {"type": "DecodeImage"},
+    {"type": "Resize"},
+    {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    {"type": "ToTensor"},
+)
+
+
+class FrontendConfig(Settings):
+    """Where the network comes from.
+
+    ``python -m gpenlib.compile`` loads ``checkpoint`` (as :func:`gpenlib.load_weights`). With a model given
+    to ``compile_model`` only ``shape`` is checked.
+    """
+
+    shape: dict[str, list[int]] | None = Field(None, description="input name -> [N, 3, S, S]")
+    type: Literal["pytorch", "onnx"] = Field("pytorch", description="onnx: recover the weights of a file")
+    checkpoint: str | None = Field(None, description="name of weights, checkpoint, or ONNX file")
+    dtype: Literal["fp32"] = "fp32"
+
+
+class VendorCompileOptions(Settings):
+    """Keys that only the vendor's compiler understands; kept, and listed as not used by our backends."""
+
+    data_transport_mode: int | None = None
+    output_ddr: list[int] | None = None
+    switch_lhs_rhs: bool | None = None
+    opt_level: int | None = None
+    data_type: int | None = None
+
+
+class QuantizeConfig(Settings):
+    """How int8 is made; ignored for other dtypes."""
+
+    calibrate_mode: CalibrateMode = "max"
+    percentile: float = Field(99.99, gt=0, le=100, description="share kept by calibrate_mode percentile")
+    quantize_per_channel: bool = True
+    weight_scale: Literal["max", "power2"] = Field(
+        "max", description="power2 rounds scales up to powers of two"
+    )
+    output_ddr: list[int] | None = None
+    exclude_layers: list[int | str] | Literal["auto"] = Field(
+        default_factory=list, description="module paths, patterns, or indices from 0; or auto"
+    )
+    quantize_mode: Literal["manual", "auto"] = Field("manual", description="auto: exclude_layers auto")
+    max_drop_db: float = Field(0.05, gt=0, description="exclude_layers auto: largest loss of PSNR, dB")
+    sensitivity_images: int = Field(8, ge=1, description="calibration images that auto measures on")
+    bias_correction: bool = Field(
+        True, description="take the mean error of rounded weights, and of the picture, out of the biases"
+    )
+    format: Literal["auto", "qdq", "qoperator"] = Field(
+        "auto", description="form of the int8 file: auto is qoperator for onnxruntime, qdq otherwise"
+    )
+
+    @property
+    def exclude_automatically(self) -> bool:
+        """Whether the layers that stay in float are chosen by measuring."""
+        return self.exclude_layers == "auto" or self.quantize_mode == "auto"
+
+
+class BackendConfig(Settings):
+    """What to build for."""
+
+    type: BackendType = Field("auto", description="auto: the fastest, measured on the finished artefact")
+    also: list[RunnableBackend] = Field(
+        default_factory=list, description="further backends whose files the artefact shall hold"
+    )
+    dtype: Dtype = "fp32"
+    device: Device = Field("cpu", description="where the artefact is measured and verified")
+    compile: VendorCompileOptions = Field(default_factory=VendorCompileOptions)
+    quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
+
+
+class SamplerConfig(Settings):
+    """Which calibration images to take: the first ``get_data_num`` in natural order."""
+
+    suffix: str | None = None
+    get_data_num: int | None = Field(None, ge=1, description="unset: up to 32")
+
+
+class DatasetConfig(Settings):
+    """Calibration images: a folder of pictures, or a pack (a folder with ``datalist.txt``).
+
+    Without ``path`` the embedded faces serve. ``task`` degrades pictures into network input;
+    a pack holds such inputs already.
+    """
+
+    type: Literal["tvm", "folder"] = "folder"
+    path: str | None = None
+    task: TaskName = "color"
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    process_ops: list[dict[str, Any]] = Field(default_factory=lambda: [dict(op) for op in DEFAULT_OPS])
+
+    @field_validator("process_ops")
+    @classmethod
+    def _known_operators(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        parse_process_ops(value)
+        return value
+
+    def operators(self) -> list[ProcessOp]:
+        """Return the preprocessing operators in order."""
+        return parse_process_ops(self.process_ops)
+
+
+class WorkspaceConfig(Settings):
+    """Where the vendor's compiler writes; ``compile_model`` takes its folder as an argument instead."""
+
+    path: str = "./deploy_weights/"
+
+
+class BuildConfig(Settings):
+    """A build: frontend -> backend, calibrated on a data set. Every key has a default."""
+
+    name: str = "gpen"
+    frontend: FrontendConfig = Field(default_factory=FrontendConfig)
+    backend: BackendConfig = Field(default_factory=BackendConfig)
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig)
+    workspace: WorkspaceConfig = Field(default_factory=WorkspaceConfig)
+
+    def unused_keys(self) -> list[str]:
+        """Return the keys that are set but that our backends do not use."""
+        given = self.backend.compile.model_dump(exclude_none=True)
+        unused = [f"backend.compile.{name}" for name in given]
+        if self.backend.quantize.output_ddr is not None:
+            unused.append("backend.quantize.output_ddr")
+        return unused
+
+
+def as_build_config(build: BuildConfig | str | Path | Mapping[str, Any]) -> BuildConfig:
+    """Return a validated configuration from a BuildConfig, a YAML path, or a (partial) mapping.
+
+    Raises
+    ------
+    SettingsError
+        Naming the keys that are unknown or wrong.
+    """
+    if isinstance(build, BuildConfig):
+        return build
+    if isinstance(build, Mapping):
+        return BuildConfig.parse(build, "build configuration")
+    return BuildConfig.from_yaml(build)
+
+
+# ----------------------------------------------------------------------
+# Settings of a training run.
+
+Stage = Literal["prior", "embed", "finetune"]
+Range = tuple[float, float]
+
+
+class Jitter(Settings):
+    """Random changes to the truth pictures before a task degrades them."""
+
+    min_crop: float = Field(1.0, gt=0.5, le=1, description="smallest random crop, as a share of the side")
+    mirror: bool = Field(True, description="flip half of the pictures")
+    saturation: Range = Field((1.0, 1.0), description="factor on the distance of a colour from its grey")
+    contrast: Range = Field((1.0, 1.0), description="factor on the distance from middle grey")
+    sharpness: Range = Field((0.0, 0.0), description="amount of an unsharp mask (radius 1 pixel of ``size``)")
+
+
+class LearningRates(Settings):
+    """Adam's rates; the weights are equalised, so 2e-3 is StyleGAN2's.
+
+    GPEN trains encoder, decoder and discriminator at 100 : 10 : 1 (section 4.1 of the paper).
+    """
+
+    generator: float = Field(2e-3, gt=0, description="the encoder; in stage prior the whole generator")
+    decoder_factor: float = Field(1.0, ge=0, description="rate of the embedded prior over the encoder's")
+    discriminator: float = Field(2e-3, gt=0)
+    beta1: float = Field(0.0, ge=0, lt=1, description="0 for adversarial training, 0.9 without")
+    warmup: int = Field(0, ge=0, description="steps of linear rise")
+    decay: Literal["constant", "cosine"] = "constant"
+
+
+class LossWeights(Settings):
+    """Factors of the loss terms; a factor of 0 leaves the term (and its work) out.
+
+    The defaults are the paper's. A discriminator that comes trained pulls harder than one that learns beside
+    the network: see ``params/train/embed_color.yaml`` for factors that keep the terms in balance.
+    """
+
+    content: float = Field(1.0, ge=0, description="distance between output and truth")
+    content_loss: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
+    adversarial: float = Field(1.0, ge=0, description="non-saturating loss; 0 trains no discriminator")
+    feature_matching: float = Field(0.02, ge=0, description="L1 between discriminator features (paper: 0.02)")
+    identity: float = Field(0.0, ge=0, description="1 - cosine of face-recognition embeddings")
+    identity_model: str | None = Field(None, description="TorchScript or ONNX file of the recogniser")
+    r1: float = Field(10.0, ge=0, description="gradient penalty on real pictures")
+    r1_every: int = Field(16, ge=1, description="lazy regularisation: once in so many steps")
+    path_length: float = Field(2.0, ge=0, description="stage prior only")
+    path_length_every: int = Field(4, ge=1)
+
+
+class Augmentation(Settings):
+    """Differentiable augmentation of what the discriminator sees (stage prior)."""
+
+    policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
+    probability: float = Field(1.0, ge=0, le=1, description="share of pictures augmented, at the start")
+    target: float | None = Field(
+        None, description="adapt the probability until mean sign(D(real)) is this; StyleGAN2-ADA takes 0.6"
+    )
+    adapt_images: int = Field(100_000, ge=1, description="images in which the probability can rise by 1")
+
+
+class TrainConfig(Settings):
+    """One training run; see ``params/train`` for complete examples.
+
+    ``stage`` says what is trained: ``prior``, a StyleGAN2 with GPEN's concatenated noise; ``embed``, a GPEN
+    whose decoder starts as a trained prior and whose encoder is new; ``finetune``, a whole GPEN from
+    ``init`` (or from random weights).
+    """
+
+    stage: Stage
+    data_dir: str = Field(description="folder of aligned faces; embedded (one person); prior or prior:FILE")
+    run_dir: str = Field(description="checkpoints, log and samples")
+    init: str | None = Field(
+        None,
+        description="weights to start from: a shipped name or a file; a smaller network seeds its levels",
+    )
+    discriminator_init: str | None = Field(
+        None, description="weights whose discriminator judges, of a width of its own; default: that of init"
+    )
+    task: TaskName = "color"
+    size: int = 128
+    channel_multiplier: int = 2
+    narrow: float = 0.25
+    steps: int = Field(ge=1)
+    batch_size: int = Field(8, ge=1, description="over all devices")
+    holdout: int = Field(48, ge=1, description="last images in natural order, never trained on")
+    jitter: Jitter = Jitter()
+    learning_rates: LearningRates = LearningRates()
+    losses: LossWeights = LossWeights()
+    augmentation: Augmentation = Augmentation()
+    fade_in: int = Field(
+        0, ge=0, description="steps over which the new blocks of a grown discriminator take over (prior)"
+    )
+    style_mixing: float = Field(0.9, ge=0, le=1, description="share of images with two latents (prior)")
+    ema_decay: float = Field(0.998, ge=0, lt=1)
+    seed: int = 0
+    accelerator: str = Field("auto", description="Lightning Fabric's: auto, cpu, cuda")
+    devices: int = Field(1, ge=1, description="processes, one per device; start them with torchrun")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = Field(False, description="torch.compile the networks (needs a C++ compiler on CPU)")
+    workers: int = Field(0, ge=0, description="processes that read and degrade pictures")
+    checkpoint_every: int = Field(200, ge=1)
+    evaluate_every: int = Field(200, ge=1)
+
+    @property
+    def network(self) -> GpenConfig:
+        """Configuration of the network to train."""
+        return GpenConfig(self.size, self.size, self.channel_multiplier, self.narrow)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.batch_size % self.devices:
+            raise ValueError(f"batch_size={self.batch_size}: not a multiple of devices={self.devices}")
+        if self.stage == "embed" and self.init is None:
+            raise ValueError("stage embed needs init: the weights of a trained prior")
+        if self.losses.identity and not self.losses.identity_model:
+            raise ValueError("losses.identity needs losses.identity_model: a face-recognition network")
+        return self
+
+
+# ----------------------------------------------------------------------
+# Settings of the stages: what a notebook's parameters mean, validated.
+
+OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
+
+
+@lru_cache(maxsize=1)
+def _load(weights: str, stamp: int) -> Weights:
+    """Load weights; ``stamp`` changes when the file does."""
+    return load_weights(weights)
+
+
+def _words(value: Any) -> Any:
+    """Split comma-separated text, as ``-p`` gives it, into its words."""
+    words = value.split(",") if isinstance(value, str) else value
+    return tuple(word.strip() for word in words if word.strip())
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class RunSettings(Settings):
+    """What every stage needs."""
+
+    run: str = "demo"
+    weights: str = "demo-color"
+
+    @field_validator("run")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w][\w.-]*", value):
+            raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.')")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run; the variable GPEN_OUTPUTS replaces ``outputs/``."""
+        return resolve_path(os.environ.get(OUTPUTS_VARIABLE) or "outputs") / self.run
+
+    def load(self) -> Weights:
+        """Load the network; stages that depend on one another share one copy, which none may change."""
+        path = weights_file(self.weights)
+        stamp = path.stat().st_mtime_ns if path.is_file() else 0
+        return _load(self.weights, stamp)
+
+
+class DataSettings(RunSettings):
+    """Settings of 02_data."""
+
+    task: TaskName = Field("", description="empty: what the weights were trained for")
+    data_dir: str | None = None
+    dataset_size: int = Field(16, ge=1)
+    calib_dir: str | None = None
+    calib_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0, description="of the draw of calibration images, and of degradations")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_of_the_weights(cls, values: dict[str, Any]) -> dict[str, Any]:
+        name = values.get("weights", cls.model_fields["weights"].default)
+        return values if values.get("task") else values | {"task": trained_task(name)}
+
+    @field_validator("data_dir", "calib_dir")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return value or None
+
+
+class CompileSettings(DataSettings):
+    """Settings of 03_compile for one dtype."""
+
+    dtype: Dtype = "fp32"
+    backend: Literal["auto", RunnableBackend] = "auto"
+    device: Device = "cpu"
+    calibrate_mode: CalibrateMode | None = Field(None, description="None: the build configuration's")
+    build: str | None = Field(
+        None, description="YAML build configuration; dtype, backend and data are set by us"
+    )
+
+    @field_validator("build", "calibrate_mode", mode="before")
+    @classmethod
+    def _unset_is_none(cls, value: Any) -> Any:
+        return value or None
+
+
+class InferSettings(CompileSettings):
+    """Settings of 04_infer; the names are a contract with other programs."""
+
+    batch_size: int = Field(1, ge=1)
+    save_images: bool = True
+    save_npz: bool = False
+
+
+class ErrorSettings(InferSettings):
+    """Settings of 05_errors: infer for several dtypes, then compare with fp32."""
+
+    dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16", "int8")
+    lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
+    features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
+    features_are_inception: bool = False
+    worst: int = Field(4, ge=1, description="how many of the faces with the largest loss are shown")
+    runs: Words = Field((), description="runs whose results are compared, too")
+    max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
+    repeats: int = Field(9, ge=1, description="timed calls of every dtype, taken in turns")
+    layer_faces: int = Field(4, ge=1, description="faces on which the layers of int8 are compared with float")
+
+    @field_validator("runs")
+    @classmethod
+    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value and len(set(value)) < max(2, len(value)):
+            raise ValueError("name two or more different runs, separated by commas, or none")
+        return tuple(cls._folder_name(name) for name in value)
+
+    @field_validator("lpips_weights", "features_file")
+    @classmethod
+    def _file_exists(cls, value: str | None) -> str | None:
+        if value and not resolve_path(value).is_file():
+            raise ValueError("no such file")
+        return str(resolve_path(value)) if value else None
+
+    @field_validator("dtypes", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any) -> Any:
+        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("dtypes")
+    @classmethod
+    def _with_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < 2 or "fp32" not in value:
+            raise ValueError("name fp32 and at least one other dtype, separated by commas")
+        return tuple(name for name in get_args(Dtype) if name in value)
+
+    def for_dtype(self, dtype: str) -> InferSettings:
+        """Return the settings of one dtype's inference, with images saved for comparison."""
+        values = self.model_dump(include=set(InferSettings.model_fields))
+        return InferSettings.parse(values | {"dtype": dtype, "save_images": True})
+
+
+class TrainSettings(RunSettings):
+    """Settings of 06_train: configuration files, trained in turn, and what replaces their values."""
+
+    train: Words = Field(("params/train/small_prior.yaml", "params/train/small_embed.yaml"), min_length=1)
+    data_dir: str | None = Field(None, description="as TrainConfig's; None: the configuration's")
+    task: TaskName | None = None
+    steps: int | None = Field(None, ge=1)
+    size: int | None = None
+    batch_size: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+    resume: bool = True
+
+    @field_validator("data_dir", "task", "steps", "size", "batch_size", mode="before")
+    @classmethod
+    def _unset_is_none(cls, value: Any) -> Any:
+        return None if value in ("", "0", 0) else value
+
+    @field_validator("train")
+    @classmethod
+    def _different_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        stems = [Path(file).stem for file in value]
+        if len(set(stems)) < len(stems):
+            raise ValueError("each configuration has a folder of its file's name: name different files")
+        return value
+
+    def configs(self) -> dict[str, TrainConfig]:
+        """Return what is trained, by the name of its file, in order.
+
+        Each is trained in ``06_train/<name>`` of the run. An ``init`` inside the ``run_dir`` that an earlier
+        file names is looked for where that one is trained now.
+
+        Raises
+        ------
+        SettingsError
+            If a file is absent or not a training configuration.
+        """
+        replaced = self.model_dump(
+            include={"data_dir", "task", "steps", "size", "batch_size", "seed"}, exclude_none=True
+        )
+        moved: dict[Path, Path] = {}
+        found = {}
+        for file in self.train:
+            values = read_yaml(resolve_path(file)) | replaced
+            folder = self.folder / "06_train" / Path(file).stem
+            if "run_dir" not in values:
+                raise SettingsError(f"{file}: missing key 'run_dir'")
+            if values.get("init"):
+                init = resolve_path(str(values["init"]))
+                if init.parent in moved:
+                    values["init"] = str(moved[init.parent] / init.name)
+            moved[resolve_path(str(values["run_dir"]))] = folder
+            found[Path(file).stem] = TrainConfig.parse(values | {"run_dir": str(folder)}, file)
+        return found

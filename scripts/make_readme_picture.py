@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from gpenlib import stages
+from gpenlib import run as stages
+from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.data import make_pair
+from gpenlib.data.faces import open_faces
+from gpenlib.files import repository_root
 from gpenlib.images import from_tensor, read_image, to_tensor
 from gpenlib.metrics import psnr
-from gpenlib.plots.style import new_figure, show_image
-from gpenlib.run import repository_root
-from gpenlib.weights import load_weights
-from gpenlib.weights.faces import open_faces
+from gpenlib.plots import new_figure, show_image
 
 FACES = ("astronaut_0000", "prior_0003")
 AMPLIFICATION = 20

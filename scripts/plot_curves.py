@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from gpenlib.plots.train import losses_figure
-from gpenlib.train.log import read_log
+from gpenlib.train.trainer import read_log
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gpenlib.architecture import Gpen
-from gpenlib.run import repository_root
-from gpenlib.weights import TINY, random_network
+from gpenlib.architecture.checkpoints import TINY, random_network
+from gpenlib.files import repository_root
 
 torch.set_num_threads(2)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpenlib import progress
+from gpenlib import files as progress
 
 
 def shell(metadata):

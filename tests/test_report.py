@@ -7,16 +7,15 @@ import shlex
 
 import pytest
 
-from gpenlib import stages
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.errors.recommend import Recommendation
+from gpenlib import run as stages
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.errors.compare import Recommendation
+from gpenlib.errors.report import signed, write_report
+from gpenlib.files import read_json, repository_root, sha256
 from gpenlib.images import write_image
 from gpenlib.notebooks import declared_parameters
-from gpenlib.report import write_report
-from gpenlib.report.tables import signed
-from gpenlib.run import read_json, repository_root, sha256
-from gpenlib.stage_settings import OUTPUTS_VARIABLE
-from gpenlib.stages.report_stage import NOTEBOOK_PARAMETERS, _gallery
+from gpenlib.run import NOTEBOOK_PARAMETERS, _gallery
+from gpenlib.settings import OUTPUTS_VARIABLE
 
 NAMES = ["<b>bold</b>".replace("/", "|"), 'quo"te & co', "plain", "four", "five", "six"]
 

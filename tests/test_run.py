@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpenlib import run
-from gpenlib.run import (
+from gpenlib import files as run
+from gpenlib.files import (
     choice_error,
     fingerprint,
     nearest,

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from gpenlib.run import repository_root
+from gpenlib.files import repository_root
 
 TOOLS = ["bash", "dirname", "touch", "rm", "mkdir", "cp", "cat"]
 

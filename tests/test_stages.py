@@ -8,23 +8,20 @@ import shutil
 import numpy as np
 import pytest
 
-from gpenlib import stages
+from gpenlib import run as infer_stage
+from gpenlib import run as stages
 from gpenlib.architecture import CheckpointError, save_checkpoint
-from gpenlib.compile import compiler
-from gpenlib.compile.calibration_data import open_calibration_data
-from gpenlib.compile.histogram import MODES
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import read_pack
-from gpenlib.data.sources import DataError
-from gpenlib.errors.from_npz import evaluate_npz
+from gpenlib.compile import build as compiler
+from gpenlib.compile.calibrate import MODES, open_calibration_data
+from gpenlib.data.faces import DataError, EmbeddedSource
+from gpenlib.data.pairs import read_pack
+from gpenlib.errors.report import SCORES, baselines
+from gpenlib.files import sha256
 from gpenlib.images import ImageError, read_image, to_tensor, write_image
 from gpenlib.infer import RuntimeUnavailable
+from gpenlib.infer.scoring import evaluate_npz
 from gpenlib.metrics import psnr
-from gpenlib.report.tables import SCORES, baselines
-from gpenlib.run import sha256
-from gpenlib.settings import SettingsError
-from gpenlib.stage_settings import OUTPUTS_VARIABLE
-from gpenlib.stages import compile_stage, data_stage, infer_stage
+from gpenlib.settings import OUTPUTS_VARIABLE, SettingsError
 
 TINY = {"run": "test", "weights": "tiny-random", "dataset_size": 3, "calib_size": 4}
 CONTRACT = {
@@ -59,7 +56,7 @@ def portraits(tmp_path):
 
 def test_what_stands_is_not_built_again(one_run, monkeypatch):
     monkeypatch.setattr(infer_stage, "restore_pack", pytest.fail)
-    monkeypatch.setattr(compile_stage, "compile_model", pytest.fail)
+    monkeypatch.setattr(infer_stage, "compile_model", pytest.fail)
     again = stages.infer(infer_settings(dtype="int8"))
     assert again["built"] is False
     assert again["metrics"] == json.loads((one_run / "04_infer/int8/results.json").read_text())
@@ -180,7 +177,7 @@ def test_an_interrupted_build_leaves_no_manifest(faces, monkeypatch):
     settings, folder = faces
     (folder / "manifest.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(data_stage, "write_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(infer_stage, "write_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             stages.data(settings)
     assert not (folder / "manifest.json").exists()

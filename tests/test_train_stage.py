@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from gpenlib import stages
+from gpenlib import run as stages
+from gpenlib import run as train_stage
+from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.settings import SettingsError
-from gpenlib.stages import train_stage
-from gpenlib.train.state import TrainingError
-from gpenlib.train.trainer import Trainer
-from gpenlib.weights import load_weights
+from gpenlib.train.trainer import Trainer, TrainingError
 
 TINY = {
     **{"data_dir": "embedded", "size": 64, "channel_multiplier": 1, "narrow": 0.0625, "batch_size": 2},

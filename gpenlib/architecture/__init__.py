@@ -8,9 +8,7 @@ from gpenlib.architecture.checkpoints import (
     read_notes,
     save_checkpoint,
 )
-from gpenlib.architecture.config import GpenConfig
-from gpenlib.architecture.discriminator import Discriminator
-from gpenlib.architecture.generator import Generator, Gpen
+from gpenlib.architecture.model import Discriminator, Generator, Gpen, GpenConfig
 
 __all__ = [
     "CheckpointError",

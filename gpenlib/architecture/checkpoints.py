@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,10 +13,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpenlib.architecture.config import MAX_SIZE, MIN_SIZE, GpenConfig
-from gpenlib.architecture.discriminator import Discriminator
-from gpenlib.architecture.generator import Generator, Gpen
-from gpenlib.run import nearest, write_atomically
+from gpenlib.architecture.model import (
+    MAX_SIZE,
+    MIN_SIZE,
+    Discriminator,
+    Generator,
+    Gpen,
+    GpenConfig,
+    noise_weights,
+)
+from gpenlib.files import choice_error, fingerprint, nearest, resolve_path, sha256, write_atomically
+
+# ----------------------------------------------------------------------
+# Read and write GPEN checkpoints; deduce the configuration from the shapes.
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 WEIGHT_KEYS = ("g_ema", "g")  # where the original project keeps the generator, best first
@@ -270,3 +281,207 @@ def _some(names: list[str], limit: int = 5) -> str:
     """Return the first names and how many more there are."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+# ----------------------------------------------------------------------
+# Shipped demo weights (model cards beside them) and named random networks.
+
+FOLDER = Path(__file__).parents[1] / "weights"
+TINY = GpenConfig(64, 64, 1, 0.0625)
+RANDOM_NAMES = ("tiny-random", "random-256", "random-512", "random-1024", "random-2048")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network and where it came from."""
+
+    model: Gpen
+    name: str
+    digest: str
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Return the weights that come with the package, by name."""
+    files = [path for path in sorted(FOLDER.glob("*.safetensors")) if "." not in path.stem]
+    return {path.stem: path for path in files}
+
+
+def discriminator_file(weights: Path) -> Path:
+    """Return where the discriminator that was trained with ``weights`` lies, if it was kept."""
+    return weights.with_suffix(".discriminator.safetensors")
+
+
+def weights_file(name: str | Path) -> Path:
+    """Return the file of a shipped name, or else the path, relative to the repository root."""
+    return shipped_weights().get(str(name)) or resolve_path(name)
+
+
+def is_prior(path: Path) -> bool:
+    """Return whether a weights file notes that it was trained as a GAN prior, without encoder."""
+    return read_notes(path).get("stage") == "prior"
+
+
+def _restoring_names() -> list[str]:
+    """Return the names that :func:`load_weights` takes."""
+    return [*(name for name, file in shipped_weights().items() if not is_prior(file)), *RANDOM_NAMES]
+
+
+def load_weights(name: str | Path, key: str | None = None) -> Weights:
+    """Load weights by name or from a checkpoint file.
+
+    Parameters
+    ----------
+    name : str or Path
+        A shipped name (``demo-color``); ``tiny-random`` (64 px, for tests) or ``random-<size>`` (the
+        full-width network with random weights, for speed measurements); or the path of a checkpoint, or of an
+        ONNX file in the original formulation, relative to the repository root.
+    key : str, optional
+        As :func:`gpenlib.load_checkpoint`.
+
+    Raises
+    ------
+    CheckpointError
+        If the name is neither known nor a file, or the file cannot be loaded or is a GAN prior.
+    RecoverError
+        If an ONNX file is no GPEN in the original formulation.
+    """
+    from gpenlib.export import gpen_from_onnx  # heavy; only needed for ONNX files
+
+    text = str(name)
+    if text in RANDOM_NAMES:
+        config = TINY if text == "tiny-random" else GpenConfig(*[int(text.rpartition("-")[2])] * 2)
+        return Weights(random_network(config), text, fingerprint({"random": config.to_dict(), "seed": 0}))
+    path = weights_file(text)
+    if not path.is_file():
+        known = _restoring_names()
+        looks_like_a_path = re.search(r"[/\\.]", text)
+        what = (
+            f"weights file {path} does not exist"
+            if looks_like_a_path
+            else choice_error("weights", text, known)
+        )
+        raise CheckpointError(f"{what}; give one of {', '.join(known)}, or the path of a checkpoint")
+    if is_prior(path):
+        known = _restoring_names()
+        raise CheckpointError(
+            f"{text} is a GAN prior, a decoder without encoder: it draws faces (data_dir=prior:{text}) and "
+            f"starts training (stage embed, init={text}), but restores none; give one of {', '.join(known)}"
+        )
+    model = gpen_from_onnx(path) if path.suffix == ".onnx" else load_checkpoint(path, key)
+    return Weights(model, text, sha256(path))
+
+
+def trained_task(name: str | Path) -> str:
+    """Return the task that weights were trained for: as their file notes it, else ``color``."""
+    path = weights_file(name)
+    return (read_notes(path) if path.is_file() else {}).get("task", "color")
+
+
+def random_network(config: GpenConfig, seed: int = 0) -> Gpen:
+    """Return a network with seeded random weights whose encoder features take part, in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Gpen(config)
+    for weight in noise_weights(model):
+        nn.init.constant_(weight, 0.3)
+    return model.eval()
+
+
+# ----------------------------------------------------------------------
+# Start a network from trained weights, also from those of a smaller one.
+
+# Encoder and discriminator count their stages from the largest size down, the decoder from 4 px up.
+TOP_DOWN = re.compile(r"^(ecd|convs\.)(\d+)(\..*)$")
+
+NEW_COLOURS = re.compile(r"^to_rgbs\.\d+\.(conv\.weight|bias)$")
+
+
+def find_discriminator(weights: Path) -> Discriminator | None:
+    """Return the discriminator that was trained with weights, if it was kept.
+
+    A training checkpoint holds it under ``d``; beside ``NAME.safetensors`` it lies in
+    ``NAME.discriminator.safetensors``.
+
+    Raises
+    ------
+    CheckpointError
+        If it is there and cannot be loaded.
+    """
+    if weights.suffix == ".safetensors":
+        beside = discriminator_file(weights)
+        return load_discriminator(beside) if beside.is_file() else None
+    try:
+        return load_discriminator(weights, key="d")
+    except (CheckpointError, FileNotFoundError):
+        return None  # a generator's state dict alone, or a name such as tiny-random
+
+
+def seed_generator(prior: Generator, trained: Generator) -> None:
+    """Copy the levels that ``trained`` has; new levels begin by adding nothing to the picture.
+
+    Raises
+    ------
+    ValueError
+        If the trained network is larger, or of another width.
+    """
+    new = _copy(prior, trained.state_dict(), trained.config.out_size, prior.config.out_size)
+    with torch.no_grad():
+        for name, parameter in prior.named_parameters():
+            if name in new and NEW_COLOURS.match(name):
+                parameter.zero_()
+
+
+def seed_discriminator(model: Discriminator, trained: Discriminator) -> None:
+    """Copy the trained blocks to the same sizes in pixels; blocks above them stay new."""
+    shift = model.config.log_out - trained.config.log_out
+    _copy(
+        model,
+        shifted(trained.state_dict(), shift),
+        trained.config.out_size,
+        model.config.out_size,
+    )
+
+
+def seed_gpen(model: Gpen, trained: Gpen) -> None:
+    """Copy decoder levels and encoder stages of the same sizes in pixels."""
+    seed_generator(model.generator, trained.generator)
+    shift = model.config.log_in - trained.config.log_in
+    state = {
+        name: tensor for name, tensor in trained.state_dict().items() if not name.startswith("generator.")
+    }
+    _copy(model, shifted(state, shift), trained.config.in_size, model.config.in_size)
+
+
+def open_skips(model: Gpen) -> None:
+    """Let the encoder's features into a decoder that starts from random weights.
+
+    StyleGAN2 starts its noise at weight 0; without a trained prior the features are the main path.
+    """
+    for weight in noise_weights(model):
+        nn.init.ones_(weight)
+
+
+def shifted(state: Mapping[str, Tensor], by: int) -> dict[str, Tensor]:
+    """Rename top-down stages for a network with ``by`` more sizes; the first one (from RGB) stays behind."""
+    if by == 0:
+        return dict(state)
+    renamed = {}
+    for name, tensor in state.items():
+        match = TOP_DOWN.match(name)
+        if match is None:
+            renamed[name] = tensor
+        elif int(match[2]) > 0:
+            renamed[f"{match[1]}{int(match[2]) + by}{match[3]}"] = tensor
+    return renamed
+
+
+def _copy(model: nn.Module, state: Mapping[str, Tensor], size: int, target_size: int) -> set[str]:
+    """Copy every entry of ``state`` into ``model``; return the names that it does not have."""
+    if size > target_size:
+        raise ValueError(f"trained weights of {size} px cannot seed a network of {target_size} px")
+    own = model.state_dict()
+    wrong = [name for name in state if name not in own or own[name].shape != state[name].shape]
+    if wrong:
+        raise ValueError(f"trained weights of another width or kind: {', '.join(wrong[:5])} do not fit")
+    model.load_state_dict(dict(state), strict=False)
+    return set(own) - set(state)

@@ -6,12 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from gpenlib.compile.compiler import compile_model
-from gpenlib.compile.config import BuildConfig
+from gpenlib.architecture.checkpoints import load_weights, trained_task
+from gpenlib.compile.build import compile_model
+from gpenlib.files import read_json, resolve_path
 from gpenlib.infer.runtime import MANIFEST_FILE
-from gpenlib.run import read_json, resolve_path
-from gpenlib.settings import SettingsError, parse_overrides
-from gpenlib.weights import load_weights, trained_task
+from gpenlib.settings import BuildConfig, SettingsError, parse_overrides
 
 
 def compile_file(config: BuildConfig) -> Path:

@@ -1,12 +1,21 @@
-"""Calibration: one streaming pass that records what the quantised layers read and write."""
+"""Histograms of activation magnitudes and the clipping thresholds drawn from them.
+
+Quantisation is symmetric s8, so only magnitudes matter: 127 levels between 0 and the threshold. One
+histogram serves every mode. Its memory is fixed: when a larger value arrives, neighbouring bins merge and
+the range doubles.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,8 +23,178 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from gpenlib.compile.histogram import MagnitudeHistogram
-from gpenlib.images import RGB_CHANNELS, FloatArray
+from gpenlib.data.faces import DataError, EmbeddedSource, ImageSource, Subset, combined_digest, open_folder
+from gpenlib.data.pairs import DATALIST, Pack, ProcessOp, preprocess, read_pack
+from gpenlib.data.tasks import make_pair
+from gpenlib.files import choice_error, fingerprint, progress, resolve_path, write_atomically
+from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
+from gpenlib.settings import DatasetConfig
+
+# ----------------------------------------------------------------------
+# Histograms of activation magnitudes and the clipping thresholds drawn from them.
+#
+# Quantisation is symmetric s8, so only magnitudes matter: 127 levels between 0 and the threshold. One
+# histogram serves every mode. Its memory is fixed: when a larger value arrives, neighbouring bins merge and
+# the range doubles.
+
+LEVELS = 127  # symmetric s8
+BINS = 4096
+CANDIDATES = 256  # thresholds that mse and kl_divergence try
+SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
+MODES = ("max", "percentile", "kl_divergence", "mse")
+Counts = NDArray[np.float64]
+
+
+class MagnitudeHistogram:
+    """Histogram of ``|x|`` over any number of arrays, in constant memory.
+
+    Attributes
+    ----------
+    counts : float64 [bins]
+    limit : float
+        Upper edge of the last bin; 0 before the first value.
+    largest : float
+        The exact largest magnitude.
+    """
+
+    def __init__(self, bins: int = BINS) -> None:
+        if bins < 2 * LEVELS or bins % 2:
+            raise ValueError(f"bins={bins}: must be even and at least {2 * LEVELS}")
+        self.counts: Counts = np.zeros(bins)
+        self.limit = 0.0
+        self.largest = 0.0
+
+    def update(self, values: NDArray[np.float32]) -> None:
+        """Add an array of any shape; values must be finite."""
+        magnitudes = torch.from_numpy(np.ascontiguousarray(values)).abs().flatten()
+        top = float(magnitudes.max())
+        self.largest = max(self.largest, top)
+        if self.limit == 0.0:
+            self.limit = top
+        if self.limit == 0.0:  # all zeros so far; any range will do for them later
+            self.counts[0] += magnitudes.numel()
+            return
+        while top > self.limit:
+            self._double()
+        self.counts += torch.histc(magnitudes, len(self.counts), 0.0, self.limit).double().numpy()
+
+    def _double(self) -> None:
+        half = len(self.counts) // 2
+        merged = self.counts.reshape(half, 2).sum(axis=1)
+        self.counts = np.concatenate([merged, np.zeros(half)])
+        self.limit *= 2
+
+    @property
+    def centres(self) -> Counts:
+        """Centres of the bins, [bins]."""
+        return bin_centres(len(self.counts), self.limit)
+
+    def threshold(self, mode: str, percentile: float = 99.99) -> float:
+        """Return the largest magnitude that stays representable under ``mode``.
+
+        Parameters
+        ----------
+        mode : {"max", "percentile", "kl_divergence", "mse"}
+            ``"max"`` clips nothing; ``"percentile"`` clips the given share; ``"kl_divergence"`` keeps the
+            most information (Migacz, TensorRT, 2017); ``"mse"`` minimises the mean square error of rounding
+            and clipping together.
+        percentile : float
+            Share in per cent that ``"percentile"`` keeps, in (0, 100].
+
+        Raises
+        ------
+        ValueError
+            If the mode is unknown, the percentile out of range, or nothing but zeros was seen.
+        """
+        if mode not in MODES:
+            raise ValueError(choice_error("calibrate_mode", mode, MODES))
+        if not self.largest > 0:
+            raise ValueError("no value other than zero was seen")
+        if mode == "percentile":
+            return min(percentile_threshold(self.counts, self.limit, percentile), self.largest)
+        if mode == "mse":
+            return mse_threshold(self.counts, self.limit, self.largest)
+        if mode == "kl_divergence":
+            return min(kl_threshold(self.counts, self.limit, self.largest), self.largest)
+        return self.largest
+
+    def summary(self, percentile: float = 99.99, bins: int = 128) -> dict[str, Any]:
+        """Return what a report needs: ``limit``, coarse ``counts`` [bins], ``thresholds`` by mode."""
+        return {
+            "limit": self.limit,
+            "counts": self.counts.reshape(bins, -1).sum(axis=1).tolist(),
+            "thresholds": {mode: self.threshold(mode, percentile) for mode in MODES},
+        }
+
+    def clipped_share(self, threshold: float) -> float:
+        """Return the share of values in bins that lie wholly above ``threshold``."""
+        lower_edges = self.centres - 0.5 * self.limit / len(self.counts)
+        return float(self.counts[lower_edges >= threshold].sum() / max(self.counts.sum(), 1.0))
+
+
+def bin_centres(bins: int, limit: float) -> Counts:
+    """Return the centres of ``bins`` equal bins between 0 and ``limit``."""
+    return (np.arange(bins, dtype=np.float64) + 0.5) * (limit / bins)
+
+
+def percentile_threshold(counts: Counts, limit: float, percentile: float) -> float:
+    """Return the upper edge of the first bin by which ``percentile`` per cent of the values lie."""
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile={percentile}: must be in (0, 100]")
+    cumulative = np.cumsum(counts)
+    place = int(np.searchsorted(cumulative, cumulative[-1] * percentile / 100.0))
+    return (min(place, len(counts) - 1) + 1) * limit / len(counts)
+
+
+def candidate_thresholds(largest: float) -> Counts:
+    """Return the thresholds to try, from a share of ``largest`` up to it."""
+    return np.linspace(SMALLEST_SHARE, 1.0, CANDIDATES) * largest
+
+
+def mse_threshold(counts: Counts, limit: float, largest: float) -> float:
+    """Return the candidate with the least mean square error of quantised bin centres."""
+    centres = bin_centres(len(counts), limit)
+    candidates = candidate_thresholds(largest)
+    steps = candidates[:, None] / LEVELS  # [T, 1]
+    restored = np.minimum(np.rint(centres / steps), LEVELS) * steps  # [T, bins]
+    return float(candidates[np.argmin(np.square(restored - centres) @ counts)])
+
+
+def kl_threshold(counts: Counts, limit: float, largest: float) -> float:
+    """Return the candidate whose quantised distribution loses the least information.
+
+    The reference is the histogram below the threshold with everything above it added to its last bin; the
+    candidate spreads the content of each of 128 levels evenly over its non-empty bins.
+    """
+    best, best_threshold = np.inf, largest
+    width = limit / len(counts)
+    for threshold in candidate_thresholds(largest):
+        used = int(np.ceil(threshold / width - 1e-9))
+        used = min(max(used, LEVELS + 1), len(counts))
+        inside = counts[:used]
+        reference = inside.copy()
+        reference[-1] += counts[used:].sum()
+        groups = (np.arange(used) * (LEVELS + 1)) // used  # [used] level of each bin
+        filled = inside > 0
+        totals = np.bincount(groups, weights=inside, minlength=LEVELS + 1)
+        sizes = np.bincount(groups, weights=filled, minlength=LEVELS + 1)
+        spread = np.where(filled, totals[groups] / np.maximum(sizes[groups], 1), 0.0)
+        divergence = kl_divergence(reference, spread)
+        if divergence < best:
+            best, best_threshold = divergence, used * width
+    return float(best_threshold)
+
+
+def kl_divergence(reference: Counts, candidate: Counts, floor: float = 1e-9) -> float:
+    """Return KL(reference || candidate) in nats, both normalised; empty candidate bins count as ``floor``."""
+    p = reference / reference.sum()
+    q = candidate / max(candidate.sum(), floor)
+    mask = p > 0
+    return float(np.sum(p[mask] * np.log(p[mask] / np.maximum(q[mask], floor))))
+
+
+# ----------------------------------------------------------------------
+# Calibration: one streaming pass that records what the quantised layers read and write.
 
 
 class CalibrationError(RuntimeError):
@@ -156,3 +335,211 @@ def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> 
         path = Path(folder) / "watching.onnx"
         onnx.save(model, path)
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+# ----------------------------------------------------------------------
+# Keep what calibration found: a file per model, images and preprocessing.
+#
+# Every calibration mode and every form of int8 comes from the same pass, so that trying another mode costs
+# seconds where calibration costs minutes.
+
+log = logging.getLogger("gpenlib.compile")
+FORMAT = 2  # raise it when the meaning of a field changes
+
+
+def cache_key(model_digest: str, images_digest: str, settings: Any) -> str:
+    """Return the name of a cache entry.
+
+    Parameters
+    ----------
+    model_digest, images_digest : str
+        Of the float graph's file, and of the calibration pictures in order.
+    settings : JSON-like
+        Everything else that changes what the layers see: preprocessing, task, size, watched tensors.
+    """
+    content = {"model": model_digest, "images": images_digest, "settings": settings, "bins": BINS}
+    return fingerprint(content | {"format": FORMAT})
+
+
+def save_calibration(found: Calibration, path: Path) -> None:
+    """Write a calibration as npz."""
+    arrays: dict[str, Any] = {"images": np.array(found.images), "picture_mean": found.picture_mean}
+    for name, histogram in found.histograms.items():
+        arrays[f"counts/{name}"] = histogram.counts
+        arrays[f"range/{name}"] = np.array([histogram.limit, histogram.largest])
+        arrays[f"mean/{name}"] = found.input_means[name]
+    for name, seen in found.output_ranges.items():
+        arrays[f"output/{name}"] = np.stack([seen.low, seen.high])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def load_calibration(path: Path) -> Calibration | None:
+    """Return a stored calibration; None if there is none, or the file is damaged (which is logged)."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path) as arrays:
+            found = Calibration({}, picture_mean=arrays["picture_mean"], images=int(arrays["images"]))
+            for key in arrays.files:
+                kind, _, name = key.partition("/")
+                if kind == "counts":
+                    found.histograms[name] = _histogram(arrays[key], arrays[f"range/{name}"])
+                elif kind == "mean":
+                    found.input_means[name] = arrays[key]
+                elif kind == "output":
+                    found.output_ranges[name] = ChannelRange(*arrays[key])
+            return found
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        log.warning("%s: damaged calibration cache, calibrating anew (%s)", path, error)
+        return None
+
+
+def _histogram(counts: np.ndarray, limits: np.ndarray) -> MagnitudeHistogram:
+    """Restore a histogram from its arrays."""
+    histogram = MagnitudeHistogram(len(counts))
+    histogram.counts = counts
+    histogram.limit, histogram.largest = float(limits[0]), float(limits[1])
+    return histogram
+
+
+# ----------------------------------------------------------------------
+# The images a build calibrates on, and other ones to verify it with.
+
+DEFAULT_COUNT = 32
+HELD_OUT = 4
+EMBEDDED_OFFSET = 100_000  # embedded faces from here on are never calibrated on nor evaluated
+
+
+@dataclass(frozen=True)
+class PackInputs:
+    """The inputs of a pack as an image source."""
+
+    pack: Pack
+
+    @property
+    def label(self) -> str:
+        """What it is."""
+        return "pack of network inputs"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names in the order of the datalist."""
+        return self.pack.names
+
+    def read(self, index: int) -> Image:
+        """Return input ``index``, uint8 [S, S, 3]."""
+        return self.pack.inputs(index)
+
+    def digest(self, index: int) -> str:
+        """Hash of the pixels."""
+        return hashlib.sha256(self.pack.inputs(index).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Disjoint calibration and verification images, already as network input when iterated."""
+
+    chosen: ImageSource
+    verification: ImageSource
+    operators: tuple[ProcessOp, ...]
+    task: str
+    size: int
+    pack: Pack | None = None  # holds the truths if the pictures are a pack's inputs
+
+    @property
+    def label(self) -> str:
+        """Where the calibration images come from."""
+        return self.chosen.label
+
+    @property
+    def digest(self) -> str:
+        """Hash of the calibration images, in order."""
+        return combined_digest(self.chosen, range(len(self.chosen.names)))
+
+    def calibration(self, purpose: str = "calibrate") -> Iterator[FloatArray]:
+        """Yield float32 [1, 3, S, S], one image at a time; ``purpose`` labels the progress bar."""
+        bar = progress(range(len(self.chosen.names)), desc=purpose, unit="image")
+        return (self._prepare(self.chosen, index) for index in bar)
+
+    def pairs(self, count: int, out_size: int) -> Iterator[tuple[FloatArray, Image]]:
+        """Yield the first ``count`` calibration images (or all, if fewer) with their truths.
+
+        Returns
+        -------
+        iterator of (float32 [1, 3, S, S], uint8 [out_size, out_size, 3])
+
+        Raises
+        ------
+        DataError
+            If the images are a pack without truths.
+        """
+        for index in range(min(count, len(self.chosen.names))):
+            if self.pack is not None:
+                truth = self.pack.truths(index)
+            else:
+                truth = make_pair(self.chosen.read(index), self.task, self.size, out_size)[1]
+            yield self._prepare(self.chosen, index), truth
+
+    def network_input(self, source: ImageSource, index: int) -> Image:
+        """Return one picture as network input, uint8 [size, size, 3].
+
+        A pack's pictures are degraded already, and a second time would be too much. Others are degraded
+        with their index as the seed.
+        """
+        if _holds_inputs(source):
+            return resize(source.read(index), self.size)
+        # Degrading at the picture's own size would blur less than the task does after resizing.
+        return make_pair(source.read(index), self.task, self.size, seed=index)[0]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what happens to a picture on its way into the network, as JSON-like values."""
+        operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
+        return {"task": self.task, "size": self.size, "process_ops": operators}
+
+    def held_out(self) -> Iterator[FloatArray]:
+        """Yield a few images that calibration does not see."""
+        return (self._prepare(self.verification, index) for index in range(len(self.verification.names)))
+
+    def _prepare(self, source: ImageSource, index: int) -> FloatArray:
+        return preprocess(self.network_input(source, index), self.operators, self.size)
+
+
+def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
+    """Resolve a build's data set.
+
+    Raises
+    ------
+    DataError
+        If the folder is absent, empty, or holds fewer images than ``sampler.get_data_num`` asks for.
+        Unset, it takes up to 32 pictures of a folder, or a whole pack.
+    """
+    asked = config.sampler.get_data_num
+    spare = EmbeddedSource(EMBEDDED_OFFSET + HELD_OUT)
+    verification: ImageSource = Subset(spare, tuple(range(EMBEDDED_OFFSET, EMBEDDED_OFFSET + HELD_OUT)))
+    source: ImageSource
+    if config.path is None:
+        source = EmbeddedSource(asked or DEFAULT_COUNT)
+    else:
+        folder = resolve_path(config.path)
+        source = (
+            PackInputs(read_pack(folder))
+            if (folder / DATALIST).is_file()
+            else open_folder(folder, config.sampler.suffix)
+        )
+    pack = source.pack if isinstance(source, PackInputs) else None
+    wanted = asked or (len(source.names) if pack else min(DEFAULT_COUNT, len(source.names)))
+    if len(source.names) < wanted:
+        raise DataError(f"{source.label}: {len(source.names)} images, sampler.get_data_num asks for {wanted}")
+    rest = tuple(range(wanted, min(wanted + HELD_OUT, len(source.names))))
+    if rest:
+        verification = Subset(source, rest)
+    return CalibrationData(
+        Subset(source, tuple(range(wanted))), verification, tuple(config.operators()), config.task, size, pack
+    )
+
+
+def _holds_inputs(source: ImageSource) -> bool:
+    """Return whether a source, or what it is a part of, is a pack of network inputs."""
+    return isinstance(source.source if isinstance(source, Subset) else source, PackInputs)

@@ -17,15 +17,13 @@ from typing import Any
 
 import yaml
 
-from gpenlib.compile.calibration_data import CalibrationData, open_calibration_data
-from gpenlib.compile.config import BuildConfig
+from gpenlib.compile.calibrate import CalibrationData, open_calibration_data
 from gpenlib.export import DeployGpen, export_torchscript
+from gpenlib.files import hash_outputs, package_versions, progress, sha256, write_atomically, write_json
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.runtime import BACKENDS, MANIFEST_FILE, MODEL_FILE
-from gpenlib.progress import progress
-from gpenlib.run import hash_outputs, package_versions, sha256, write_atomically, write_json
-from gpenlib.settings import SettingsError
+from gpenlib.settings import BuildConfig, SettingsError
 
 COMPILER = "vamc"
 VENDOR_DTYPES = ("fp16", "int8")  # what the vendor's model card names

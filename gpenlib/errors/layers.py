@@ -1,15 +1,15 @@
-"""Where int8 departs from float inside the network: every feature map of both graphs, on the same faces.
+"""Run PyTorch on as many threads as pay.
 
-Two errors are told apart. *Accumulated*: the map in the fully quantised network against the float one, with
-all that went wrong before it. *Isolated*: one layer computed in 8 bits from its float input, its own output
-against the float one. Both are those of the QDQ arithmetic, computed in float32.
-Decoder layers are computed in halves (:mod:`gpenlib.compile.halves`): what they read is compared so too.
+Threads that wait for each other spin. Where another process has one of the cores, two threads can take twenty
+times as long as one on a small network, and hundreds of runs of it are what the analysis of layers is.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,67 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from gpenlib.compile.calibrate import watching_session
-from gpenlib.compile.halves import convolution_layers, split_halves
-from gpenlib.compile.histogram import LEVELS
-from gpenlib.compile.layers import RoundedLayer
-from gpenlib.compile.simulate import fake_quantised
-from gpenlib.export import DeployGpen
+from gpenlib.architecture import Gpen
+from gpenlib.architecture.model import StyledConv
+from gpenlib.compile.calibrate import LEVELS, watching_session
+from gpenlib.compile.rounding import RoundedLayer, convolution_layers, fake_quantised, split_halves
+from gpenlib.compile.sensitivity import Probe, decibels, rank_layers
+from gpenlib.export import DeployGpen, parity
+from gpenlib.export.deploy import HalfArithmetic, Overflow, mixed_precision
+from gpenlib.files import progress
 from gpenlib.images import FloatArray
+
+# ----------------------------------------------------------------------
+# Run PyTorch on as many threads as pay.
+#
+# Threads that wait for each other spin. Where another process has one of the cores, two threads can take
+# twenty
+# times as long as one on a small network, and hundreds of runs of it are what the analysis of layers is.
+
+TRIALS = 3
+
+
+@contextmanager
+def measured_threads(call: Callable[[], Any], trials: int = TRIALS) -> Iterator[int]:
+    """Use one thread or all of them, whichever runs ``call`` faster here and now, while the context lasts.
+
+    Parameters
+    ----------
+    call : callable
+        What is going to be repeated, such as the network on one image. It is run ``2 (trials + 1)`` times.
+    trials : int
+
+    Yields
+    ------
+    int
+        The number of threads; the one before is restored behind the context.
+    """
+    before = torch.get_num_threads()
+    seconds = dict.fromkeys((before, 1), 0.0)
+    try:
+        for trial in range(trials + 1):
+            for threads in seconds:
+                torch.set_num_threads(threads)
+                start = time.perf_counter()
+                call()
+                if trial:  # the first is for warming up
+                    seconds[threads] += time.perf_counter() - start
+        chosen = min(seconds, key=lambda threads: seconds[threads])
+        torch.set_num_threads(chosen)
+        yield chosen
+    finally:
+        torch.set_num_threads(before)
+
+
+# ----------------------------------------------------------------------
+# Where int8 departs from float inside the network: every feature map of both graphs, on the same faces.
+#
+# Two errors are told apart. *Accumulated*: the map in the fully quantised network against the float one, with
+# all that went wrong before it. *Isolated*: one layer computed in 8 bits from its float input, its own output
+# against the float one. Both are those of the QDQ arithmetic, computed in float32.
+# Decoder layers are computed in halves (:mod:`gpenlib.compile.halves`): what they read is compared so too.
 
 LIMIT_DB = 200.0  # an SQNR is clipped to this, so that equal maps have a finite one
 WATCHED_BYTES = 2**29  # of the maps of one graph that are held at once
@@ -296,3 +349,171 @@ def in_groups(maps: Sequence[FeatureMap], limit: int = WATCHED_BYTES) -> Iterato
         group.append(found)
         held += size
     yield group
+
+
+# ----------------------------------------------------------------------
+# What each layer's rounding costs the picture, and which layers heal it when they stay in float.
+
+MOST_IN_FLOAT = 8
+
+
+def analyse_layers(
+    float_graph: Path,
+    int8_file: Path,
+    deploy: DeployGpen,
+    layers: Mapping[str, RoundedLayer],
+    images: Sequence[FloatArray],
+) -> dict[str, Any]:
+    """Return ``rows``, ``ranking`` and ``healing`` of one quantised network.
+
+    Parameters
+    ----------
+    float_graph, int8_file, deploy, layers, images
+        As :func:`gpenlib.errors.layers.layer_errors` takes them.
+
+    Returns
+    -------
+    dict
+        ``rows``: those of :func:`gpenlib.errors.layers.layer_errors` with ``output_psnr_alone`` and
+        ``output_psnr_without`` (None but for quantised layers); ``ranking``: see :func:`rank_by_output`;
+        ``healing``: see :func:`healing_steps`.
+    """
+    rows = layer_errors(float_graph, int8_file, deploy, layers, images)
+    probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
+    ranking = rank_by_output(probe, layers)
+    by_name = {row["name"]: row for row in ranking}
+    keys = ("output_psnr_alone", "output_psnr_without")
+    none = dict.fromkeys(keys)
+    for row in rows:
+        ranked = by_name.get(row["layer"])
+        row |= none if ranked is None else {key: ranked[key] for key in keys}
+    names = [row["name"] for row in ranking]
+    return {"rows": rows, "ranking": ranking, "healing": healing_steps(probe, layers, names)}
+
+
+def rank_by_output(probe: Probe, layers: Mapping[str, RoundedLayer]) -> list[dict[str, Any]]:
+    """Rank layers by what each does to the picture.
+
+    Returns
+    -------
+    list of dict
+        The most sensitive first: ``name``; ``output_psnr_alone``, the output with only this layer in 8 bits
+        against the float network's, dB, data range 2; ``output_psnr_without``, with all but this one;
+        ``share`` of the summed squared errors of all layers alone, 0 to 1.
+    """
+    ranking = rank_layers(probe, layers)
+    return [
+        {
+            "name": row.name,
+            "output_psnr_alone": row.psnr,
+            "output_psnr_without": output_psnr(probe, layers, [row.name]),
+            "share": row.share,
+        }
+        for row in progress(ranking, desc="all but one", unit="layer")
+    ]
+
+
+def healing_steps(
+    probe: Probe, layers: Mapping[str, RoundedLayer], ranking: Sequence[str], most: int = MOST_IN_FLOAT
+) -> list[dict[str, Any]]:
+    """Leave the first 0, 1, 2, ... layers of a ranking in float; at least one stays quantised.
+
+    Returns
+    -------
+    list of dict
+        ``in_float`` (how many), ``name`` (the one that this step adds; None at 0), ``psnr`` of the output
+        against the float network's in dB, data range 2.
+    """
+    counts = range(min(most, len(ranking) - 1) + 1)
+    return [
+        {
+            "in_float": count,
+            "name": ranking[count - 1] if count else None,
+            "psnr": output_psnr(probe, layers, ranking[:count]),
+        }
+        for count in progress(counts, desc="healing", unit="step")
+    ]
+
+
+def output_psnr(probe: Probe, layers: Mapping[str, RoundedLayer], in_float: Sequence[str]) -> float:
+    """Return the PSNR of the output with all but ``in_float`` quantised, against the float network's."""
+    return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
+
+
+# ----------------------------------------------------------------------
+# Stress fp16 with styles far from 1: the original formulation breaks, the deploy form does not.
+#
+# Demodulation divides the size of a style out again, so that in exact arithmetic large and tiny styles
+# give the
+# same picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish.
+
+FACTORS = (1e-3, 1.0, 1e2, 1e4)
+
+
+def scaled_styles(model: Gpen, factor: float) -> Gpen:
+    """Return a copy whose demodulated layers get ``factor`` times their styles.
+
+    ToRGB layers are left alone: they have no demodulation, and their style is a real change of the picture.
+    """
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in scaled.modules():
+            if isinstance(module, StyledConv):
+                module.conv.modulation.weight.mul_(factor)
+                module.conv.modulation.bias.mul_(factor)
+    return scaled
+
+
+def stress_half(model: Gpen, images: Tensor, factors: Sequence[float] = FACTORS) -> list[dict[str, Any]]:
+    """Compare both formulations in fp16 with float32, for styles of several sizes.
+
+    Parameters
+    ----------
+    model : Gpen
+        float32; not changed.
+    images : float32 [N, 3, S, S]
+    factors : sequence of float
+        What the styles are multiplied by.
+
+    Returns
+    -------
+    list of dict
+        ``factor``; for each form ``original`` and ``deploy``: ``<form>_psnr`` against float32 with the same
+        styles in dB (data range 2, at most 100; None: NaN or infinity in the output) and ``<form>_overflow``
+        (the first tensor that is not finite, or None); ``change_psnr``: float32 with scaled against
+        float32 with unscaled styles, i.e. how much the function itself changes.
+    """
+    rows = []
+    with torch.inference_mode():
+        unscaled = model(images)
+        for factor in factors:
+            scaled = scaled_styles(model, factor)
+            expected = scaled(images)
+            row: dict[str, Any] = {"factor": factor, "change_psnr": _psnr(unscaled, expected)}
+            forms = {"original": copy.deepcopy(scaled).half(), "deploy": mixed_precision(scaled, "fp16")}
+            for form, network in forms.items():
+                found, overflow = run_in_half(network, images.half() if form == "original" else images)
+                row[f"{form}_psnr"] = _psnr(expected, found)
+                row[f"{form}_overflow"] = None if overflow is None else str(overflow)
+            rows.append(row)
+    return rows
+
+
+def run_in_half(network: nn.Module, images: Tensor) -> tuple[Tensor, Overflow | None]:
+    """Run a network that holds fp16 tensors with fp16 arithmetic; return output and first overflow."""
+    lost = (
+        Overflow(name, "constant", tuple(value.shape))
+        for name, value in network.state_dict().items()
+        if value.is_floating_point() and not bool(torch.isfinite(value).all())
+    )
+    constant = next(lost, None)  # too large for fp16 before anything was computed
+    with HalfArithmetic() as arithmetic:
+        output = network(images)
+    return output.float(), constant or arithmetic.overflow
+
+
+def _psnr(expected: Tensor, found: Tensor) -> float | None:
+    """Return the PSNR, or None if an output is not finite."""
+    if not bool(torch.isfinite(found).all()):
+        return None
+    return min(parity(expected.numpy(), found.numpy()).psnr, 100.0)

@@ -1,17 +1,26 @@
 """From the training form to files that run elsewhere: deploy form, ONNX, TorchScript, parity."""
 
-from gpenlib.export.deploy import DeployGpen, deploy_form
-from gpenlib.export.graph import GraphSummary, summarise_graph
-from gpenlib.export.mixed_precision import (
+from gpenlib.export.deploy import (
+    DeployGpen,
     MixedPrecisionGpen,
+    deploy_form,
     mixed_precision,
     read_mixed_precision,
     write_mixed_precision,
 )
-from gpenlib.export.onnx_export import export_onnx, export_training_form
-from gpenlib.export.parity import Parity, ParityError, assert_parity, parity
+from gpenlib.export.graphs import (
+    GraphSummary,
+    Parity,
+    ParityError,
+    assert_parity,
+    export_onnx,
+    export_torchscript,
+    export_training_form,
+    parity,
+    save_torchscript,
+    summarise_graph,
+)
 from gpenlib.export.recover import RecoverError, gpen_from_onnx
-from gpenlib.export.torchscript import export_torchscript, save_torchscript
 
 __all__ = [
     "DeployGpen",

@@ -16,12 +16,9 @@ from torch import Tensor
 
 from gpenlib.architecture import CheckpointError, Gpen
 from gpenlib.architecture.checkpoints import deduce_config, load_strict
-from gpenlib.architecture.config import MAPPING_LAYERS
-from gpenlib.architecture.generator import ModulatedConv2d
-from gpenlib.architecture.ops import EqualConv2d, EqualLinear
-from gpenlib.export.folding import CONVOLUTIONS, Array, FoldedGraph, RecoverError, attribute
-from gpenlib.export.onnx_export import example_input
-from gpenlib.export.parity import ParityError, assert_parity
+from gpenlib.architecture.model import MAPPING_LAYERS, EqualConv2d, EqualLinear, ModulatedConv2d
+from gpenlib.export.deploy import CONVOLUTIONS, Array, FoldedGraph, RecoverError, attribute
+from gpenlib.export.graphs import ParityError, assert_parity, example_input
 
 __all__ = ["RecoverError", "gpen_from_onnx"]
 

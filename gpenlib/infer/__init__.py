@@ -1,6 +1,6 @@
 """Running artefacts: runtimes, the streaming pipeline, latency."""
 
-from gpenlib.infer.choice import fastest_backend
+from gpenlib.infer.performance import fastest_backend
 from gpenlib.infer.runtime import (
     BACKENDS,
     DEVICES,

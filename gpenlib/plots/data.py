@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from gpenlib.images import Image, resize
-from gpenlib.plots.style import BASELINE_COLOUR, SECOND, new_figure, show_image
+from gpenlib.plots import BASELINE_COLOUR, SECOND, new_figure, show_image
 
 Row = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gpenlib.images import Image
-from gpenlib.plots.style import ACCENT, BASELINE_COLOUR, SECOND, new_figure, show_image
+from gpenlib.plots import ACCENT, BASELINE_COLOUR, SECOND, new_figure, show_image
 
 Graphs = Mapping[str, Mapping[str, Any]]
 

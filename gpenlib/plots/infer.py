@@ -13,9 +13,19 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from gpenlib.images import Image
-from gpenlib.infer.gallery import Face
-from gpenlib.plots.style import BASELINE_COLOUR, DTYPE_COLOURS, RC, new_figure, show_image
-from gpenlib.plots.zoom import EYE, MOUTH, Region, mark_region, show_zoom
+from gpenlib.infer.scoring import Face
+from gpenlib.plots import (
+    BASELINE_COLOUR,
+    DTYPE_COLOURS,
+    EYE,
+    MOUTH,
+    RC,
+    Region,
+    mark_region,
+    new_figure,
+    show_image,
+    show_zoom,
+)
 
 Row = Mapping[str, Any]
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gpenlib.images import Image
-from gpenlib.plots.style import new_figure, show_image
-from gpenlib.train.log import LogRow, series, smooth
+from gpenlib.plots import new_figure, show_image
+from gpenlib.train.trainer import LogRow, series, smooth
 
 COLUMNS = 3
 LOG_FROM = 30  # a panel whose largest value is so many times its smallest has a logarithmic axis

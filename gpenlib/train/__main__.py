@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from gpenlib.settings import parse_overrides
-from gpenlib.train.config import TrainConfig
+from gpenlib.settings import TrainConfig, parse_overrides
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from gpenlib.architecture import CheckpointError, Gpen, save_checkpoint
-from gpenlib.run import resolve_path
-from gpenlib.weights import load_weights, trained_task
+from gpenlib.architecture.checkpoints import load_weights, trained_task
+from gpenlib.files import resolve_path
 
 
 def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = None) -> Gpen:

@@ -4,9 +4,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpenlib.architecture import Gpen, GpenConfig
-from gpenlib.architecture.cost import block_costs, stage_costs, total_cost
-from gpenlib.architecture.generator import ModulatedConv2d
-from gpenlib.architecture.ops import Blur, EqualConv2d, EqualLinear, Upsample
+from gpenlib.architecture.inspect import block_costs, stage_costs, total_cost
+from gpenlib.architecture.model import Blur, EqualConv2d, EqualLinear, ModulatedConv2d, Upsample
 
 SMALL = GpenConfig(64, 64, 1, 0.0625)
 SMALL_SR = GpenConfig(64, 128, 1, 0.0625)

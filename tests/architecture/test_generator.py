@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from gpenlib.architecture import Discriminator, Gpen, GpenConfig
-from gpenlib.architecture.generator import ModulatedConv2d, NoiseInjection
+from gpenlib.architecture.model import ModulatedConv2d, NoiseInjection
 
 TINY = GpenConfig(64, 64, 1, 0.03125)
 TINY_SR = GpenConfig(64, 128, 1, 0.03125)

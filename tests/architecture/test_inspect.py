@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from gpenlib.architecture import Gpen, GpenConfig
-from gpenlib.architecture.generator import NoiseInjection
 from gpenlib.architecture.inspect import record_forward, strongest_channels
+from gpenlib.architecture.model import NoiseInjection
 
 
 @pytest.fixture(scope="module", params=[(64, 64), (64, 128)], ids=["same size", "super-resolution"])

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from gpenlib.architecture import Generator, GpenConfig
-from gpenlib.architecture.generator import NoiseInjection
-from gpenlib.architecture.latent import (
+from gpenlib.architecture.inspect import (
     draw_latents,
     generate,
     interpolate,
@@ -14,6 +13,7 @@ from gpenlib.architecture.latent import (
     per_layer,
     to_pictures,
 )
+from gpenlib.architecture.model import NoiseInjection
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,13 @@ import pytest
 import torch
 
 from gpenlib.architecture import Gpen, GpenConfig
-from gpenlib.architecture.cost import block_costs, total_cost
-from gpenlib.architecture.memory import LiveBytes, eager_peak_bytes, live_activations
+from gpenlib.architecture.inspect import (
+    LiveBytes,
+    block_costs,
+    eager_peak_bytes,
+    live_activations,
+    total_cost,
+)
 
 SMALL = GpenConfig(64, 64, 1, 0.0625)
 SMALL_SR = GpenConfig(64, 128, 1, 0.0625)

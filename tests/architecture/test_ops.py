@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from scipy.signal import upfirdn
 
-from gpenlib.architecture.discriminator import minibatch_stddev
-from gpenlib.architecture.ops import (
+from gpenlib.architecture.model import (
     Blur,
     ConvLayer,
     EqualConv2d,
@@ -17,6 +16,7 @@ from gpenlib.architecture.ops import (
     PixelNorm,
     Upsample,
     fir_kernel,
+    minibatch_stddev,
     upfirdn2d,
 )
 

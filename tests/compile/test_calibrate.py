@@ -8,8 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from gpenlib.compile.calibrate import CalibrationError, calibrate
-from gpenlib.compile.calibration_cache import cache_key, load_calibration, save_calibration
+from gpenlib.compile.calibrate import (
+    CalibrationError,
+    cache_key,
+    calibrate,
+    load_calibration,
+    save_calibration,
+)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from gpenlib.architecture import save_checkpoint
 from gpenlib.compile import __main__ as command
 from gpenlib.compile.__main__ import main
-from gpenlib.compile.config import BuildConfig
 from gpenlib.export import export_training_form
+from gpenlib.settings import BuildConfig
 
 VENDOR_FILE = Path(__file__).parents[1] / "data_files" / "vendor_build.yaml"
 RESIZE = "[{type: DecodeImage}, {type: Resize, size: [64, 64]}, {type: Normalize}, {type: ToTensor}]"

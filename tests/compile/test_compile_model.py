@@ -10,21 +10,21 @@ import onnxruntime
 import pytest
 import torch
 
-from gpenlib.compile import BuildConfig, QuantisationError, compile_model, compiler
-from gpenlib.compile.calibration_data import HELD_OUT, open_calibration_data
-from gpenlib.compile.counts import count_quantised, quantised_nodes
-from gpenlib.compile.layers import quantisable_layers
+from gpenlib.architecture.checkpoints import TINY, random_network
+from gpenlib.compile import QuantisationError, compile_model
+from gpenlib.compile import build as compiler
+from gpenlib.compile.build import LEAST_PSNR
+from gpenlib.compile.calibrate import HELD_OUT, open_calibration_data
+from gpenlib.compile.rounding import quantisable_layers
 from gpenlib.compile.sensitivity import Probe
-from gpenlib.compile.verify import LEAST_PSNR
+from gpenlib.compile.write import count_quantised, quantised_nodes
 from gpenlib.data import DataError, make_pair, open_folder
 from gpenlib.export import ParityError
-from gpenlib.export.onnx_export import example_input
-from gpenlib.export.parity import parity
+from gpenlib.export.graphs import example_input, parity
+from gpenlib.files import sha256
 from gpenlib.images import to_tensor
 from gpenlib.infer import DTYPES, RuntimeUnavailable, open_runtime
-from gpenlib.run import sha256
-from gpenlib.settings import SettingsError
-from gpenlib.weights import TINY, random_network
+from gpenlib.settings import BuildConfig, SettingsError
 
 FEW = {"sampler": {"get_data_num": 2}}  # calibration on two embedded faces
 
@@ -168,7 +168,7 @@ def test_another_mode_takes_the_calibration_from_the_cache(tiny_model, float_gra
         return read(target)["quantisation"]
 
     assert build("max")["calibration_cached"] is False
-    monkeypatch.setattr("gpenlib.compile.int8.calibrate", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr("gpenlib.compile.build.calibrate", lambda *_: pytest.fail("calibrated again"))
     again = build("mse")
     assert again["calibration_cached"] is True and again["calibration_images"] == 2
     assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -6,11 +6,10 @@ from typing import get_args
 import pytest
 import yaml
 
-from gpenlib.compile import BuildConfig, as_build_config, compile_model
-from gpenlib.compile.config import BackendType, Device, RunnableBackend
+from gpenlib.compile import compile_model
+from gpenlib.files import repository_root
 from gpenlib.infer import BACKENDS, DEVICES, DTYPES, RuntimeUnavailable
-from gpenlib.run import repository_root
-from gpenlib.settings import SettingsError
+from gpenlib.settings import BackendType, BuildConfig, Device, RunnableBackend, SettingsError, as_build_config
 
 VENDOR_FILE = Path(__file__).parents[1] / "data_files" / "vendor_build.yaml"
 SHIPPED = sorted((repository_root() / "params" / "build").glob("*.yaml"))

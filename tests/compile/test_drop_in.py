@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 
 from gpenlib.compile import compile_model
-from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.faces import EmbeddedSource
 from gpenlib.export import deploy_form, export_onnx
-from gpenlib.export.parity import parity
+from gpenlib.export.graphs import parity
 from gpenlib.images import resize, to_grey, to_tensor
 
 LEAST = {"export": 90.0, "fp32": 90.0, "fp16": 50.0, "int8-openvino": 20.0, "int8-onnxruntime": 20.0}

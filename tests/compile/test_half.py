@@ -3,7 +3,7 @@
 import onnx
 from onnx import TensorProto
 
-from gpenlib.compile.half import join_casts, to_half
+from gpenlib.compile.write import join_casts, to_half
 
 
 def test_no_value_of_the_style_path_passes_through_fp16(float_graph):

@@ -9,16 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.compile.calibrate import calibrate
-from gpenlib.compile.counts import count_quantised, quantised_nodes
-from gpenlib.compile.halves import convolution_layers, split_halves
-from gpenlib.compile.layers import quantisable_layers, round_layers
-from gpenlib.compile.qdq import write_qdq
-from gpenlib.compile.qoperator import write_qoperator
-from gpenlib.compile.rounding import activation_steps, bias_correction
+from gpenlib.compile.rounding import (
+    activation_steps,
+    bias_correction,
+    convolution_layers,
+    quantisable_layers,
+    round_layers,
+    split_halves,
+)
+from gpenlib.compile.write import count_quantised, quantised_nodes, write_qdq, write_qoperator
 from gpenlib.export import export_onnx
-from gpenlib.export.onnx_export import run_onnx
-from gpenlib.weights import TINY, random_network
+from gpenlib.export.graphs import run_onnx
 
 LAYER = "generator.convs.1.conv"
 

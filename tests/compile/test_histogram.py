@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from gpenlib.compile.histogram import (
-    LEVELS,
-    MODES,
-    MagnitudeHistogram,
-    candidate_thresholds,
-    kl_divergence,
-)
+from gpenlib.compile.calibrate import LEVELS, MODES, MagnitudeHistogram, candidate_thresholds, kl_divergence
 
 
 def heavy_tailed(count: int = 20_000, seed: int = 0) -> np.ndarray:

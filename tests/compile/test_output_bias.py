@@ -9,12 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gpenlib.compile import QuantisationError, compile_model
-from gpenlib.compile.calibration_data import open_calibration_data
-from gpenlib.compile.config import as_build_config
-from gpenlib.compile.output_bias import CORRECTED, add_to_output
-from gpenlib.compile.verify import float_outputs
+from gpenlib.compile.build import CORRECTED, add_to_output, float_outputs
+from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.export import deploy_form
 from gpenlib.infer import open_runtime
+from gpenlib.settings import as_build_config
 
 
 def compiled(model, float_graph: Path, out_dir: Path, correct: bool, **backend) -> tuple[Path, np.ndarray]:

@@ -7,12 +7,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gpenlib.compile.calibrate import ChannelRange, calibrate
-from gpenlib.compile.counts import count_quantised
-from gpenlib.compile.halves import split_halves
-from gpenlib.compile.layers import QuantisationError, quantisable_layers, round_layers
-from gpenlib.compile.qdq import write_qdq
-from gpenlib.compile.qoperator import OUTPUT_MARGIN, write_qoperator
-from gpenlib.export.onnx_export import run_onnx
+from gpenlib.compile.rounding import QuantisationError, quantisable_layers, round_layers, split_halves
+from gpenlib.compile.write import OUTPUT_MARGIN, count_quantised, write_qdq, write_qoperator
+from gpenlib.export.graphs import run_onnx
 
 RNG = np.random.default_rng(3)
 CHANNEL_SIZES = np.geomspace(0.01, 1, 6)  # output channels that differ by a factor of a hundred

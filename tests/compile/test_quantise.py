@@ -8,8 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gpenlib.compile.counts import count_quantised
-from gpenlib.compile.layers import (
+from gpenlib.compile.rounding import (
     LEVELS,
     QuantisationError,
     quantisable_layers,
@@ -19,7 +18,7 @@ from gpenlib.compile.layers import (
     sqnr_db,
     weight_scales,
 )
-from gpenlib.compile.qdq import write_qdq
+from gpenlib.compile.write import count_quantised, write_qdq
 
 THRESHOLDS = {"input": 2.0, "middle": 1.5}  # below the largest values, so that clipping is tested too
 LAYERS = ["first", "second"]

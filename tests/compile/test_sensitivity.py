@@ -8,14 +8,18 @@ import pytest
 import torch
 
 from gpenlib.compile.calibrate import calibrate
-from gpenlib.compile.halves import split_halves
-from gpenlib.compile.layers import QuantisationError, quantisable_layers, round_layers
-from gpenlib.compile.qdq import write_qdq
-from gpenlib.compile.rounding import bias_correction
+from gpenlib.compile.rounding import (
+    QuantisationError,
+    bias_correction,
+    fake_quantised,
+    quantisable_layers,
+    round_layers,
+    split_halves,
+)
 from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
-from gpenlib.compile.simulate import fake_quantised
+from gpenlib.compile.write import write_qdq
 from gpenlib.export import deploy_form
-from gpenlib.export.onnx_export import run_onnx
+from gpenlib.export.graphs import run_onnx
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ import pytest
 import torch
 import yaml
 
-from gpenlib.compile import BuildConfig, compile_model, vendor
+from gpenlib.compile import compile_model, vendor
 from gpenlib.compile.vendor import VendorCompilerError
 from gpenlib.data import DataError
 from gpenlib.export import ParityError, deploy_form, export_torchscript
-from gpenlib.export.onnx_export import example_input
+from gpenlib.export.graphs import example_input
+from gpenlib.files import sha256
 from gpenlib.images import read_image
 from gpenlib.infer import RuntimeUnavailable, open_runtime
-from gpenlib.run import sha256
-from gpenlib.settings import SettingsError, parse_overrides
+from gpenlib.settings import BuildConfig, SettingsError, parse_overrides
 
 VENDOR_FILE = Path(__file__).parents[1] / "data_files" / "vendor_build.yaml"
 OPERATORS = [

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpenlib.compile.verify import LEAST_PSNR, least_psnr
+from gpenlib.compile.build import LEAST_PSNR, least_psnr
 from gpenlib.infer import DTYPES
 
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gpenlib.data.align import AlignError, Landmarks, align, crop_side, ffhq_matrix, warp
+from gpenlib.data.faces import AlignError, Landmarks, align, crop_side, ffhq_matrix, warp
 from gpenlib.images import ImageError
 
 # A frontal face as an aligned data set has it on average at 256 px (pixel centres).

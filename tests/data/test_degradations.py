@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gpenlib.data.degradations import (
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.tasks import (
     LEAST_SIDE,
     PAPER,
     RELEASED,
@@ -16,7 +17,6 @@ from gpenlib.data.degradations import (
     gaussian_kernel,
     motion_kernel,
 )
-from gpenlib.data.embedded import EmbeddedSource
 from gpenlib.images import resize
 from gpenlib.metrics import psnr
 

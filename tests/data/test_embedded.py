@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource, Variation, apply, variation, variation_matrix
-from gpenlib.data.sources import DataError
+from gpenlib.data.faces import DataError, EmbeddedSource, Variation, apply, variation, variation_matrix
 from gpenlib.images import resize
 from gpenlib.metrics import colour_shift, psnr, ssim
 
@@ -124,6 +123,6 @@ def test_out_of_range():
 def test_digest_follows_the_variation(monkeypatch, source):
     """A stage built from other ranges must not pass for the present one."""
     before = [source.digest(index) for index in (0, 3)]
-    monkeypatch.setattr("gpenlib.data.embedded.EXPOSURE_RANGE", (-0.1, 0.1))
+    monkeypatch.setattr("gpenlib.data.faces.EXPOSURE_RANGE", (-0.1, 0.1))
     assert source.digest(0) == before[0]
     assert source.digest(3) != before[1]

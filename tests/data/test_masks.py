@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.masks import StrokesAndBoxes
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.tasks import StrokesAndBoxes
 
 MASKS = StrokesAndBoxes()
 SIDE = 128

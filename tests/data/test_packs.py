@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import Pack, check_packs, distinct_stems, read_pack, unpack, write_pack
-from gpenlib.data.sources import DataError, open_folder
-from gpenlib.data.splits import Subset
+from gpenlib.data.faces import DataError, EmbeddedSource, Subset, open_folder
+from gpenlib.data.pairs import Pack, check_packs, distinct_stems, read_pack, unpack, write_pack
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import ImageError, read_image, write_image
 

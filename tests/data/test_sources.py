@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpenlib.data.sources import DataError, combined_digest, natural_key, open_folder
+from gpenlib.data.faces import DataError, combined_digest, natural_key, open_folder
 from gpenlib.images import ImageError, write_image
 
 

@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.sources import DataError, FolderSource, open_folder
-from gpenlib.data.splits import Split, Subset, split
+from gpenlib.data.faces import DataError, EmbeddedSource, FolderSource, Split, Subset, open_folder, split
 from gpenlib.images import write_image
 
 

@@ -5,9 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import Pack, read_pack, write_pack
-from gpenlib.data.statistics import baseline_scores, colour_row, colour_statistics, score, wrong_answers
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.pairs import (
+    Pack,
+    baseline_scores,
+    colour_row,
+    colour_statistics,
+    read_pack,
+    score,
+    write_pack,
+    wrong_answers,
+)
 from gpenlib.images import ImageError, resize, to_grey
 from gpenlib.metrics import psnr, ssim
 

@@ -9,14 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from gpenlib import stages
-from gpenlib.compile import BuildConfig
+from gpenlib import run as stages
 from gpenlib.data import tasks
-from gpenlib.data.degradations import PAPER
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.tasks import TASKS, baseline_name, make_pair, register_task
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.tasks import PAPER, TASKS, baseline_name, make_pair, register_task
 from gpenlib.images import ImageError
-from gpenlib.settings import SettingsError
+from gpenlib.settings import BuildConfig, SettingsError
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import read_pack, write_pack
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.pairs import read_pack, write_pack
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,18 @@
 import numpy as np
 import pytest
 
-from gpenlib.errors.compare import PLAIN, SCORES, compare_outputs, error_map, summarise_comparison
-from gpenlib.errors.gallery import ZOOM_SIDE, faces_by_loss, hotspot, open_face_errors, worst_faces
+from gpenlib.errors.compare import (
+    PLAIN,
+    SCORES,
+    ZOOM_SIDE,
+    compare_outputs,
+    error_map,
+    faces_by_loss,
+    hotspot,
+    open_face_errors,
+    summarise_comparison,
+    worst_faces,
+)
 from gpenlib.infer.scoring import BASELINES
 from gpenlib.metrics import PSNR_CEILING
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from gpenlib.errors.compare import SCORES
-from gpenlib.errors.runs import ABSENT, DIFFERENT, FIRST, NOT_IN_FIRST, compare_results
+from gpenlib.errors.compare import ABSENT, DIFFERENT, FIRST, NOT_IN_FIRST, SCORES, compare_results
 
 OFFSETS = (0.1, -0.2, 0.3, 0.05, -0.1, 0.2)
 

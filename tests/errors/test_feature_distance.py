@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from gpenlib.errors.feature_distance import (
+from gpenlib.metrics import (
     BATCH,
     FeatureError,
     features_of,

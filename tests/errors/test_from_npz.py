@@ -6,12 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from gpenlib.data.sources import DataError
-from gpenlib.errors.from_npz import evaluate_npz, main
+from gpenlib.data.faces import DataError
 from gpenlib.images import to_tensor
-from gpenlib.infer.chroma import data_chroma
-from gpenlib.infer.npz_outputs import write_outputs_npz
-from gpenlib.infer.scoring import score
+from gpenlib.infer.scoring import data_chroma, evaluate_npz, main, score, write_outputs_npz
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from skimage.color import lab2rgb
 
-from gpenlib.data.packs import read_pack, write_pack
-from gpenlib.data.sources import open_folder
-from gpenlib.errors.groups import (
+from gpenlib.data.faces import open_folder
+from gpenlib.data.pairs import read_pack, write_pack
+from gpenlib.errors.compare import (
     GROUP_SCORES,
     NOT_MEASURED,
     SKIN_PLACES,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpenlib.errors.half_stress import scaled_styles, stress_half
+from gpenlib.errors.layers import scaled_styles, stress_half
 
 ORDINARY = 60.0  # dB against float32 that fp16 reaches where nothing overflows
 

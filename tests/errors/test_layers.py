@@ -10,19 +10,18 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from gpenlib import stages
-from gpenlib.compile import int8
+from gpenlib import run as layers_stage
+from gpenlib import run as stages
+from gpenlib.compile import build as int8
 from gpenlib.compile.calibrate import calibrate
-from gpenlib.compile.halves import split_halves
-from gpenlib.compile.layers import quantisable_layers, round_layers
-from gpenlib.compile.qdq import write_qdq
-from gpenlib.compile.simulate import fake_quantised
-from gpenlib.errors import healing, layers
+from gpenlib.compile.rounding import fake_quantised, quantisable_layers, round_layers, split_halves
+from gpenlib.compile.write import write_qdq
+from gpenlib.errors import layers
+from gpenlib.errors import layers as healing
 from gpenlib.export import deploy_form, export_onnx
-from gpenlib.plots import layers as plots
-from gpenlib.run import read_json
+from gpenlib.files import read_json
+from gpenlib.plots import errors as plots
 from gpenlib.settings import SettingsError
-from gpenlib.stages import layers_stage
 
 VICTIM = "generator.convs.1.conv"
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpenlib.errors import perceptual
-from gpenlib.errors.feature_distance import FeatureError
-from gpenlib.errors.perceptual import perceptual_rows
+from gpenlib import metrics as perceptual
+from gpenlib.metrics import FeatureError, perceptual_rows
 
 BACKBONE = b"the weights"
 NAME = f"alexnet-owt-{hashlib.sha256(BACKBONE).hexdigest()[:8]}.pth"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpenlib.errors.recommend import recommend
+from gpenlib.errors.compare import recommend
 
 
 def row(dtype, ms, high=0.0, spread=0.1, shift=0.0, images=40, **changes):

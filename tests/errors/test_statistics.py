@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gpenlib.errors.statistics import FEWEST, mean_loss, rank_correlation
+from gpenlib.errors.compare import FEWEST, mean_loss, rank_correlation
 
 
 def sample(mean, count=30, seed=0):

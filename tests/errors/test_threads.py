@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from gpenlib.errors.threads import measured_threads
+from gpenlib.errors.layers import measured_threads
 
 
 @pytest.mark.parametrize(("slow", "expected"), [(1, 2), (2, 1)])

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from gpenlib.architecture import Gpen, GpenConfig
-from gpenlib.architecture.generator import ModulatedConv2d
+from gpenlib.architecture.checkpoints import random_network
+from gpenlib.architecture.model import ModulatedConv2d
 from gpenlib.export import deploy_form
 from gpenlib.export.deploy import StyleScale
-from gpenlib.export.onnx_export import example_input
-from gpenlib.export.parity import assert_parity
-from gpenlib.weights import random_network
+from gpenlib.export.graphs import assert_parity, example_input
 
 TOLERANCE = 5e-5  # of the standard deviation; two orders of summation of float32 differ by about 1e-5
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)

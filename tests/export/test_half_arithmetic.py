@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpenlib.export.half_arithmetic import HalfArithmetic
+from gpenlib.export.deploy import HalfArithmetic
 
 
 def test_every_result_is_rounded():

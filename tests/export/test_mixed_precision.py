@@ -13,7 +13,7 @@ from gpenlib.export import (
     write_mixed_precision,
 )
 from gpenlib.export.deploy import StyledStage, StyleScale
-from gpenlib.export.onnx_export import example_input
+from gpenlib.export.graphs import example_input
 
 LEAST_PSNR = {"bf16": 35.0, "fp16": 50.0}
 MAP_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

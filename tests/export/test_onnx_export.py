@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from gpenlib.architecture import GpenConfig
-from gpenlib.export import ParityError, deploy_form, export_onnx, onnx_export, summarise_graph
-from gpenlib.export.onnx_export import NAMED_OPERATORS, OPSET, example_input, name_nodes, run_onnx
-from gpenlib.export.parity import assert_parity
-from gpenlib.run import repository_root
-from gpenlib.weights import random_network
+from gpenlib.architecture.checkpoints import random_network
+from gpenlib.export import ParityError, deploy_form, export_onnx, summarise_graph
+from gpenlib.export import graphs as onnx_export
+from gpenlib.export.graphs import NAMED_OPERATORS, OPSET, assert_parity, example_input, name_nodes, run_onnx
+from gpenlib.files import repository_root
 
 EXPORTERS = ("dynamo", "torchscript")
 

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 from gpenlib import gpen_from_onnx
-from gpenlib.architecture import Gpen, GpenConfig, ops
+from gpenlib.architecture import Gpen, GpenConfig
+from gpenlib.architecture import model as ops
+from gpenlib.architecture.checkpoints import random_network
 from gpenlib.export import RecoverError, export_training_form
-from gpenlib.export.onnx_export import example_input
-from gpenlib.weights import random_network
+from gpenlib.export.graphs import example_input
 
 CONFIGS = {
     "tiny": GpenConfig(64, 64, 1, 0.0625),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gpenlib.export import ParityError, export_torchscript, torchscript
-from gpenlib.export.onnx_export import example_input
-from gpenlib.export.parity import assert_parity
+from gpenlib.export import ParityError, export_torchscript
+from gpenlib.export import graphs as torchscript
+from gpenlib.export.graphs import assert_parity, example_input
 
 
 @pytest.fixture(scope="module")

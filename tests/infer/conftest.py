@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gpenlib.compile import compile_model
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import read_pack, write_pack
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.pairs import read_pack, write_pack
 from gpenlib.export import export_onnx
 from gpenlib.images import to_tensor
 from gpenlib.infer import open_runtime

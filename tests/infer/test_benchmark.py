@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpenlib.infer import benchmark
-from gpenlib.infer.benchmark import interleaved_latency, interleaved_times
+from gpenlib.infer import performance as benchmark
+from gpenlib.infer.performance import interleaved_latency, interleaved_times
 
 
 class Recorder:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from gpenlib.infer import RuntimeUnavailable, choice, fastest_backend
-from gpenlib.infer.choice import auto_candidates
-from gpenlib.infer.torch_runtimes import TorchBase
+from gpenlib.infer import RuntimeUnavailable, fastest_backend
+from gpenlib.infer import performance as choice
+from gpenlib.infer.performance import auto_candidates
+from gpenlib.infer.runtime import TorchBase
 
 
 @pytest.fixture

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.packs import read_pack, write_pack
-from gpenlib.data.sources import open_folder
+from gpenlib.data.faces import EmbeddedSource, open_folder
+from gpenlib.data.pairs import read_pack, write_pack
 from gpenlib.images import to_grey, write_image
-from gpenlib.infer.chroma import coloured_with, data_chroma
+from gpenlib.infer.scoring import coloured_with, data_chroma
 from gpenlib.metrics import mean_colour, to_lab
 
 COLOURS = ((200, 120, 100), (120, 160, 90), (90, 110, 180))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gpenlib.infer import gallery
-from gpenlib.infer.pipeline import restore_pack
+from gpenlib.infer import scoring as gallery
+from gpenlib.infer.scoring import restore_pack
 
 ROWS = [{"name": name, "psnr": value} for name, value in zip("abcde", (3, 5, 1, 4, 2), strict=True)]
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from gpenlib.infer.layer_times import KINDS, kind_of, layer_times
+from gpenlib.infer.performance import KINDS, kind_of, layer_times
 from gpenlib.infer.runtime import MODEL_FILE
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gpenlib.data.sources import DataError
-from gpenlib.infer.npz_outputs import output_paths, read_output_npz, write_output_npz, write_outputs_npz
+from gpenlib.data.faces import DataError
+from gpenlib.infer.scoring import output_paths, read_output_npz, write_output_npz, write_outputs_npz
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.export import export_onnx
-from gpenlib.export.onnx_export import run_onnx
-from gpenlib.infer.openvino_graph import scale_rgb_weights
-from gpenlib.weights import TINY, random_network
+from gpenlib.export.graphs import run_onnx
+from gpenlib.infer.runtime import scale_rgb_weights
 
 openvino = pytest.importorskip("openvino")
 LEVELS = 5  # of the tiny network's ToRGB layers: 4 to 64 px

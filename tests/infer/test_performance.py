@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from gpenlib.files import write_json
 from gpenlib.infer import RuntimeUnavailable
-from gpenlib.infer.instances import Combination, memory_mib, run_instances
 from gpenlib.infer.performance import (
     PACKAGE_ROOT,
     TABLE,
+    Combination,
     available_cores,
     main,
     measure_in_child,
+    memory_mib,
     performance_test,
+    run_instances,
     summary_row,
 )
-from gpenlib.plots.performance import performance_figure
-from gpenlib.run import write_json
+from gpenlib.plots.compile import performance_figure
 
 NAP = 0.02
 

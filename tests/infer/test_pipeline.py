@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 
-from gpenlib.data.packs import Pack
+from gpenlib.data.pairs import Pack
 from gpenlib.images import from_tensor, read_image
-from gpenlib.infer.npz_outputs import output_paths, read_output_npz
-from gpenlib.infer.pipeline import restore_pack
-from gpenlib.infer.scoring import MEANS, summarise
+from gpenlib.infer.scoring import MEANS, output_paths, read_output_npz, restore_pack, summarise
 from gpenlib.metrics import psnr, ssim
 
 

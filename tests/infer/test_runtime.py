@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from gpenlib.compile.counts import count_quantised, quantised_nodes
+from gpenlib.compile.write import count_quantised, quantised_nodes
 from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, open_runtime
 from gpenlib.infer.runtime import BACKENDS, DTYPES, SUPPORTED
 from gpenlib.metrics import psnr

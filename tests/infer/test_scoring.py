@@ -5,19 +5,10 @@ import threading
 import numpy as np
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.faces import EmbeddedSource
 from gpenlib.images import from_tensor, to_grey, to_tensor
-from gpenlib.infer.chroma import coloured_with
-from gpenlib.infer.scoring import MEANS, SCORES, in_parallel, score, summarise
-from gpenlib.metrics import (
-    PSNR_CEILING,
-    chroma_error,
-    colour_shift,
-    delta_e2000,
-    psnr,
-    ssim,
-    to_lab,
-)
+from gpenlib.infer.scoring import MEANS, SCORES, coloured_with, in_parallel, score, summarise
+from gpenlib.metrics import PSNR_CEILING, chroma_error, colour_shift, delta_e2000, psnr, ssim, to_lab
 
 CHROMA = (9.0, 14.0)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gpenlib.infer import RuntimeUnavailable, check_support, open_runtime, torch_runtimes
-from gpenlib.infer.torch_files import write_torch_files
-from gpenlib.run import read_json, write_json
+from gpenlib.files import read_json, write_json
+from gpenlib.infer import RuntimeUnavailable, check_support, open_runtime
+from gpenlib.infer import runtime as torch_runtimes
+from gpenlib.infer.runtime import write_torch_files
 
 BOTH = ("torch", "torchscript")
 

@@ -7,16 +7,10 @@ import nbformat
 import papermill
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.files import repository_root, sha256
 from gpenlib.images import write_image
-from gpenlib.notebooks import (
-    NotebookError,
-    SamePythonKernel,
-    check_parameters,
-    declared_parameters,
-    execute,
-)
-from gpenlib.run import repository_root, sha256
+from gpenlib.notebooks import NotebookError, SamePythonKernel, check_parameters, declared_parameters, execute
 from gpenlib.settings import read_yaml
 
 ROOT = repository_root()

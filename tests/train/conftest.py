@@ -7,8 +7,8 @@ from typing import Any
 import cv2
 import pytest
 
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.train.config import TrainConfig
+from gpenlib.data.faces import EmbeddedSource
+from gpenlib.settings import TrainConfig
 
 FACES = 10
 MakeConfig = Callable[..., TrainConfig]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gpenlib.architecture import GpenConfig, load_checkpoint, read_notes, save_checkpoint
+from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.train.average import average_weights, main
-from gpenlib.weights import TINY, random_network
 
 
 def test_every_weight_is_the_mean():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpenlib.images import write_image
-from gpenlib.train.log import beginning_and_end, check_log, read_log, read_samples, series, smooth
+from gpenlib.train.trainer import beginning_and_end, check_log, read_log, read_samples, series, smooth
 
 
 def test_repeated_steps_count_once_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:

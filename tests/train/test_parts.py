@@ -9,20 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from gpenlib.architecture import Discriminator, Generator, Gpen, GpenConfig
-from gpenlib.data.sources import open_folder
-from gpenlib.train.augment import TRANSFORMATIONS, Augment
-from gpenlib.train.config import Augmentation, Jitter
-from gpenlib.train.faces import BatchOrder, TrainingFaces, jittered
-from gpenlib.train.growing import FadeIn
-from gpenlib.train.identity import IdentityError, IdentityLoss
-from gpenlib.train.losses import (
+from gpenlib.architecture.checkpoints import seed_discriminator, seed_generator, seed_gpen
+from gpenlib.data.faces import open_folder
+from gpenlib.settings import Augmentation, Jitter
+from gpenlib.train.batches import BatchOrder, TrainingFaces, jittered
+from gpenlib.train.objectives import (
+    TRANSFORMATIONS,
+    Augment,
+    FadeIn,
+    IdentityError,
+    IdentityLoss,
     discriminator_loss,
     feature_matching,
     nonsaturating_loss,
     path_lengths,
     r1_penalty,
 )
-from gpenlib.train.seeding import seed_discriminator, seed_generator, seed_gpen
 from tests.train.conftest import MakeConfig
 
 SMALL, LARGE = GpenConfig(64, 64, 1, 0.0625), GpenConfig(128, 128, 1, 0.0625)

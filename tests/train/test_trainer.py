@@ -13,16 +13,18 @@ import torch
 import yaml
 
 from gpenlib.architecture import Generator, load_checkpoint, load_discriminator, load_generator
-from gpenlib.architecture.config import MIN_SIZE
-from gpenlib.data.sources import DataError
+from gpenlib.architecture.checkpoints import (
+    discriminator_file,
+    find_discriminator,
+    shipped_weights,
+    weights_file,
+)
+from gpenlib.architecture.model import MIN_SIZE
+from gpenlib.data.faces import DataError
 from gpenlib.images import read_image
-from gpenlib.settings import SettingsError
-from gpenlib.train.config import TrainConfig
-from gpenlib.train.faces import DRAWN_FACES, open_training_faces
-from gpenlib.train.seeding import find_discriminator
-from gpenlib.train.state import TrainingError, regrouped
-from gpenlib.train.trainer import Trainer
-from gpenlib.weights import discriminator_file, shipped_weights, weights_file
+from gpenlib.settings import SettingsError, TrainConfig
+from gpenlib.train.batches import DRAWN_FACES, open_training_faces
+from gpenlib.train.trainer import Trainer, TrainingError, regrouped
 from tests.train.conftest import CONTENT_ONLY, FACES, MakeConfig
 
 EVERY_TERM = {  # both penalties within the few steps of a test
@@ -300,8 +302,8 @@ def test_every_shipped_configuration_is_valid() -> None:
 def test_prior_samples_are_those_of_its_generator(configure: MakeConfig) -> None:
     trainer = Trainer(configure(stage="prior", batch_size=4, steps=1, losses={"path_length": 0}))
     assert isinstance(trainer.run(), Generator)
-    from gpenlib.data.sources import open_folder
-    from gpenlib.train.faces import TrainingFaces
+    from gpenlib.data.faces import open_folder
+    from gpenlib.train.batches import TrainingFaces
 
     faces = TrainingFaces(open_folder(trainer.config.data_dir), trainer.config)
     images = trainer.objective.samples(faces)

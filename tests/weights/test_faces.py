@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from gpenlib import stages
+from gpenlib import run as stages
 from gpenlib.architecture import CheckpointError, Generator, save_checkpoint
-from gpenlib.architecture.latent import draw_latents, generate, per_layer, to_pictures
-from gpenlib.data.embedded import EmbeddedSource
-from gpenlib.data.sources import DataError, FolderSource
+from gpenlib.architecture.checkpoints import TINY, load_weights, random_network
+from gpenlib.architecture.inspect import draw_latents, generate, per_layer, to_pictures
+from gpenlib.data.faces import DataError, EmbeddedSource, FolderSource, PriorSource, made_here, open_faces
 from gpenlib.images import write_image
-from gpenlib.stage_settings import OUTPUTS_VARIABLE
-from gpenlib.weights import TINY, load_weights, random_network
-from gpenlib.weights.faces import PriorSource, made_here, open_faces
+from gpenlib.settings import OUTPUTS_VARIABLE
 
 
 @pytest.fixture(scope="module")

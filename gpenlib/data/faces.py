@@ -1,0 +1,895 @@
+"""The FFHQ layout: a square crop turned with the face, from eye centres and mouth corners.
+
+Coordinates are (x, y) in pixels with the centre of the first pixel at (0, 0), as OpenCV counts them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gpenlib.architecture import Generator, load_generator
+from gpenlib.architecture.checkpoints import weights_file
+from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, per_layer, to_pictures
+from gpenlib.files import resolve_path, sha256
+from gpenlib.images import SUFFIXES, FloatArray, Image, check_image, read_image
+
+# ----------------------------------------------------------------------
+# The FFHQ layout: a square crop turned with the face, from eye centres and mouth corners.
+#
+# Coordinates are (x, y) in pixels with the centre of the first pixel at (0, 0), as OpenCV counts them.
+
+Point = tuple[float, float]
+Matrix = NDArray[np.float64]
+
+EYE_DISTANCES_PER_SIDE = 4.0
+EYE_TO_MOUTH_DISTANCES_PER_SIDE = 3.6
+CENTRE_TOWARDS_MOUTH = 0.1  # part of the way from the eyes to the mouth
+
+
+class AlignError(ValueError):
+    """Landmarks that do not describe a face; the message holds their values."""
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Four points of a face; left and right are those of the picture, not of the person.
+
+    Parameters
+    ----------
+    left_eye, right_eye : (x, y)
+        Centres of the eye openings (means of the contour, not the irises), in pixels.
+    left_mouth, right_mouth : (x, y)
+        Outer corners of the mouth, in pixels.
+
+    Raises
+    ------
+    AlignError
+        If a coordinate is not finite, the eyes coincide, eyes and mouth lie on one line, or left and
+        right are exchanged.
+    """
+
+    left_eye: Point
+    right_eye: Point
+    left_mouth: Point
+    right_mouth: Point
+
+    def __post_init__(self) -> None:
+        points = np.asarray(astuple(self), dtype=np.float64)
+        if points.shape != (4, 2) or not np.isfinite(points).all():
+            raise AlignError(f"{self}: expected four finite points (x, y)")
+        eye_to_eye, eye_to_mouth = self.eye_to_eye, self.eye_to_mouth
+        area = eye_to_eye[0] * eye_to_mouth[1] - eye_to_eye[1] * eye_to_mouth[0]
+        if area <= 1e-6:
+            raise AlignError(
+                f"{self}: not a face (left and right are those of the picture, and the mouth lies off the "
+                "line through the eyes)"
+            )
+
+    @property
+    def eye_centre(self) -> Matrix:
+        """Midpoint of the eyes, float64 [2]."""
+        return 0.5 * (np.asarray(self.left_eye, np.float64) + np.asarray(self.right_eye, np.float64))
+
+    @property
+    def eye_to_eye(self) -> Matrix:
+        """Vector from the left to the right eye, float64 [2]."""
+        return np.asarray(self.right_eye, np.float64) - np.asarray(self.left_eye, np.float64)
+
+    @property
+    def eye_to_mouth(self) -> Matrix:
+        """Vector from the midpoint of the eyes to the midpoint of the mouth corners, float64 [2]."""
+        mouth = 0.5 * (np.asarray(self.left_mouth, np.float64) + np.asarray(self.right_mouth, np.float64))
+        return mouth - self.eye_centre
+
+
+def ffhq_matrix(landmarks: Landmarks, size: int) -> Matrix:
+    """Return the similarity transform from picture to crop coordinates.
+
+    The square of the FFHQ preparation script (Karras et al. 2019, ``recreate_aligned_images``): its upper
+    side is parallel to the mean of the eye line and the perpendicular of the eye-to-mouth line, its side is
+    the larger of 4 eye distances and 3.6 eye-to-mouth distances, its centre lies a tenth of the way from the
+    eyes to the mouth.
+
+    Parameters
+    ----------
+    landmarks : Landmarks
+    size : int
+        Side of the crop in pixels, at least 1.
+
+    Returns
+    -------
+    float64 [2, 3]
+        ``crop = matrix @ (x, y, 1)``; :func:`crop_side` gives the side in picture pixels.
+
+    Raises
+    ------
+    AlignError
+        If ``size`` is below 1.
+    """
+    if size < 1:
+        raise AlignError(f"size={size}: a crop has at least 1 pixel")
+    across = _direction(landmarks)
+    scale = size / crop_side(landmarks)
+    turn = scale * np.array([[across[0], across[1]], [-across[1], across[0]]])  # [2, 2]
+    centre = landmarks.eye_centre + CENTRE_TOWARDS_MOUTH * landmarks.eye_to_mouth
+    middle = (size - 1) / 2  # the middle of the crop, pixel centres being whole numbers
+    return np.column_stack([turn, middle - turn @ centre])
+
+
+def crop_side(landmarks: Landmarks) -> float:
+    """Return the side of the FFHQ square in picture pixels."""
+    eyes = EYE_DISTANCES_PER_SIDE * float(np.linalg.norm(landmarks.eye_to_eye))
+    mouth = EYE_TO_MOUTH_DISTANCES_PER_SIDE * float(np.linalg.norm(landmarks.eye_to_mouth))
+    return max(eyes, mouth)
+
+
+def warp(image: Image, matrix: Matrix, size: int) -> Image:
+    """Resample ``image`` through an affine transform into a square; parts outside are mirrored.
+
+    Enlargements are bicubic. Reductions are taken at a whole multiple of the resolution and averaged over
+    areas, so that they do not alias.
+
+    Parameters
+    ----------
+    image : uint8 RGB [H, W, 3]
+    matrix : float64 [2, 3]
+        From picture to crop coordinates, as :func:`ffhq_matrix` gives it.
+    size : int
+        Side of the result in pixels.
+
+    Returns
+    -------
+    uint8 RGB [size, size, 3]
+
+    Raises
+    ------
+    ImageError
+        If ``image`` is not uint8 [H, W, 3].
+    """
+    check_image(image)
+    scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # crop pixels per picture pixel
+    factor = max(1, math.ceil(1 / scale - 1e-3))
+    finer = factor * matrix
+    finer[:, 2] += (factor - 1) / 2  # pixel centres: crop 0 is the middle of the finer 0 .. factor - 1
+    flags = cv2.INTER_CUBIC if factor == 1 else cv2.INTER_LINEAR
+    side = factor * size
+    large = cv2.warpAffine(image, finer, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    if factor > 1:
+        large = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(large, dtype=np.uint8)
+
+
+def align(image: Image, landmarks: Landmarks, size: int) -> Image:
+    """Cut a face out of a picture in FFHQ layout.
+
+    At size 256 the eyes of a frontal face come to about (96, 120) and (159, 120), its mouth corners to
+    (102, 188) and (153, 188).
+
+    Parameters
+    ----------
+    image : uint8 RGB [H, W, 3]
+    landmarks : Landmarks
+        In pixels of ``image``.
+    size : int
+        Side of the crop in pixels.
+
+    Returns
+    -------
+    uint8 RGB [size, size, 3]
+
+    Raises
+    ------
+    AlignError
+        If ``size`` is below 1.
+    ImageError
+        If ``image`` is not uint8 [H, W, 3].
+    """
+    return warp(image, ffhq_matrix(landmarks, size), size)
+
+
+def _direction(landmarks: Landmarks) -> Matrix:
+    """Return the unit vector along the upper side of the FFHQ square, float64 [2]."""
+    down = landmarks.eye_to_mouth
+    across = landmarks.eye_to_eye + np.array([down[1], -down[0]])
+    return np.asarray(across / np.linalg.norm(across), dtype=np.float64)
+
+
+# ----------------------------------------------------------------------
+# Where faces come from: folders of images, and sources joined to one.
+
+CELEBA_FOLDER = "CelebA-HQ-img"  # the image folder inside a CelebAMask-HQ download
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names the folder and what it lacks."""
+
+
+class ImageSource(Protocol):
+    """An ordered collection of faces; images are read one at a time."""
+
+    @property
+    def label(self) -> str:
+        """What to write beside scores on these images."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One distinct file-name-like word per image."""
+
+    def read(self, index: int) -> Image:
+        """Return image ``index`` as uint8 RGB [H, W, 3], in its own size."""
+
+    def digest(self, index: int) -> str:
+        """Return a hash of the content of image ``index``."""
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Images of one folder in natural order (2 before 10)."""
+
+    paths: tuple[Path, ...]
+
+    @property
+    def label(self) -> str:
+        """The folder's name."""
+        return f"folder {self.paths[0].parent.name}" if self.paths else "empty"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """File names."""
+        return [path.name for path in self.paths]
+
+    def read(self, index: int) -> Image:
+        """Decode one file; a damaged one raises ImageError with its path."""
+        return read_image(self.paths[index])
+
+    def digest(self, index: int) -> str:
+        """SHA-256 of the file."""
+        return sha256(self.paths[index])
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """Two sources as one: the images of ``first``, then those of ``second``.
+
+    Attributes
+    ----------
+    first, second : ImageSource
+    label : str
+        What scores on the whole mean.
+    """
+
+    first: ImageSource
+    second: ImageSource
+    label: str
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of both, in order."""
+        return [*self.first.names, *self.second.names]
+
+    def read(self, index: int) -> Image:
+        """Return image ``index`` as uint8 RGB [H, W, 3]."""
+        source, own = self._find(index)
+        return source.read(own)
+
+    def digest(self, index: int) -> str:
+        """Return the content hash of image ``index``."""
+        source, own = self._find(index)
+        return source.digest(own)
+
+    @cached_property
+    def _counts(self) -> tuple[int, int]:
+        """Numbers of images, counted once: a source may build its names anew whenever it is asked."""
+        return len(self.first.names), len(self.second.names)
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        check_index(index, sum(self._counts), "image")
+        split = self._counts[0]
+        return (self.first, index) if index < split else (self.second, index - split)
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key under which ``2.jpg`` comes before ``10.jpg``."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+
+
+def open_folder(folder: str | Path, suffix: str | None = None) -> FolderSource:
+    """List the images of ``folder``; a CelebAMask-HQ download is recognised by its ``CelebA-HQ-img``.
+
+    Parameters
+    ----------
+    folder : path
+        Its jpg, jpeg, png, webp and bmp files are used; sub-folders are not searched.
+    suffix : str, optional
+        Take only this suffix (with or without dot), as the vendor's ``sampler.suffix``.
+
+    Raises
+    ------
+    DataError
+        If the folder does not exist or holds no such image.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if (folder / CELEBA_FOLDER).is_dir():
+        folder = folder / CELEBA_FOLDER
+    wanted = SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
+    files = [path for path in folder.iterdir() if path.suffix.lower() in wanted and path.is_file()]
+    if not files:
+        inner = sorted(path.name for path in folder.iterdir() if path.is_dir())[:5]
+        hint = f"; it has sub-folders: {', '.join(inner)}" if inner else ""
+        raise DataError(f"{folder}: no image with suffix {', '.join(wanted)}{hint}")
+    return FolderSource(tuple(sorted(files, key=lambda path: natural_key(path.name))))
+
+
+def check_index(index: int, count: int, what: str) -> None:
+    """Raise IndexError unless ``index`` is in 0 .. count - 1; ``what`` names the images."""
+    if not 0 <= index < count:
+        raise IndexError(f"{what} {index}: there are {count}, counted from 0")
+
+
+def combined_digest(source: ImageSource, indices: Sequence[int]) -> str:
+    """Return one hash over the chosen images, in order."""
+    digest = hashlib.sha256()
+    for index in indices:
+        digest.update(source.digest(index).encode())
+    return digest.hexdigest()
+
+
+# ----------------------------------------------------------------------
+# The embedded default: variations of one public-domain photograph, for runs without any data folder.
+
+EMBEDDED_VERSION = "astronaut variations 1"  # change it whenever the same Variation gives other pixels
+SEED = 20210511
+
+# Read off an eightfold enlargement of scikit-image's astronaut (512 x 512), to about half a pixel.
+ASTRONAUT_LANDMARKS = Landmarks(
+    left_eye=(203.0, 101.5), right_eye=(247.0, 103.2), left_mouth=(203.3, 140.0), right_mouth=(246.3, 140.3)
+)
+
+MAX_TURN = 5.0  # degrees
+MAX_SHIFT = 0.025  # of the side
+SCALE_RANGE = (0.94, 1.08)
+EXPOSURE_RANGE = (-0.45, 0.18)  # stops, in linear light
+GAMMA_RANGE = (0.90, 1.12)
+MAX_TEMPERATURE = 0.11  # stops by which red rises and blue falls, or the reverse
+CONTRAST_RANGE = (0.90, 1.10)  # slope at the mean tone
+SATURATION_RANGE = (0.85, 1.12)
+BLURRED_PART = 0.3  # of the images
+MAX_BLUR = 0.7 / 256  # standard deviation, of the side
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How one embedded image differs from the photograph.
+
+    Attributes
+    ----------
+    mirror : bool
+    turn : float
+        Degrees, positive clockwise in the picture.
+    scale : float
+        Enlargement of the face.
+    shift : (float, float)
+        To the right and down, as a part of the side.
+    exposure : float
+        Stops, in linear light.
+    temperature : float
+        Stops by which red is raised and blue lowered; negative is cooler.
+    gamma : float
+        Exponent on display values; above 1 is darker in the middle tones.
+    contrast : float
+        Slope around the middle tone.
+    saturation : float
+        Factor on the distance from grey, which keeps the hue.
+    blur : float
+        Standard deviation of a Gaussian, as a part of the side.
+    """
+
+    mirror: bool = False
+    turn: float = 0.0
+    scale: float = 1.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    exposure: float = 0.0
+    temperature: float = 0.0
+    gamma: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    blur: float = 0.0
+
+
+def variation(index: int) -> Variation:
+    """Return the variation of image ``index``; 0 is the photograph itself. It depends on ``index`` alone."""
+    if index == 0:
+        return Variation()
+    rng = np.random.default_rng((SEED, index))
+    return Variation(
+        mirror=bool(rng.random() < 0.5),
+        turn=float(rng.uniform(-MAX_TURN, MAX_TURN)),
+        scale=float(rng.uniform(*SCALE_RANGE)),
+        shift=(float(rng.uniform(-MAX_SHIFT, MAX_SHIFT)), float(rng.uniform(-MAX_SHIFT, MAX_SHIFT))),
+        exposure=float(rng.uniform(*EXPOSURE_RANGE)),
+        temperature=float(rng.uniform(-MAX_TEMPERATURE, MAX_TEMPERATURE)),
+        gamma=float(rng.uniform(*GAMMA_RANGE)),
+        contrast=float(rng.uniform(*CONTRAST_RANGE)),
+        saturation=float(rng.uniform(*SATURATION_RANGE)),
+        blur=float(rng.uniform(0.3, 1.0) * MAX_BLUR) if rng.random() < BLURRED_PART else 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddedSource:
+    """Faces that need no download: scikit-image's ``astronaut`` in FFHQ layout and variations of it.
+
+    The photograph is NASA's portrait of Eileen Collins (public domain). Image 0 is the FFHQ crop, image k > 0
+    the variation :func:`variation` gives for k: mirrored or not, slightly turned, scaled and shifted, with
+    another exposure, white balance, gamma, contrast and saturation, some a little soft. Image k is the same
+    however many images are asked for, and the same picture at every size.
+
+    The FFHQ square is 176 pixels wide in the photograph, so every size above that is an enlargement (2.9
+    times at 512): the images are softer than real data of their size. All show one person, so scores on
+    them show that a pipeline works and say little about a model.
+
+    Parameters
+    ----------
+    count : int
+        How many images there are, at least 1; no upper limit.
+    size : int
+        Side in pixels, at least 16.
+
+    Raises
+    ------
+    DataError
+        If ``count`` or ``size`` is too small.
+    """
+
+    count: int
+    size: int = 512
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 16:
+            raise DataError(
+                f"embedded images: count={self.count}, size={self.size}; needed are at least 1 and 16"
+            )
+
+    @property
+    def label(self) -> str:
+        """What scores on these images mean."""
+        return (
+            "embedded: variations of one public-domain photograph; scores show that the pipeline works, "
+            "not how good the model is"
+        )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """``astronaut_0000.png`` and on."""
+        return [f"astronaut_{index:04d}.png" for index in range(self.count)]
+
+    def read(self, index: int) -> Image:
+        """Return image ``index`` as uint8 RGB [size, size, 3].
+
+        Raises
+        ------
+        IndexError
+            If ``index`` is not in 0 .. count - 1.
+        """
+        check_index(index, self.count, "embedded image")
+        return apply(variation(index), self.size)
+
+    def digest(self, index: int) -> str:
+        """Return a hash of everything that decides the pixels, without building them."""
+        check_index(index, self.count, "embedded image")
+        how = (variation(index), self.size, ASTRONAUT_LANDMARKS)
+        content = f"{EMBEDDED_VERSION}|{index}|{how}|{_photograph_digest()}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def apply(how: Variation, size: int) -> Image:
+    """Return the photograph's FFHQ crop, varied.
+
+    Geometry is one resampling of the photograph, so turning and shifting bring in its real surroundings
+    instead of mirrored margins, and nothing is interpolated twice.
+
+    Parameters
+    ----------
+    how : Variation
+    size : int
+        Side in pixels.
+
+    Returns
+    -------
+    uint8 RGB [size, size, 3]
+    """
+    moved = warp(_photograph(), variation_matrix(how, size), size)
+    if how == Variation():
+        return moved
+    toned: FloatArray = np.asarray(cv2.LUT(moved, _tone_tables(how)), dtype=np.float32)
+    grey = toned @ LUMA  # [H, W]
+    toned *= how.saturation
+    toned += ((1 - how.saturation) * grey)[:, :, None]
+    if how.blur:
+        toned = np.asarray(cv2.GaussianBlur(toned, (0, 0), how.blur * size), dtype=np.float32)
+    return np.clip(np.rint(toned), 0, 255).astype(np.uint8)
+
+
+def variation_matrix(how: Variation, size: int) -> Matrix:
+    """Return the transform from the photograph to the varied crop, float64 [2, 3], in pixels."""
+    angle = np.deg2rad(how.turn)
+    cosine, sine = how.scale * np.cos(angle), how.scale * np.sin(angle)
+    turn = np.array([[cosine, -sine], [sine, cosine]])
+    if how.mirror:
+        turn = turn @ np.diag([-1.0, 1.0])
+    middle = np.full(2, (size - 1) / 2)
+    offset = middle - turn @ middle + size * np.asarray(how.shift)
+    base = ffhq_matrix(ASTRONAUT_LANDMARKS, size)
+    return np.column_stack([turn @ base[:, :2], turn @ base[:, 2] + offset])
+
+
+def _tone_tables(how: Variation) -> FloatArray:
+    """Return the tone curve of each channel over the 256 levels, float32 [1, 256, 3] in [0, 255]."""
+    levels = np.arange(256) / 255.0
+    linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)  # sRGB
+    stops = how.exposure + how.temperature * np.array([1.0, 0.0, -1.0])
+    exposed = np.clip(linear[:, None] * 2.0**stops, 0.0, 1.0)  # [256, 3]
+    display = np.where(exposed <= 0.0031308, exposed * 12.92, 1.055 * exposed ** (1 / 2.4) - 0.055)
+    toned = display**how.gamma
+    # An S curve with fixed ends: its slope is `contrast` in the middle, and nothing new is clipped.
+    toned = toned + (how.contrast - 1) * 4 * toned * (1 - toned) * (toned - 0.5)
+    return np.asarray(255.0 * np.clip(toned, 0.0, 1.0), dtype=np.float32)[None]
+
+
+@lru_cache(maxsize=1)
+def _photograph() -> Image:
+    """Return scikit-image's astronaut, uint8 RGB [512, 512, 3], which comes with the package."""
+    from skimage import data  # imported here: most runs bring their own images
+
+    photograph: Image = np.asarray(data.astronaut(), dtype=np.uint8)
+    photograph.setflags(write=False)  # it is shared by all callers
+    return photograph
+
+
+@lru_cache(maxsize=1)
+def _photograph_digest() -> str:
+    """Return the SHA-256 of the photograph's pixels."""
+    return hashlib.sha256(_photograph().tobytes()).hexdigest()
+
+
+# ----------------------------------------------------------------------
+# Faces without a download: drawn from a trained GAN prior, or variations of a photograph.
+
+# What a data_dir may be beside a folder
+EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
+TRUNCATION = 0.7  # StyleGAN's own choice for its samples
+NOISE = 0.0  # a prior that learned for a short time makes specks of it
+PRIOR_VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
+
+
+@dataclass(frozen=True)
+class PriorSource:
+    """Samples of a GAN prior, an :class:`~gpenlib.data.sources.ImageSource` of any length.
+
+    Image k depends on the prior, truncation, noise and k alone. Scores on these faces say how a network does
+    on what a prior of its own training data draws (in-distribution), not how it does on photographs.
+
+    Parameters
+    ----------
+    prior : Generator
+    name : str
+        For the label.
+    weights_digest : str
+        Hash of the prior's weights.
+    count : int
+        How many images there are, at least 1.
+    truncation : float
+        In (0, 1]; below 1 faces are more ordinary and have fewer faults.
+    noise : float
+        In [0, 1]; below 1 faces are cleaner, and softer.
+
+    Raises
+    ------
+    DataError
+        If ``count``, ``truncation`` or ``noise`` is out of range.
+    """
+
+    prior: Generator
+    name: str
+    weights_digest: str
+    count: int
+    truncation: float = TRUNCATION
+    noise: float = NOISE
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 < self.truncation <= 1 or not 0 <= self.noise <= 1:
+            raise DataError(
+                f"faces of a prior: count={self.count}, truncation={self.truncation}, noise={self.noise}; "
+                "allowed are at least 1, (0, 1] and [0, 1]"
+            )
+
+    @cached_property
+    def _mean(self) -> Tensor:
+        """Mean latent: thousands of them, so that only those pay who read a face."""
+        return mean_latent(self.prior)
+
+    @property
+    def label(self) -> str:
+        """What scores on these images mean."""
+        return (
+            f"samples of the prior {self.name}, truncation {self.truncation:g}, noise {self.noise:g}; "
+            "in-distribution: scores show how weights do on faces like those the prior was trained on"
+        )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """``prior_0000.png`` and on."""
+        return [f"prior_{index:04d}.png" for index in range(self.count)]
+
+    def read(self, index: int) -> Image:
+        """Return image ``index`` as uint8 RGB [S, S, 3], in the prior's own size.
+
+        Raises
+        ------
+        IndexError
+            If ``index`` is not in 0 .. count - 1.
+        """
+        check_index(index, self.count, "sample")
+        with torch.inference_mode():
+            w = torch.lerp(self._mean, draw_latents(self.prior, 1, index), self.truncation)
+            return to_pictures(generate(self.prior, per_layer(self.prior, w), index, self.noise))[0]
+
+    def digest(self, index: int) -> str:
+        """Return a hash of everything that decides the pixels, without computing them."""
+        check_index(index, self.count, "sample")
+        content = f"{PRIOR_VERSION}|{self.weights_digest}|{self.truncation}|{self.noise}|{index}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def open_faces(data_dir: str | None, needed: int, size: int = 512) -> ImageSource:
+    """Open what a ``data_dir`` names.
+
+    Parameters
+    ----------
+    data_dir : str or None
+        A folder, relative to the repository root if not absolute; ``prior:FILE`` for samples of a generator's
+        weights, or of the prior inside a whole GPEN; ``prior`` for those of the shipped ``demo-prior``;
+        ``embedded`` for variations of one public-domain photograph; empty or None for that photograph,
+        then samples of ``demo-prior``.
+    needed : int
+        How many faces to offer where there are as many as one likes; of no effect on a folder.
+    size : int
+        Side of the variations in pixels. Samples have the prior's size, pictures of a folder their own.
+
+    Raises
+    ------
+    DataError
+        If the folder or file does not exist, the folder holds no image, or ``needed`` is below 1.
+    CheckpointError
+        If the file is no generator.
+    """
+    if data_dir == EMBEDDED or (not data_dir and needed <= 1):
+        return EmbeddedSource(needed, size)
+    if not data_dir:
+        samples = _open_prior(DEMO_PRIOR, needed - 1)
+        label = f"embedded: one public-domain photograph, then {samples.label}"
+        return JoinedSource(EmbeddedSource(1, size), samples, label)
+    name = _prior_of(data_dir)
+    return open_folder(resolve_path(data_dir)) if name is None else _open_prior(name, needed)
+
+
+def made_here(data_dir: str | None) -> bool:
+    """Return whether the faces of ``data_dir`` are made by :func:`open_faces`: no test set for a network."""
+    return not data_dir or data_dir == EMBEDDED or _prior_of(data_dir) is not None
+
+
+def _prior_of(data_dir: str) -> str | None:
+    """Return the name or file of the prior whose samples a ``data_dir`` asks for, if it does."""
+    kind, _, name = data_dir.partition(":")
+    return (name or DEMO_PRIOR) if kind == PRIOR else None
+
+
+def _open_prior(name: str, count: int) -> PriorSource:
+    path = weights_file(name)
+    if not path.is_file():
+        raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
+    return PriorSource(load_generator(path), path.stem, sha256(path), count)
+
+
+# ----------------------------------------------------------------------
+# Which images are scored and which calibrate: two disjoint sets of one or two sources.
+
+FAR = 10_000  # embedded calibration images begin at a multiple of this number, beyond all evaluation images
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a source, in the given order; itself an :class:`~gpenlib.data.sources.ImageSource`.
+
+    Parameters
+    ----------
+    source : ImageSource
+    indices : tuple of int
+        Positions in ``source``; may be empty.
+    """
+
+    source: ImageSource
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def label(self) -> str:
+        """The label of the whole source."""
+        return self.source.label
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the chosen images."""
+        names = self.source.names
+        return [names[index] for index in self.indices]
+
+    def read(self, index: int) -> Image:
+        """Return chosen image ``index`` as uint8 RGB [H, W, 3]."""
+        return self.source.read(self.indices[index])
+
+    def digest(self, index: int) -> str:
+        """Return the content hash of chosen image ``index``."""
+        return self.source.digest(self.indices[index])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Evaluation and calibration images that share no content.
+
+    Attributes
+    ----------
+    evaluation : Subset
+        The images that are scored, at least one.
+    calibration : Subset
+        The images that set quantisation ranges; may be empty.
+    note : str
+        In words, where the calibration images come from and what was dropped or is short.
+
+    Raises
+    ------
+    DataError
+        If an image is in both.
+    """
+
+    evaluation: Subset
+    calibration: Subset
+    note: str
+
+    def __post_init__(self) -> None:
+        scored = _digests(self.evaluation)
+        both = [
+            self.calibration.names[i]
+            for i in range(len(self.calibration))
+            if self.calibration.digest(i) in scored
+        ]
+        if both:
+            raise DataError(f"calibration images that are also evaluation images: {', '.join(both[:5])}")
+
+
+def split(
+    source: ImageSource,
+    dataset_size: int,
+    calib_size: int,
+    calib_source: ImageSource | None = None,
+    seed: int = 0,
+) -> Split:
+    """Choose evaluation and calibration images.
+
+    Evaluation takes the first ``dataset_size`` images of ``source``. Calibration draws ``calib_size`` images
+    at random, without replacement, from ``calib_source``, or else from the rest of ``source``, or else (no
+    rest) takes embedded ones. Images whose content is an evaluation image's are passed over. Both sets are in
+    the order of their source.
+
+    Parameters
+    ----------
+    source : ImageSource
+        In natural order.
+    dataset_size : int
+        At least 1.
+    calib_size : int
+        0 for no calibration set. If fewer are to be had, those are used and ``note`` says so.
+    calib_source : ImageSource, optional
+    seed : int
+        Of the draw.
+
+    Raises
+    ------
+    DataError
+        If ``source`` has fewer than ``dataset_size`` images, a number is out of range, or
+        ``calib_source`` holds nothing but evaluation images.
+    """
+    count = len(source.names)
+    if dataset_size < 1 or calib_size < 0:
+        raise DataError(
+            f"dataset_size={dataset_size}, calib_size={calib_size}: allowed are at least 1 and at least 0"
+        )
+    if seed < 0:
+        raise DataError(f"seed={seed}: allowed are whole numbers from 0")
+    if count < dataset_size:
+        raise DataError(
+            f"dataset_size={dataset_size}, but there are {count} images ({source.label}): "
+            f"ask for {count} or fewer"
+        )
+    evaluation = Subset(source, tuple(range(dataset_size)))
+    if calib_size == 0:
+        return Split(evaluation, Subset(source, ()), "no calibration images were asked for")
+
+    scored = _digests(evaluation)
+    if calib_source is not None:
+        everything = range(len(calib_source.names))
+        calibration, note = _draw(calib_source, everything, calib_size, seed, scored)
+        if not calibration.indices:
+            raise DataError(
+                f"calibration ({calib_source.label}): all {len(everything)} images are evaluation images "
+                "too; name another calib_dir, or none to use images beyond dataset_size"
+            )
+        return Split(evaluation, calibration, f"calibration from {calib_source.label}: {note}")
+
+    calibration, note = _draw(source, range(dataset_size, count), calib_size, seed, scored)
+    if calibration.indices:
+        return Split(evaluation, calibration, f"calibration from the images beyond dataset_size: {note}")
+    embedded, first = _embedded_beyond(source, calib_size)
+    rest = range(first, first + calib_size)
+    calibration, drawn = _draw(embedded, rest, calib_size, seed, scored)
+    reason = "no image is left beyond dataset_size" + (f" ({note})" if count > dataset_size else "")
+    return Split(evaluation, calibration, f"calibration from the embedded images, as {reason}: {drawn}")
+
+
+def _draw(
+    source: ImageSource, candidates: range, wanted: int, seed: int, excluded: frozenset[str]
+) -> tuple[Subset, str]:
+    """Draw ``wanted`` of the candidates whose digest is not excluded; return them and a note.
+
+    Only as many images are hashed as the draw needs, so a folder of 30,000 costs no more than a small one.
+    """
+    order = np.random.default_rng(seed).permutation(len(candidates))
+    chosen: list[int] = []
+    dropped: list[int] = []
+    for position in order:
+        if len(chosen) == wanted:
+            break
+        index = candidates[int(position)]
+        (dropped if source.digest(index) in excluded else chosen).append(index)
+    note = f"{len(chosen)} of {len(candidates)}"
+    if len(chosen) < len(candidates):
+        note += f", drawn with seed {seed}"
+    if dropped:
+        names = source.names
+        few = ", ".join(names[index] for index in sorted(dropped)[:3])
+        more = ", ..." if len(dropped) > 3 else ""
+        note += f"; dropped {len(dropped)} with the content of an evaluation image ({few}{more})"
+    if len(chosen) < wanted:
+        note += f"; fewer than the {wanted} asked for"
+    return Subset(source, tuple(sorted(chosen))), note
+
+
+def _embedded_beyond(source: ImageSource, calib_size: int) -> tuple[EmbeddedSource, int]:
+    """Return embedded images and the first index that no evaluation image has."""
+    if not isinstance(source, EmbeddedSource):
+        return EmbeddedSource(calib_size), 0
+    first = FAR * (1 + source.count // FAR)
+    return replace(source, count=first + calib_size), first
+
+
+def _digests(subset: Subset) -> frozenset[str]:
+    """Return the content hashes of a set of images."""
+    return frozenset(subset.digest(index) for index in range(len(subset)))

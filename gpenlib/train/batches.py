@@ -1,0 +1,135 @@
+"""Training pictures that depend on (seed, step, position) alone, so that a resumed run sees the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gpenlib.data.faces import DataError, ImageSource, open_faces
+from gpenlib.data.tasks import make_pair
+from gpenlib.images import FloatArray, Image, resize, to_tensor
+from gpenlib.settings import Jitter, TrainConfig
+
+ORDER, PICTURE, TASK, HELD_OUT = range(4)  # purposes of random numbers, kept apart by seed
+Sample = tuple[int, int]  # (step, position in the batch)
+SHARPENING_RADIUS = 1.0  # standard deviation of the unsharp mask, pixels
+DRAWN_FACES = 256  # where there are as many as one likes, beside the held-out ones
+
+
+def open_training_faces(config: TrainConfig) -> ImageSource:
+    """Open the faces of ``config.data_dir``.
+
+    Raises
+    ------
+    DataError, CheckpointError
+        As :func:`gpenlib.weights.faces.open_faces`.
+    """
+    # Twice the side leaves room for crops.
+    return open_faces(config.data_dir, DRAWN_FACES + config.holdout, size=2 * config.size)
+
+
+class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):
+    """(input, truth) tensors, float32 [3, S, S] in [-1, 1], indexed by (step, position in the batch).
+
+    Parameters
+    ----------
+    source : ImageSource
+        The last ``config.holdout`` images are set aside.
+    config : TrainConfig
+
+    Raises
+    ------
+    DataError
+        If fewer than ``holdout + batch_size`` images are there.
+    """
+
+    def __init__(self, source: ImageSource, config: TrainConfig) -> None:
+        count = len(source.names)
+        if count < config.holdout + config.batch_size:
+            raise DataError(
+                f"{source.label}: {count} images; needed are holdout {config.holdout} "
+                f"+ batch {config.batch_size}"
+            )
+        self.source, self.config = source, config
+        self.count = count - config.holdout
+
+    def __getitem__(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        step, position = sample
+        config = self.config
+        epoch, place = divmod(step * config.batch_size + position, self.count)
+        image = self.source.read(int(picture_order(config.seed, epoch, self.count)[place]))
+        rng = np.random.default_rng((config.seed, PICTURE, step, position))
+        truth = jittered(image, config.size, config.jitter, rng)
+        given, truth = make_pair(truth, config.task, config.size, seed=(config.seed, TASK, step, position))
+        return tensor(given), tensor(truth)
+
+    @cached_property
+    def held_out(self) -> tuple[FloatArray, FloatArray]:
+        """Inputs and truths of the held-out faces, float32 [N, 3, S, S], without jitter."""
+        config = self.config
+        images = [self.source.read(self.count + i) for i in range(config.holdout)]
+        pairs = [
+            make_pair(image, config.task, config.size, seed=(config.seed, HELD_OUT, i))
+            for i, image in enumerate(images)
+        ]
+        return to_tensor([a for a, _ in pairs]), to_tensor([b for _, b in pairs])
+
+    def loader(self, start: int, stop: int, rank: int, world: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Yield this process's share of the batches of steps ``start`` to ``stop``."""
+        order = BatchOrder(start, stop, self.config.batch_size, rank, world)
+        return DataLoader(self, batch_sampler=order, num_workers=self.config.workers)
+
+
+class BatchOrder(Sampler[list[Sample]]):
+    """Which samples each step takes; process ``rank`` takes every ``world``-th of a batch."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int, world: int) -> None:
+        self.steps = range(start, stop)
+        self.positions = range(rank, batch_size, world)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        for step in self.steps:
+            yield [(step, position) for position in self.positions]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+@lru_cache(maxsize=2)
+def picture_order(seed: int, epoch: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the order in which an epoch visits ``count`` pictures."""
+    return np.random.default_rng((seed, ORDER, epoch)).permutation(count)
+
+
+def jittered(image: Image, size: int, jitter: Jitter, rng: np.random.Generator) -> Image:
+    """Crop, mirror, recolour and sharpen at random -> uint8 RGB [size, size, 3]."""
+    side = min(image.shape[:2])
+    crop = int(rng.integers(int(jitter.min_crop * side), side + 1))
+    top, left = rng.integers(0, side - crop + 1, size=2)
+    patch = image[top : top + crop, left : left + crop]
+    if jitter.mirror and rng.random() < 0.5:
+        patch = patch[:, ::-1]
+    # Area averaging does not alias at any crop size; enlarging needs the bilinear resize.
+    if crop >= size:
+        patch = np.asarray(cv2.resize(patch, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    else:
+        patch = resize(np.ascontiguousarray(patch), size)
+    saturation, contrast = rng.uniform(*jitter.saturation), rng.uniform(*jitter.contrast)
+    sharpness = rng.uniform(*jitter.sharpness)
+    if saturation == contrast == 1.0 and sharpness == 0.0:
+        return patch
+    grey = cv2.cvtColor(patch, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
+    changed = (grey + saturation * (patch.astype(np.float32) - grey) - 127.5) * contrast + 127.5
+    changed += sharpness * (changed - cv2.GaussianBlur(changed, (0, 0), SHARPENING_RADIUS))
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
+def tensor(image: Image) -> Tensor:
+    """Return one picture as float32 [3, H, W] in [-1, 1]."""
+    return torch.from_numpy(to_tensor([image])[0])
