@@ -1,10 +1,9 @@
 """Average the weights of networks that were trained from the same start ("model soup").
 
 Networks that left one set of weights on different ways often lie in one basin of the loss; the mean of their
-weights then does about as well as the mean of their answers, for the work of one network (Wortsman et al.,
-"Model soups", ICML 2022). Between a network trained for PSNR and one trained on from it against a
-discriminator, the shares choose between truth and sharpness ("network interpolation" of ESRGAN, Wang et al.
-2018, section 3.4). Networks from different random weights cannot be averaged like this.
+weights then does about as well as the mean of their answers (Wortsman et al., "Model soups", ICML 2022). Between
+a network trained for PSNR and one trained on against a discriminator, the shares choose between truth and
+sharpness ("network interpolation" of ESRGAN, Wang et al. 2018). From different random weights it does not work.
 """
 
 from __future__ import annotations
@@ -49,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mean = average_weights([load_weights(name).model for name in options.weights], options.shares)
         tasks = {name: trained_task(name) for name in options.weights}
         if len(set(tasks.values())) > 1:
-            raise ValueError(
-                f"weights of different tasks: {', '.join(f'{k}: {v}' for k, v in tasks.items())}"
-            )
+            raise ValueError(f"weights of different tasks: {tasks}")
         notes = {"task": tasks[options.weights[0]]}
         path = save_checkpoint(mean, resolve_path(options.output), torch.float16, notes)
     except ValueError as error:  # CheckpointError is one

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +34,6 @@ class TrainingError(RuntimeError):
 
 
 # Losses: StyleGAN2's adversarial terms and penalties, GPEN's content terms.
-
-
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Return the logistic loss of a discriminator from its logits [N, 1] on real and generated images."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
@@ -99,15 +96,12 @@ class IdentityLoss:
 
     def _embed(self, images: Tensor) -> Tensor:
         small = F.interpolate(images.float(), (self.side, self.side), mode="bilinear", antialias=True)
-        embedding: Tensor = self.model(small)
-        return embedding.flatten(1)
+        return cast(Tensor, self.model(small)).flatten(1)
 
 
 # Augmentation of what a discriminator sees, so that small data sets do not overfit: DiffAugment (Zhao et al.,
 # NeurIPS 2020) with the adaptive probability of StyleGAN2-ADA (Karras et al. 2020, section 3). Real and
 # generated images are treated alike, so that augmentations do not leak into the samples.
-
-
 def color(images: Tensor) -> Tensor:
     """Shift brightness by up to 0.5, scale saturation by 0 to 2, then contrast by 0.5 to 1.5."""
     brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device).unbind()
@@ -144,28 +138,20 @@ def cutout(images: Tensor) -> Tensor:
 TRANSFORMATIONS = {"color": color, "translation": translation, "cutout": cutout}
 
 
-class Augment:
-    """Change each image by each transformation with a ``probability`` that follows the overfitting."""
+def augment(images: Tensor, policy: Sequence[str], probability: float) -> Tensor:
+    """Change each image [N, 3, S, S] on its own by each transformation of a policy with a probability."""
+    for name in policy if probability else ():
+        chosen = torch.rand(len(images), device=images.device) < probability
+        images = torch.where(chosen.view(-1, 1, 1, 1), TRANSFORMATIONS[name](images), images)
+    return images
 
-    def __init__(self, config: Augmentation) -> None:
-        self.config = config
-        self.probability = config.probability if config.policy else 0.0
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """[N, 3, S, S] -> [N, 3, S, S]; each image is changed on its own."""
-        if self.probability == 0.0:
-            return images
-        for name in self.config.policy:
-            chosen = torch.rand(len(images), device=images.device) < self.probability
-            images = torch.where(chosen.view(-1, 1, 1, 1), TRANSFORMATIONS[name](images), images)
-        return images
-
-    def adapt(self, real_sign: float, images: int) -> None:
-        """Move the probability after ``images`` images whose mean sign(D(real)) was ``real_sign``."""
-        if self.config.target is not None and self.config.policy:
-            direction = 1.0 if real_sign > self.config.target else -1.0
-            step = direction * images / self.config.adapt_images
-            self.probability = min(1.0, max(0.0, self.probability + step))
+def adapted(probability: float, config: Augmentation, real_sign: float, images: int) -> float:
+    """Return the probability after ``images`` images whose mean sign(D(real)) was ``real_sign``."""
+    if config.target is None:
+        return probability
+    step = images / config.adapt_images
+    return min(1.0, max(0.0, probability + (step if real_sign > config.target else -step)))
 
 
 class FadeIn(nn.Module):
@@ -185,34 +171,15 @@ class FadeIn(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return logits [N, 1] for images [N, 3, S, S]."""
         if self.from_rgb is None or self.share >= 1:
-            logits: Tensor = self.whole(image)
-            return logits
+            return cast(Tensor, self.whole(image))
         fresh = self.whole.convs[: 1 + self.levels](image)
         known = self.from_rgb(F.avg_pool2d(image, 2**self.levels))
         x = torch.lerp(known, fresh, self.share)
         return self.whole.head(self.whole.convs[1 + self.levels :](x))
 
 
-# What every stage has in common.
-
-
-@contextmanager
-def frozen(module: nn.Module | None) -> Iterator[None]:
-    """Compute no gradients of the weights of a module, if there is one, inside the block."""
-    if module is not None:
-        module.requires_grad_(False)
-    yield
-    if module is not None:
-        module.requires_grad_(True)
-
-
 class Objective:
-    """A generator, perhaps a discriminator, their optimisers, and one training step of both.
-
-    ``average`` is the exponential moving average of the generator's weights, which is what ships. Gradients
-    are averaged with one all-reduce per optimiser step (as in StyleGAN3), because DistributedDataParallel
-    does not support the second-order gradients of R1 and path length well.
-    """
+    """What every stage has in common: networks, the moving average that ships, optimisers, their steps."""
 
     generator: Generator | Gpen
     discriminator: Discriminator | None
@@ -246,9 +213,9 @@ class Objective:
         """Return the discriminator as training starts, and the trained one, as wide, that it grew from."""
         config, init = self.config, self.config.discriminator_init or self.config.init
         trained = checkpoints.find_discriminator(weights_file(init)) if init else None
+        if trained is None and config.discriminator_init:
+            raise TrainingError(f"discriminator_init={init}: no discriminator there that can be read")
         if trained is None:
-            if config.discriminator_init:
-                raise TrainingError(f"discriminator_init={init}: no discriminator there that can be read")
             if init:
                 self.fabric.print(f"{init} came without discriminator: a new one learns from the start")
             return Discriminator(config.network), None
@@ -258,7 +225,9 @@ class Objective:
 
     def discriminator_step(self, step: int, real: Tensor, fake: Tensor) -> tuple[Losses, Tensor]:
         """Update the discriminator, every so often R1 too; return the terms and the real logits [N, 1]."""
+        assert self.discriminator is not None
         config = self.config.losses
+        self.discriminator.requires_grad_(True)  # its weights learn here alone
         with self.fabric.autocast():
             real_logits, fake_logits = self.judge(real).float(), self.judge(fake).float()
         loss = discriminator_loss(real_logits, fake_logits)
@@ -267,6 +236,7 @@ class Objective:
         if config.r1 and step % config.r1_every == 0:
             losses["r1"] = r1_penalty(self.judge, real)
             self.update("d_optim", 0.5 * config.r1 * config.r1_every * losses["r1"])
+        self.discriminator.requires_grad_(False)
         return {name: term.detach() for name, term in losses.items()}, real_logits.detach()
 
     def update(self, name: str, loss: Tensor) -> None:
@@ -274,7 +244,8 @@ class Objective:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
-        if self.fabric.world_size > 1:  # one message for all gradients
+        # As StyleGAN3 does: DistributedDataParallel takes the second-order gradients of the penalties badly.
+        if self.fabric.world_size > 1:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             gradients = [p.grad for p in parameters if p.grad is not None]
             flat = self.mean_over_processes(torch.cat([g.flatten() for g in gradients]))
@@ -284,9 +255,7 @@ class Objective:
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""
-        mean = self.fabric.all_reduce(value, reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return mean
+        return cast(Tensor, self.fabric.all_reduce(value, reduce_op="mean"))
 
     def set_learning_rates(self, step: int) -> None:
         """Apply warm-up and decay to every group of every optimiser."""
@@ -301,9 +270,8 @@ class Objective:
     def update_average(self, step: int) -> None:
         """Move the averaged weights; young averages follow faster."""
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        averages, weights = list(self.average.parameters()), list(self.generator.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(averages, weights, 1 - decay)
+            torch._foreach_lerp_([*self.average.parameters()], [*self.generator.parameters()], 1 - decay)
 
     def in_batches(self, network: Network, images: FloatArray) -> Tensor:
         """Return what a network makes of pictures [N, 3, S, S], a batch at a time."""
@@ -322,29 +290,24 @@ class Objective:
         """Return Adam with the correction for lazy regularisation (StyleGAN2, appendix B)."""
         ratio = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
         described = [{"params": p, "lr": rate * ratio, "initial_lr": rate * ratio} for p, rate in groups]
-        betas = (self.config.learning_rates.beta1**ratio, 0.99**ratio)
-        return torch.optim.Adam(described, betas=betas, eps=1e-8)
+        beta1 = self.config.learning_rates.beta1
+        return torch.optim.Adam(described, betas=(beta1**ratio, 0.99**ratio), eps=1e-8)
 
 
-# Stage ``prior``: StyleGAN2's training with GPEN's concatenated noise.
-
-SAMPLE_ROWS, SAMPLE_COLUMNS = 3, 8
 PATH_LENGTH_DECAY = 0.01
 ADAPT_EVERY = 4  # steps between two changes of the augmentation's probability
 
 
 class PriorObjective(Objective):
-    """Non-saturating loss with lazy R1 and path-length penalties, style mixing and augmentation."""
+    """Stage ``prior``: StyleGAN2's training (section 3) with GPEN's concatenated noise."""
 
     generator: Generator
-    discriminator: Discriminator
-    average: Generator
 
     def __init__(self, config: TrainConfig, fabric: Fabric) -> None:
         super().__init__(config, fabric)
         synthesis = self.generator.synthesis
         self.synthesize: Any = torch.compile(synthesis) if config.compile else synthesis
-        self.augment = Augment(config.augmentation)
+        self.probability = config.augmentation.probability
         self.mean_path_length = 0.0
         self.signs: list[float] = []  # mean sign(D(real)) of the steps since the probability last changed
 
@@ -358,14 +321,12 @@ class PriorObjective(Objective):
         self.fade = FadeIn(discriminator)
         if trained is not None and config.fade_in:
             levels = config.network.log_out - trained.config.log_out
-            self.fade = FadeIn(discriminator, trained.convs[0], levels)
-        self.fade.to(self.fabric.device)
+            self.fade = FadeIn(discriminator, trained.convs[0], levels).to(self.fabric.device)
         return generator, [(list(generator.parameters()), config.learning_rates.generator)], discriminator
 
     def judge(self, images: Tensor) -> Tensor:
         """Return logits [N, 1] for augmented images."""
-        logits: Tensor = self.fade(self.augment(images))
-        return logits
+        return cast(Tensor, self.fade(augment(images, self.config.augmentation.policy, self.probability)))
 
     def train_step(self, step: int, degraded: Tensor, truth: Tensor) -> Losses:
         """Update both networks with the same images, which saves StyleGAN2's second pass of the generator."""
@@ -375,17 +336,17 @@ class PriorObjective(Objective):
         if config.fade_in and self.fade.from_rgb is not None:
             self.fade.share = min(1.0, step / config.fade_in)
         losses, real_logits = self.discriminator_step(step, truth, fake.detach())
-        with frozen(self.discriminator):
-            with self.fabric.autocast():
-                loss = nonsaturating_loss(self.judge(fake).float())
-            self.update("g_optim", loss)
+        with self.fabric.autocast():
+            loss = nonsaturating_loss(self.judge(fake).float())
+        self.update("g_optim", loss)
         losses["adversarial"] = loss.detach()
         if config.losses.path_length and step % config.losses.path_length_every == 0:
             losses["path_length"] = self.path_length_step(len(truth))
         # The mean over all processes, so that each of them can resume from what one of them saves.
         self.signs.append(self.mean_over_processes(real_logits.sign().mean()).item())
         if (step + 1) % ADAPT_EVERY == 0:
-            self.augment.adapt(torch.tensor(self.signs).mean().item(), ADAPT_EVERY * config.batch_size)
+            sign, images = torch.tensor(self.signs).mean().item(), ADAPT_EVERY * config.batch_size
+            self.probability = adapted(self.probability, config.augmentation, sign, images)
             self.signs = []
         return losses
 
@@ -393,8 +354,6 @@ class PriorObjective(Objective):
         """Pull path lengths of half a batch (as StyleGAN2) to their moving average; return their mean."""
         config = self.config.losses
         latents = self.mixed_latents(max(1, batch // 2))
-        if not latents.requires_grad:
-            latents.requires_grad_(True)
         lengths = path_lengths(self.generator.synthesis(latents), latents)
         mean = self.mean_over_processes(lengths.detach().mean())
         self.mean_path_length += PATH_LENGTH_DECAY * (mean.item() - self.mean_path_length)
@@ -418,48 +377,44 @@ class PriorObjective(Objective):
 
     def samples(self, faces: TrainingFaces) -> Tensor:
         """Return rows of generated faces of fixed latents and noise, [R, C, 3, S, S] in [-1, 1]."""
-        count, seed, network = SAMPLE_ROWS * SAMPLE_COLUMNS, self.config.seed, self.config.network
-        latents = torch.randn(count, 1, STYLE_DIM, generator=torch.Generator().manual_seed(seed))
-        # One face after the other, and the noise waits on the CPU: at 512 px it is 3 GB, and all at once 10 GB.
+        seed, network = self.config.seed, self.config.network
+        latents = torch.randn(24, 1, STYLE_DIM, generator=torch.Generator().manual_seed(seed))
+        # One face after the other: at 512 px all at once do not fit. Their noise, 3 GB, waits on the CPU.
         random, sides = torch.Generator().manual_seed(seed), [2**i for i in range(2, network.log_out + 1)]
-        noise = [torch.randn(count, 1, network.channels(s), s, s, generator=random) for s in sides]
+        noise = [torch.randn(24, 1, network.channels(s), s, s, generator=random) for s in sides]
         images, to_device = [], self.fabric.to_device
         with torch.inference_mode():
             for i, z in enumerate(latents):
                 images.append(self.average(to_device(z), [to_device(maps[i]) for maps in noise]).cpu())
-        return torch.cat(images).unflatten(0, (SAMPLE_ROWS, SAMPLE_COLUMNS))
+        return torch.cat(images).unflatten(0, (3, 8))
 
     def extra_state(self) -> dict[str, Any]:
         """Return running means, the augmentation's state, and the layer that is being faded out."""
         fade = self.fade
         return {
             "mean_path_length": self.mean_path_length,
-            "augmentation": self.augment.probability,
+            "augmentation": self.probability,
             "signs": self.signs,
             "fade_in": None if fade.from_rgb is None else (fade.from_rgb.state_dict(), fade.levels),
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         """Take back what ``extra_state`` returned; older checkpoints hold its first two entries alone."""
-        self.mean_path_length, self.augment.probability = state["mean_path_length"], state["augmentation"]
+        self.mean_path_length, self.probability = state["mean_path_length"], state["augmentation"]
         self.signs = list(state.get("signs", ()))
         if "fade_in" in state:  # what init holds may be another one by now
-            self.fade = FadeIn(self.discriminator)
+            self.fade = FadeIn(self.fade.whole)
             if state["fade_in"] is not None:
                 weights, levels = state["fade_in"]
                 from_rgb = ConvLayer(3, len(weights["0.weight"]), 1)
                 from_rgb.load_state_dict(weights)
-                self.fade = FadeIn(self.discriminator, from_rgb, levels).to(self.fabric.device)
-
-
-# Stages ``embed`` and ``finetune``: a whole GPEN on pairs of a degraded picture and its truth.
+                self.fade = FadeIn(self.fade.whole, from_rgb, levels).to(self.fabric.device)
 
 
 class RestorationObjective(Objective):
-    """Content, adversarial, feature-matching and identity loss (GPEN, section 3.3)."""
+    """Stages ``embed`` and ``finetune``: a whole GPEN on pairs of a degraded picture and its truth (3.3)."""
 
     generator: Gpen
-    average: Gpen
 
     def __init__(self, config: TrainConfig, fabric: Fabric) -> None:
         super().__init__(config, fabric)
@@ -498,32 +453,24 @@ class RestorationObjective(Objective):
         with self.fabric.autocast():
             output = self.generate(degraded).float()
         losses: Losses = {}
-        if self.discriminator is not None:
-            losses, _ = self.discriminator_step(step, truth, output.detach())
         terms: Losses = {}
         if weights.content:
             terms["content"] = CONTENT_LOSSES[weights.content_loss](output, truth)
         if self.identity is not None:
             terms["identity"] = self.identity(output, truth)
-        with frozen(self.discriminator):
-            if self.discriminator is not None:
-                terms |= self.judged_terms(self.discriminator, output, truth)
-            weighted = [getattr(weights, name) * term for name, term in terms.items()]
-            self.update("g_optim", torch.stack(weighted).sum())
+        if self.discriminator is not None:
+            losses, _ = self.discriminator_step(step, truth, output.detach())
+            with self.fabric.autocast():
+                logits, features = self.discriminator.logits_and_features(output)
+                if weights.feature_matching:
+                    with torch.no_grad():
+                        _, true_features = self.discriminator.logits_and_features(truth)
+                    terms["feature_matching"] = feature_matching(features, true_features).float()
+            if weights.adversarial:
+                terms["adversarial"] = nonsaturating_loss(logits.float())
+        weighted = [getattr(weights, name) * term for name, term in terms.items()]
+        self.update("g_optim", torch.stack(weighted).sum())
         return losses | {name: term.detach() for name, term in terms.items()}
-
-    def judged_terms(self, discriminator: Discriminator, output: Tensor, truth: Tensor) -> Losses:
-        """Return what the discriminator says of the output, and how far its features are from the truth's."""
-        config, terms = self.config.losses, {}
-        with self.fabric.autocast():
-            logits, features = discriminator.logits_and_features(output)
-            if config.feature_matching:
-                with torch.no_grad():
-                    _, true_features = discriminator.logits_and_features(truth)
-                terms["feature_matching"] = feature_matching(features, true_features).float()
-        if config.adversarial:
-            terms["adversarial"] = nonsaturating_loss(logits.float())
-        return terms
 
     def evaluate(self, faces: TrainingFaces) -> dict[str, float]:
         """Return the mean PSNR in dB of the averaged network on the held-out faces."""
