@@ -1,9 +1,9 @@
 """Average the weights of networks that were trained from the same start ("model soup").
 
 Networks that left one set of weights on different ways often lie in one basin of the loss; the mean of their
-weights then does about as well as the mean of their answers (Wortsman et al., "Model soups", ICML 2022). Between
-a network trained for PSNR and one trained on against a discriminator, the shares choose between truth and
-sharpness ("network interpolation" of ESRGAN, Wang et al. 2018). From different random weights it does not work.
+weights then does about as well as the mean of their answers (Wortsman et al., ICML 2022). Between a network
+trained for PSNR and one trained on against a discriminator, the shares choose between truth and sharpness
+(ESRGAN, Wang et al. 2018, section 3.4). From different random weights it does not work.
 """
 
 from __future__ import annotations

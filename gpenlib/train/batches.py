@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gpenlib.data.faces import DataError, ImageSource, open_faces
+from gpenlib.data.faces import DataError, Faces, open_faces
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import FloatArray, Image, resize, to_tensor
 from gpenlib.settings import Jitter, TrainConfig
@@ -22,7 +22,7 @@ SHARPENING_RADIUS = 1.0  # standard deviation of the unsharp mask, pixels
 DRAWN_FACES = 256  # where there are as many as one likes, beside the held-out ones
 
 
-def open_training_faces(config: TrainConfig) -> ImageSource:
+def open_training_faces(config: TrainConfig) -> Faces:
     """Open the faces of ``config.data_dir``; twice the side leaves room for crops in those made here."""
     return open_faces(config.data_dir, DRAWN_FACES + config.holdout, size=2 * config.size)
 
@@ -30,7 +30,7 @@ def open_training_faces(config: TrainConfig) -> ImageSource:
 class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):
     """(input, truth), float32 [3, S, S] in [-1, 1], by (step, position); the last images are held out."""
 
-    def __init__(self, source: ImageSource, config: TrainConfig) -> None:
+    def __init__(self, source: Faces, config: TrainConfig) -> None:
         count = len(source.names)
         if count < config.holdout + config.batch_size:
             needed = f"holdout {config.holdout} + batch {config.batch_size}"

@@ -82,8 +82,8 @@ class Trainer:
                 self._evaluate(faces)
             if fabric.is_global_zero and (self.step % config.checkpoint_every == 0 or self.step == stop):
                 save_state(self.checkpoint, self.objective, self.step)
-            fabric.barrier()
             started = time.perf_counter()
+        fabric.barrier()
         return self.objective.average
 
     def _begin(self) -> None:
