@@ -506,7 +506,7 @@ def int8_forms(options: BackendConfig, backends: Sequence[str]) -> dict[str, str
     best = {"openvino": "qdq", "onnxruntime": "qoperator" if options.device == "cpu" else "qdq"}
     forms = {backend: best[backend] if asked == "auto" else asked for backend in backends}
     if "qdq" in forms.values():
-        forms = dict.fromkeys(serves(options.dtype, backends), "qdq") | forms
+        forms |= {backend: "qdq" for backend in serves(options.dtype, backends) if backend not in forms}
     return forms
 
 
@@ -554,7 +554,7 @@ def compile_file(config: BuildConfig) -> Path:
             f"frontend.type={config.frontend.type!r} does not go with frontend.checkpoint={checkpoint!r}; "
             "onnx is for .onnx files, pytorch for checkpoints and names of weights"
         )
-    if config.name.startswith(".") or Path(config.name).parts != (config.name,) or Path(config.name).root:
+    if config.name.startswith(".") or Path(config.name).parts != (config.name,):
         raise SettingsError(
             f"name={config.name!r}: the artefact goes into workspace.path/name; give a plain folder name"
         )
