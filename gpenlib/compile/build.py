@@ -19,6 +19,7 @@ import yaml
 
 from gpenlib.architecture import Gpen
 from gpenlib.architecture.checkpoints import load_weights, trained_task
+from gpenlib.compile import rounding, write
 from gpenlib.compile.calibrate import (
     Calibration,
     CalibrationData,
@@ -28,31 +29,12 @@ from gpenlib.compile.calibrate import (
     open_calibration_data,
     save_calibration,
 )
-from gpenlib.compile.rounding import (
-    QuantisationError,
-    RoundedLayer,
-    quantisable_layers,
-    round_layers,
-    select_layers,
-    split_halves,
-)
+from gpenlib.compile.rounding import QuantisationError, RoundedLayer, quantisable_layers, select_layers
 from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
 from gpenlib.compile.vendor import build_for_vendor
-from gpenlib.compile.write import (
-    MODEL_FILES,
-    QOPERATOR_FILE,
-    add_to_output,
-    count_quantised,
-    quantised_nodes,
-    remove_older,
-    to_half,
-    write_qdq,
-    write_qoperator,
-)
 from gpenlib.data.pairs import Pack, Pairs, preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
 from gpenlib.files import package_versions, read_json, resolve_path, sha256, write_json
-from gpenlib.images import FloatArray
 from gpenlib.infer import RuntimeUnavailable, check_support, open_runtime
 from gpenlib.infer.performance import auto_candidates, fastest_backend
 from gpenlib.infer.runtime import (
@@ -82,7 +64,7 @@ HARM = 1 / 255  # half a grey level, in [-1, 1]: a correction that adds more to 
 
 @dataclass
 class Build:
-    """What the steps hand on; the second half belongs to int8."""
+    """What the steps hand on; the last five belong to int8."""
 
     deploy: DeployGpen
     backend: BackendConfig
@@ -98,20 +80,15 @@ class Build:
     layers: dict[str, RoundedLayer] = field(default_factory=dict)  # by module path
     report: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def quantised(self) -> bool:
-        """Whether the build has 8-bit layers."""
-        return self.backend.dtype in QUANTISED
-
     def write(self, form: str, target: Path) -> dict[str, int]:
         """Write the rounded layers as ``"qdq"`` or ``"qoperator"``; return how many of each kind it has."""
         model = onnx.ModelProto()
         model.CopyFrom(self.graph)
         if form == "qdq":
-            write_qdq(model, self.layers)
+            write.write_qdq(model, self.layers)
         else:
-            write_qoperator(model, self.layers, self.calibration.output_ranges)
-        counts = count_quantised(model)
+            write.write_qoperator(model, self.layers, self.calibration.output_ranges)
+        counts = write.count_quantised(model)
         if sum(counts.values()) != len(self.layers):
             raise QuantisationError(
                 f"{counts} convolutions are quantised in the written graph, expected {len(self.layers)}"
@@ -122,7 +99,7 @@ class Build:
 
     def save_manifest(self) -> None:
         """Write the manifest, with the hashes of the files as they are now, for the runtimes to open."""
-        files = sorted(path for path in self.folder.iterdir() if path.name in MODEL_FILES)
+        files = sorted(path for path in self.folder.iterdir() if path.name in write.MODEL_FILES)
         self.manifest["files_sha256"] = {path.name: sha256(path) for path in files}
         self.manifest["model_sha256"] = self.manifest["files_sha256"][MODEL_FILE]
         self.manifest["model_bytes"] = (self.folder / MODEL_FILE).stat().st_size
@@ -133,17 +110,17 @@ class Build:
 
 
 def calibrate_layers(build: Build) -> None:
-    """int8: record what the layers of the float network see on calibration images, or take it from the cache."""
-    if not build.quantised:
+    """int8: record what the float network's layers see on calibration images, or take it from the cache."""
+    if build.backend.dtype not in QUANTISED:
         return
     data, options = build.data, build.backend.quantize
-    build.graph = split_halves(onnx.load(build.float_path))
+    build.graph = rounding.split_halves(onnx.load(build.float_path))
     layers = quantisable_layers(build.graph)
     if not options.exclude_automatically:
         select_layers([layer.name for layer in layers], options.exclude_layers)  # a wrong name fails here
     inputs = list(dict.fromkeys(tensor for layer in layers for tensor in layer.inputs))
     outputs = [layer.output for layer in layers]
-    digest, path, stored = data.digest, None, None
+    digest, path, stored = data.chosen.digest(), None, None
     if build.cache_dir is not None:
         settings = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
         path = build.cache_dir / f"{cache_key(sha256(build.float_path), digest, settings)}.npz"
@@ -155,7 +132,7 @@ def calibrate_layers(build: Build) -> None:
     build.report = {
         "calibrate_mode": options.calibrate_mode,
         "calibration_images": build.calibration.images,
-        "calibration_source": data.label,
+        "calibration_source": data.chosen.label,
         "calibration_digest": digest,
         "calibration_cached": stored is not None,
     }
@@ -163,24 +140,24 @@ def calibrate_layers(build: Build) -> None:
 
 def round_weights(build: Build) -> None:
     """int8: choose the steps of activations and weights, round the weights, correct the layers' biases."""
-    if not build.quantised:
+    if build.backend.dtype not in QUANTISED:
         return
-    options, calibration = build.backend.quantize, build.calibration
-    thresholds = calibration.thresholds(options.calibrate_mode, options.percentile)
-    names = [layer.name for layer in quantisable_layers(build.graph)]
-    means = calibration.input_means if options.bias_correction else None
-    power2 = options.weight_scale == "power2"
-    build.layers = round_layers(
-        build.graph, thresholds, names, options.quantize_per_channel, power2, means
+    options = build.backend.quantize
+    build.layers = rounding.round_layers(
+        build.graph,
+        build.calibration.thresholds(options.calibrate_mode, options.percentile),
+        [layer.name for layer in quantisable_layers(build.graph)],
+        options.quantize_per_channel,
+        options.weight_scale == "power2",
+        build.calibration.input_means if options.bias_correction else None,
     )
 
 
 def exclude_layers(build: Build) -> None:
     """int8: leave layers in float: those named, or the most sensitive until the loss fits the budget."""
-    if not build.quantised:
+    if build.backend.dtype not in QUANTISED:
         return
-    options, layers = build.backend.quantize, build.layers
-    names, report = list(layers), build.report
+    options, layers, report = build.backend.quantize, build.layers, build.report
     if options.exclude_automatically:
         probe = open_probe(build.deploy, build.data, options.sensitivity_images)
         ranking = rank_layers(probe, layers)
@@ -196,14 +173,14 @@ def exclude_layers(build: Build) -> None:
             "steps": steps,
             "excluded": excluded,
         }
-        kept = [name for name in names if name not in excluded]
+        kept = [name for name in layers if name not in excluded]
     else:
-        kept = select_layers(names, options.exclude_layers)
+        kept = select_layers(list(layers), options.exclude_layers)
     build.layers = {name: layers[name] for name in kept}
     thresholds = build.calibration.thresholds(options.calibrate_mode, options.percentile)
     used = {tensor for name in kept for tensor in layers[name].report.tensors if thresholds[tensor] > 0}
     seen = {name: histogram for name, histogram in build.calibration.histograms.items() if name in used}
-    report["excluded"] = [name for name in names if name not in kept]
+    report["excluded"] = [name for name in layers if name not in kept]
     report["histograms"] = {name: histogram.summary(options.percentile) for name, histogram in seen.items()}
     report["clipped_share"] = {name: seen[name].clipped_share(thresholds[name]) for name in seen}
 
@@ -213,17 +190,17 @@ def write_files(build: Build) -> None:
     options, folder, manifest = build.backend, build.folder, build.manifest
     backends = [*build.candidates, *options.also]
     manifest["files"] = {backend: FILES[backend] for backend in serves(options.dtype, backends)}
-    if build.quantised:
+    if options.dtype in QUANTISED:
         names = {form: MODEL_FILE for form in build.forms.values()}
         if len(names) > 1:
-            names["qoperator"] = QOPERATOR_FILE
+            names["qoperator"] = write.QOPERATOR_FILE
         counts = [build.write(form, folder / name) for form, name in names.items()]
         manifest["files"] = {backend: names[form] for backend, form in build.forms.items()}
-        manifest["layers"] = [layer.report.to_dict() for layer in build.layers.values()]
+        manifest["layers"] = [asdict(layer.report) for layer in build.layers.values()]
         forms = {name: form for form, name in names.items()}
         manifest["quantisation"] = {"forms": forms, "quantised": counts[0], **build.report}
     elif options.dtype == "fp16":
-        half, manifest["convolutions_by_weight_type"] = to_half(onnx.load(build.float_path))
+        half, manifest["convolutions_by_weight_type"] = write.to_half(onnx.load(build.float_path))
         onnx.save(half, folder / MODEL_FILE)
     else:  # bf16 is the float graph under an execution hint
         shutil.copy(build.float_path, folder / MODEL_FILE)
@@ -236,19 +213,19 @@ def write_files(build: Build) -> None:
 
 
 def choose_fastest(build: Build) -> None:
-    """backend auto: time the backends on the finished files; of two forms of int8 keep the one that is used."""
+    """auto: time the backends on the finished files; of two forms of int8 keep the one that is used."""
     options, folder, manifest = build.backend, build.folder, build.manifest
     if options.type != "auto":
         return
     backend, reason, rows = fastest_backend(folder, options.dtype, options.device, build.candidates)
     manifest |= {"backend": backend, "backend_reason": reason, "backend_times": rows}
-    files = manifest["files"]
-    if QOPERATOR_FILE in files.values() and {files[name] for name in options.also} <= {files[backend]}:
+    files, other = manifest["files"], folder / write.QOPERATOR_FILE
+    if other.is_file() and {files[name] for name in options.also} <= {files[backend]}:
         form = manifest["quantisation"]["forms"][files[backend]]
         if form == "qoperator":
-            (folder / QOPERATOR_FILE).replace(folder / MODEL_FILE)
+            other.replace(folder / MODEL_FILE)
         else:
-            (folder / QOPERATOR_FILE).unlink()
+            other.unlink()
         kept = [name for name in files if form == "qdq" or files[name] == files[backend]]
         manifest["files"] = dict.fromkeys(kept, MODEL_FILE)
         manifest["quantisation"]["forms"] = {MODEL_FILE: form}
@@ -256,40 +233,43 @@ def choose_fastest(build: Build) -> None:
 
 
 def correct_mean(build: Build) -> None:
-    """int8: take the shift of the picture's mean colour out of the last bias, as the finished files show it."""
+    """int8: take the shift of the mean colour, as the finished files show it, out of the last bias."""
     # The errors of all layers add up to a small shift of the output's mean that is nearly the same for every
-    # face (a tint). This is empirical bias correction (Nagel et al., Data-Free Quantization, 2019, appendix D)
-    # at the one layer whose mean a viewer sees; inner layers are corrected for what rounding their own weights
-    # costs (rounding.bias_correction).
-    if not build.quantised or not build.backend.quantize.bias_correction:
+    # face (a tint). This is empirical bias correction (Nagel et al., Data-Free Quantization, 2019, appendix
+    # D) at the one layer whose mean a viewer sees; inner ones are corrected for their own weights' rounding.
+    if build.backend.dtype not in QUANTISED or not build.backend.quantize.bias_correction:
         return
-    folder, device, files = build.folder, build.backend.device, build.manifest["files"]
+    manifest, report = build.manifest, build.manifest["quantisation"]
     backends: dict[str, str] = {}  # by file; one that several read is run under the first
-    for backend in (build.manifest["backend"], *build.backend.also):
-        backends.setdefault(files[backend], backend)
-    report = build.manifest["quantisation"]
+    for backend in (manifest["backend"], *build.backend.also):
+        backends.setdefault(manifest["files"][backend], backend)
     report["output_shift"] = {}
     for name, backend in backends.items():
+        path = build.folder / name
         means = picture_means(build, backend)
         shift = np.mean(means, axis=0) - build.calibration.picture_mean
-        model = onnx.load(folder / name)
-        before = model.SerializeToString()
-        add_to_output(model, -shift)
-        onnx.save(model, folder / name)
+        model = onnx.load(path)
+        write.add_to_output(model, -shift)
+        before = path.rename(path.with_suffix(".before"))
+        onnx.save(model, path)
         build.save_manifest()
-        effect = picture_means(build, backend, 1)[0] - means[0]  # the same on every image
-        if np.abs(shift + effect).max() > np.abs(shift).max() + HARM:
-            (folder / name).write_bytes(before)
-            report.setdefault("output_uncorrected", {})[name] = shift.tolist()
+        effect = picture_means(build, backend, 1)[0] - means[0]  # a constant: the same on every image
+        harmful = np.abs(shift + effect).max() > np.abs(shift).max() + HARM
+        if harmful:
+            before.replace(path)
         else:
-            report["output_shift"][name] = shift.tolist()
+            before.unlink()
+        key = "output_shift_left" if harmful else "output_shift"
+        report.setdefault(key, {})[name] = shift.tolist()
     build.save_manifest()
 
 
 def verify_artefact(build: Build) -> None:
     """Run the artefact on held-out faces under every backend asked for, against the float network."""
     images = list(build.data.held_out())
-    expected = float_outputs(build.deploy, images)
+    device = next(build.deploy.buffers()).device
+    with torch.inference_mode():
+        expected = [build.deploy(torch.from_numpy(image).to(device)).cpu().numpy() for image in images]
     backends = dict.fromkeys((build.manifest["backend"], *build.backend.also))
     rows = {name: verify(build.folder, name, build.backend.device, images, expected) for name in backends}
     build.manifest |= {**rows.pop(build.manifest["backend"]), "also": rows}
@@ -393,8 +373,8 @@ def compile_model(
         )
         for _, step in STEPS:
             step(state)
-        remove_older(out_dir)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE):  # the manifest last
+        write.remove_older(out_dir)
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE):  # that one last
             path.replace(out_dir / path.name)
     return out_dir
 
@@ -406,7 +386,7 @@ def build_int8(
     data: CalibrationData,
     cache_dir: Path | None = None,
 ) -> Build:
-    """Calibrate, round, exclude: what can be written as int8, for looking into it; ``float_path`` is its graph."""
+    """Calibrate, round and exclude, to look into int8 without an artefact; ``float_path`` is its graph."""
     build = Build(deploy, BackendConfig(dtype="int8", quantize=options), float_path, data, cache_dir)
     for _, step in STEPS[:3]:
         step(build)
@@ -444,25 +424,18 @@ def picture_means(build: Build, backend: str, count: int | None = None) -> list[
     return [runtime(image).mean(axis=(0, 2, 3), dtype=np.float64) for image in images]
 
 
-def float_outputs(deploy: DeployGpen, images: Sequence[FloatArray]) -> list[FloatArray]:
-    """Run the float deploy form on every image, on its own device."""
-    device = next(deploy.buffers()).device
-    with torch.inference_mode():
-        return [deploy(torch.from_numpy(image).to(device)).cpu().numpy() for image in images]
-
-
 def verify(
-    out_dir: Path, backend: str, device: str, images: Sequence[FloatArray], expected: Sequence[FloatArray]
+    out_dir: Path, backend: str, device: str, images: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> dict[str, Any]:
     """Run an artefact on images, float32 [1, 3, S, S], under one backend; fail unless it is as expected.
 
-    Returns what the manifest says of it: ``parity`` (``faces``, ``mean``, ``worst``),
-    ``executed_convolutions``, ``executed_precision``.
+    Returns for the manifest ``parity`` (``faces``, ``mean``, ``worst``) and what was executed.
     """
     runtime = open_runtime(out_dir, device=device, backend=backend)
     executed = runtime.executed_types()
     if runtime.dtype in QUANTISED and runtime.executed_precision.startswith("int8"):
-        ran, asked = executed.get("i8", 0) + executed.get("u8", 0), len(quantised_nodes(onnx.load(runtime.path)))
+        asked = len(write.quantised_nodes(onnx.load(runtime.path)))
+        ran = executed.get("i8", 0) + executed.get("u8", 0)
         if ran < asked:
             raise QuantisationError(
                 f"{backend} executes {ran} of {asked} quantised convolutions in int8: {executed}"
@@ -474,9 +447,8 @@ def verify(
             f"{runtime.dtype} artefact reaches {worst.psnr:.1f} dB against the float network on its worst "
             f"held-out face under {backend} on {device}, at least {least_psnr(runtime)} dB is expected"
         )
-    mean = replace(
-        worst, **{name: float(np.mean([getattr(row, name) for row in rows])) for name in asdict(worst)}
-    )
+    means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in asdict(worst)}
+    mean = replace(worst, **means)
     return {
         "parity": {"faces": len(rows), "mean": mean.to_dict(), "worst": worst.to_dict()},
         "executed_convolutions": executed,
@@ -485,13 +457,11 @@ def verify(
 
 
 def least_psnr(runtime: Runtime) -> float:
-    """Return the limit for a runtime, in dB.
-
-    TensorRT computes float32 in TF32, whose mantissa is as long as that of fp16, and ONNX Runtime has no
-    option against it.
-    """
-    rounds_to_tf32 = runtime.device == "tensorrt" and runtime.dtype == "fp32"
-    return LEAST_PSNR["fp16" if rounds_to_tf32 else runtime.dtype]
+    """Return the limit for a runtime, in dB."""
+    # TensorRT computes float32 in TF32, whose mantissa is as long as that of fp16, and ONNX Runtime has no
+    # option against it.
+    tf32 = runtime.device == "tensorrt" and runtime.dtype == "fp32"
+    return LEAST_PSNR["fp16" if tf32 else runtime.dtype]
 
 
 def int8_forms(options: BackendConfig, backends: Sequence[str]) -> dict[str, str]:
@@ -502,7 +472,9 @@ def int8_forms(options: BackendConfig, backends: Sequence[str]) -> dict[str, str
     """
     asked = options.quantize.format
     if asked == "qoperator" and (others := sorted(set(backends) - {"onnxruntime"})):
-        raise RuntimeUnavailable(f"quantize.format qoperator is for onnxruntime; {', '.join(others)} reads qdq")
+        raise RuntimeUnavailable(
+            f"quantize.format qoperator is for onnxruntime; {', '.join(others)} reads qdq"
+        )
     best = {"openvino": "qdq", "onnxruntime": "qoperator" if options.device == "cpu" else "qdq"}
     forms = {backend: best[backend] if asked == "auto" else asked for backend in backends}
     if "qdq" in forms.values():

@@ -340,16 +340,6 @@ class CalibrationData:
     operators: tuple[ProcessOp, ...]
     size: int
 
-    @property
-    def label(self) -> str:
-        """Where the calibration images come from."""
-        return self.chosen.label
-
-    @property
-    def digest(self) -> str:
-        """Hash of the calibration images, in order."""
-        return self.chosen.digest()
-
     def calibration(self, purpose: str = "calibrate") -> Iterator[FloatArray]:
         """Yield float32 [1, 3, S, S], one image at a time; ``purpose`` labels the progress bar."""
         bar = progress(range(len(self.chosen)), desc=purpose, unit="image")
@@ -360,9 +350,9 @@ class CalibrationData:
         for index in range(min(count, len(self.chosen))):
             yield self._prepare(self.chosen, index), self.chosen.truths(index)
 
-    def network_input(self, index: int) -> Image:
-        """Return one calibration picture as network input, uint8 [size, size, 3]."""
-        return resize(self.chosen.inputs(index), self.size)
+    def network_input(self, pairs: Pairs | Pack, index: int) -> Image:
+        """Return one picture as network input, uint8 [size, size, 3]."""
+        return resize(pairs.inputs(index), self.size)
 
     def held_out(self) -> Iterator[FloatArray]:
         """Yield a few images that calibration does not see."""
@@ -378,7 +368,7 @@ class CalibrationData:
         return {"size": self.size, "process_ops": operators, **made}
 
     def _prepare(self, pairs: Pairs | Pack, index: int) -> FloatArray:
-        return preprocess(resize(pairs.inputs(index), self.size), self.operators, self.size)
+        return preprocess(self.network_input(pairs, index), self.operators, self.size)
 
 
 def open_calibration_data(

@@ -1,7 +1,6 @@
-"""The arithmetic of int8: layers and their halves, steps of activations, scales of weights, what-if in PyTorch.
+"""The arithmetic of int8: layers and their halves, steps of activations, scales of weights, what-if.
 
-Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are symmetric 8-bit numbers. The
-files are written by :mod:`gpenlib.compile.write`.
+Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are symmetric 8-bit numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,14 +31,10 @@ from gpenlib.images import RGB_CHANNELS
 #
 # A decoder layer reads as many channels of the decoder (the *main* half) as of the encoder (the *skip* half),
 # joined in front of an activation and the style's scale. Both work per channel, and a convolution is linear:
-#
-#     conv(style * lrelu(cat(x, skip))) = conv_main(style_main * lrelu(x)) + conv_skip(style_skip * lrelu(skip))
-#
-# This is exact. In 8 bits each half then gets a step of its own (encoder and decoder features often differ in
-# size by a factor of two to four), and the writers of 8-bit files join the halves again behind the rounding,
-# where a copy moves a quarter of the bytes: OpenVINO would copy the float maps. In float the split gains
-# nothing, so that float files keep the Concat.
-#
+#     conv(s * lrelu(cat(x, skip))) = conv_main(s_main * lrelu(x)) + conv_skip(s_skip * lrelu(skip)), exactly.
+# In 8 bits each half then gets a step of its own (encoder and decoder features often differ in size by a
+# factor of two to four), and the writers of 8-bit files join the halves again behind the rounding, where a
+# copy moves a quarter of the bytes: OpenVINO would copy the float maps. Float files keep the Concat.
 # A layer stays one layer with one name: its nodes are called <layer>, <layer>.skip and <layer>.sum.
 
 SKIP, SUM = ".skip", ".sum"  # what follows a layer's name
@@ -70,11 +65,6 @@ class ConvolutionLayer:
     def inputs(self) -> tuple[str, ...]:
         """The activation that each node reads."""
         return tuple(node.input[0] for node in self.nodes)
-
-    @property
-    def output_axis(self) -> int:
-        """Axis of the output channels in the weight; that of the input channels is the other of 0 and 1."""
-        return 0 if self.operator == "Conv" else 1
 
 
 def convolution_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
@@ -133,7 +123,8 @@ def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
             replaced[scale.output[0]] = list(_split_scale(scale, activation.output[0]))
             weight = numpy_helper.to_array(constants[convolution.input[1]])
             names = [f"{convolution.input[1]}{half}" for half in HALVES]
-            for name, part in zip(names, split_weight(weight, convolution.op_type, 2), strict=True):
+            parts = np.split(weight, 2, axis=1 if convolution.op_type == "Conv" else 0)
+            for name, part in zip(names, parts, strict=True):
                 result.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(part), name))
             replaced[convolution.output[0]] = list(_split_convolution(convolution, names))
     nodes = [new for node in result.graph.node for new in replaced.get(node.output[0], [node])]
@@ -141,11 +132,6 @@ def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     result.graph.node.extend(nodes)
     drop_unused_constants(result)
     return result
-
-
-def split_weight(weight: NDArray[Any], operator: str, parts: int) -> list[NDArray[Any]]:
-    """Cut a convolution's weight into equal parts along its input channels."""
-    return np.split(weight, parts, axis=1 if operator == "Conv" else 0)
 
 
 def drop_unused_constants(model: onnx.ModelProto) -> None:
@@ -281,10 +267,6 @@ class QuantisedLayer:
     weight_scale_max: float
     weight_sqnr_db: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class RoundedLayer:
@@ -304,7 +286,7 @@ class RoundedLayer:
 
     def weights(self) -> list[NDArray[np.int8]]:
         """Return the integer weights of the whole, or of each half."""
-        return split_weight(self.weight, self.report.operator, len(self.activation_scales))
+        return np.split(self.weight, len(self.activation_scales), axis=1 - self.axis)
 
     def restored_weight(self) -> NDArray[np.float32]:
         """Return the whole layer's weight as the rounded one stands for it."""
@@ -390,53 +372,37 @@ def round_layers(
                 raise QuantisationError(
                     f"{node.name}: weight is not constant, or {node.input[0]} was not calibrated"
                 )
+        axis = 0 if layer.operator == "Conv" else 1
         weights = [numpy_helper.to_array(constants[node.input[1]]) for node in layer.nodes]
         biases = [constants[node.input[2]] for node in layer.nodes if len(node.input) > 2]
         bias = numpy_helper.to_array(biases[0]) if biases else None  # the skip half has none
         steps = activation_steps([thresholds[name] for name in layer.inputs], power2)
-        result = _round_layer(layer, weights, bias, steps, per_channel, power2)
+        each = [weight_scales(weight, axis, per_channel, power2) for weight in weights]
+        units = np.max([step * own.astype(np.float64) for step, own in zip(steps, each, strict=True)], axis=0)
+        scales = np.stack([units / step for step in steps]).astype(np.float32)
+        stored = [quantise_weight(weight, part, axis) for weight, part in zip(weights, scales, strict=True)]
+        report = QuantisedLayer(
+            name=layer.name,
+            operator=layer.operator,
+            tensors=layer.inputs,
+            activation_scales=steps,
+            activation_ranges=tuple(LEVELS * step for step in steps),
+            weight_scale_min=float(scales.min()),
+            weight_scale_max=float(scales.max()),
+            weight_sqnr_db=0.0,
+        )
+        joined = np.concatenate(stored, axis=1 - axis)
+        result = RoundedLayer(steps, joined, scales, axis, per_channel, bias, report)
+        whole, restored = np.concatenate(weights, axis=1 - axis), result.restored_weight()
         if input_means is not None:
-            error = np.concatenate(weights, axis=1 - result.axis) - result.restored_weight()
             means = np.concatenate([input_means[name] for name in layer.inputs])
-            correction = bias_correction(layer.nodes[0], error, means)
-            corrected = correction if bias is None else bias + correction
-            result = replace(result, bias=corrected.astype(np.float32))
-        rounded[layer.name] = result
+            correction = bias_correction(layer.nodes[0], whole - restored, means)
+            bias = (correction if bias is None else bias + correction).astype(np.float32)
+        report = replace(report, weight_sqnr_db=sqnr_db(whole, restored))
+        rounded[layer.name] = replace(result, bias=bias, report=report)
     if missing := sorted(set(layers) - rounded.keys()):
         raise QuantisationError(f"layers that are not convolutions of this graph: {', '.join(missing)}")
     return rounded
-
-
-def _round_layer(
-    layer: ConvolutionLayer,
-    weights: Sequence[NDArray[np.float32]],
-    bias: NDArray[np.float32] | None,
-    steps: tuple[float, ...],
-    per_channel: bool,
-    power2: bool,
-) -> RoundedLayer:
-    """Round one layer, whose parts have these weights and input steps."""
-    axis = layer.output_axis
-    each = [weight_scales(weight, axis, per_channel, power2) for weight in weights]
-    units = np.max(
-        [step * scales.astype(np.float64) for step, scales in zip(steps, each, strict=True)], axis=0
-    )
-    scales = np.stack([units / step for step in steps]).astype(np.float32)
-    stored = [quantise_weight(weight, part, axis) for weight, part in zip(weights, scales, strict=True)]
-    report = QuantisedLayer(
-        name=layer.name,
-        operator=layer.operator,
-        tensors=layer.inputs,
-        activation_scales=steps,
-        activation_ranges=tuple(LEVELS * step for step in steps),
-        weight_scale_min=float(scales.min()),
-        weight_scale_max=float(scales.max()),
-        weight_sqnr_db=0.0,
-    )
-    joined = np.concatenate(stored, axis=1 - axis)
-    rounded = RoundedLayer(steps, joined, scales, axis, per_channel, bias, report)
-    sqnr = sqnr_db(np.concatenate(weights, axis=1 - axis), rounded.restored_weight())
-    return replace(rounded, report=replace(report, weight_sqnr_db=sqnr))
 
 
 # What-if without writing a file
@@ -448,11 +414,10 @@ def fake_quantised(deploy: DeployGpen, layers: Mapping[str, RoundedLayer]) -> It
 
     The arithmetic is that of the QDQ file: q = clip(round(x / step), -128, 127), computed in float32.
     """
-    before = []
+    before: list[tuple[Any, ...]] = []
     try:
         for name, layer in layers.items():
-            module = deploy.get_submodule(name)
-            assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+            module: Any = deploy.get_submodule(name)
             steps = torch.from_numpy(layer.input_steps()).to(module.weight)[:, None, None]
 
             def round_input(_: nn.Module, inputs: tuple[Any, ...], steps: Tensor = steps) -> tuple[Tensor]:

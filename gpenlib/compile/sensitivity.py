@@ -32,7 +32,7 @@ class LayerSensitivity:
 
 
 class Probe:
-    """Outputs of the float network on a few inputs, float32 [N, 3, S, S], to measure what-if networks against.
+    """The float network's outputs for float32 [N, 3, S, S], to measure what-if networks against.
 
     ``truths``, uint8 [T, T, 3] each, are needed for :meth:`drop` only.
     """
@@ -116,11 +116,10 @@ REFERENCE = ("fp32", None)
 def compare_artefacts(
     artefacts: Mapping[tuple[str, str | None], Path], pairs: Pairs | Pack, faces: int, device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """Score artefacts, by dtype and calibration mode (or None), on the first faces and against fp32's pictures.
+    """Score artefacts, by dtype and calibration mode (or None), on the first faces, one after the other.
 
-    One runtime is open at a time. Returns a row per artefact: ``dtype``, ``mode``, and means over the faces of
-    ``psnr`` (against the truth, dB), ``psnr_drop`` (fp32's minus this) and ``psnr_to_fp32`` (equal pictures
-    count as 100 dB).
+    Returns a row each: ``dtype``, ``mode``, and means over the faces of ``psnr`` (against the truth, dB),
+    ``psnr_drop`` (fp32's minus this) and ``psnr_to_fp32`` (equal pictures count as 100 dB).
     """
     count = min(faces, len(pairs))
     references: list[Image] = []

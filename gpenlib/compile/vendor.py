@@ -38,6 +38,10 @@ TAIL_LINES = 20
 VERSION_SECONDS = 60.0
 # Keys of ours that the vendor's file does not know, but that are spent when the pictures are written.
 SPENT_KEYS = ("dataset.task",)
+VENDOR_QUANTIZE = {
+    *("calibrate_mode", "quantize_per_channel", "weight_scale", "output_ddr"),
+    *("exclude_layers", "quantize_mode"),
+}
 
 
 class VendorCompilerError(RuntimeError):
@@ -104,8 +108,8 @@ def build_for_vendor(
         "compiler_version": _version(command[0], out_dir),
         "inputs": {name: sha256(out_dir / name) for name in (checkpoint, BUILD_FILE)},
         "calibration_images": len(data.chosen),
-        "calibration_source": data.label,
-        "calibration_digest": data.digest,
+        "calibration_source": data.chosen.label,
+        "calibration_digest": data.chosen.digest(),
         "workspace": resolved["workspace"]["path"],
         "outputs": written,
         "packages": package_versions(),
@@ -120,8 +124,7 @@ def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, 
     ``size`` (pixels) is written into operators that name none; ``suffix`` and ``count`` are the pictures'.
     """
     batch = next((shape[0] for shape in (config.frontend.shape or {}).values()), 1)
-    options, quantize = config.backend.compile.model_dump(exclude_none=True), config.backend.quantize
-    output_ddr = {} if quantize.output_ddr is None else {"output_ddr": list(quantize.output_ddr)}
+    options = config.backend.compile.model_dump(exclude_none=True)
     operators = [
         {"type": operator.type, **operator.parameters}
         | ({"size": [size, size]} if operator.type == "Resize" and "size" not in operator.parameters else {})
@@ -139,14 +142,7 @@ def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, 
             "type": "tvm_vacc",
             "dtype": config.backend.dtype,
             **({"compile": options} if options else {}),
-            "quantize": {
-                "calibrate_mode": quantize.calibrate_mode,
-                "quantize_per_channel": quantize.quantize_per_channel,
-                "weight_scale": quantize.weight_scale,
-                **output_ddr,
-                "exclude_layers": list(quantize.exclude_layers),
-                "quantize_mode": quantize.quantize_mode,
-            },
+            "quantize": config.backend.quantize.model_dump(include=VENDOR_QUANTIZE, exclude_none=True),
         },
         "dataset": {
             "type": "tvm",
@@ -177,7 +173,7 @@ def _write_pictures(data: CalibrationData, out_dir: Path, suffix: str) -> None:
     names = [f"{index:05d}.{suffix}" for index in range(len(data.chosen))]
     with tempfile.TemporaryDirectory(dir=out_dir, prefix=f".{PICTURES}-") as work:
         for index, name in enumerate(progress(names, desc="calibration pictures", unit="image")):
-            write_image(Path(work) / name, data.network_input(index))
+            write_image(Path(work) / name, data.network_input(data.chosen, index))
         for path in _check_pictures(out_dir):
             path.unlink()
         write_json(out_dir / PICTURE_LIST, {"kind": "vendor-pictures", "files": names})

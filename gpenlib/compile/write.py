@@ -47,7 +47,7 @@ def read_listing(path: Path) -> dict[str, Any]:
 
 
 def remove_older(folder: Path) -> None:
-    """Remove the artefact whose manifest lies in a folder, manifest first; files that it does not list stay."""
+    """Remove the artefact that lies in a folder, manifest first; files that it does not list stay."""
     manifest = read_listing(folder / MANIFEST_FILE)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     if manifest.get("kind") == "gpen-artefact":
@@ -99,7 +99,9 @@ class _Writer:
         self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def add(self, operator: str, inputs: Sequence[str], output: str, name: str = "", **attributes: Any) -> str:
+    def add(
+        self, operator: str, inputs: Sequence[str], output: str, name: str = "", **attributes: Any
+    ) -> str:
         """Add a node, named after what it writes unless it has a name; return what it writes."""
         self.written.add(output)
         self.nodes.append(helper.make_node(operator, inputs, [output], name or output, **attributes))
@@ -113,10 +115,10 @@ class _Writer:
 
 
 # QDQ form: QuantizeLinear / DequantizeLinear around convolution inputs and weights, which OpenVINO and
-# TensorRT read. Why our own writer and not ONNX Runtime's: scales come from our calibration and can be rounded
-# to powers of two, the channel axis of transposed convolutions is explicit, and a layer that cannot be
-# quantised is an error here, not silence. Outputs are not quantised: OpenVINO gains no time from it, and with
-# one scale for all channels it costs tens of dB.
+# TensorRT read. Why our own writer and not ONNX Runtime's: scales come from our calibration and can be powers
+# of two, the channel axis of transposed convolutions is explicit, and a layer that cannot be quantised is an
+# error here, not silence. Outputs are not quantised: OpenVINO gains no time from it, and one scale for all
+# channels costs tens of dB.
 
 
 def write_qdq(model: onnx.ModelProto, layers: Mapping[str, RoundedLayer]) -> None:
@@ -153,7 +155,7 @@ def _write_qdq_layer(
         writer.store(f"{prefix}_scale", scales),
         writer.store(f"{prefix}_zero_point", np.zeros(scales.shape, np.int8)),
     ]
-    axis = {"axis": rounded.axis} if rounded.per_channel else {}
+    axis: dict[str, Any] = {"axis": rounded.axis} if rounded.per_channel else {}
     weight = writer.add("DequantizeLinear", stored, f"{prefix}_dequantised", **axis)
     bias = node.input[2:]
     if rounded.bias is not None:
@@ -208,8 +210,8 @@ def write_qoperator(
         scale, zero = _store_scales(writer, layer.name, rounded, output_ranges[layer.output])
         if layer.operator == "Conv":
             kept = ("kernel_shape", "strides", "pads", "dilations")
-            attributes = {entry.name: list(entry.ints) for entry in node.attribute if entry.name in kept}
-            result = _convolution(writer, data, rounded.weight, layer.name, layer.name, attributes)
+            attributes: dict[str, Any] = {a.name: list(a.ints) for a in node.attribute if a.name in kept}
+            result = _convolution(writer, data, rounded.weight, layer.name, layer.name, **attributes)
         else:
             result = _write_phases(writer, data, node, rounded)
             _shift_border(node, blurs.get(layer.output))
@@ -257,24 +259,15 @@ def _store_scales(writer: _Writer, name: str, layer: RoundedLayer, seen: Channel
 
 
 def _convolution(
-    writer: _Writer,
-    data: tuple[str, str],
-    weight: NDArray[np.int8],
-    layer: str,
-    name: str,
-    attributes: Mapping[str, list[int]],
+    writer: _Writer, data: tuple[str, str], weight: NDArray[np.int8], layer: str, name: str, **settings: Any
 ) -> str:
     """Add one QLinearConv of a layer on quantised data; return the name of its result."""
-    stored = writer.store(f"{name}.weight_s8", weight)
-    inputs = [*data, MIDDLE, stored, f"{layer}.weight_scale", f"{layer}.weight_zero"]
-    outputs = [ONE, MIDDLE, f"{layer}.bias_s32"]
-    settings: dict[str, Any] = dict(attributes)
-    return writer.add("QLinearConv", [*inputs, *outputs], f"{name}_quantised", name, **settings)
+    inputs = [*data, MIDDLE, writer.store(f"{name}.weight_s8", weight)]
+    inputs += [f"{layer}.weight_scale", f"{layer}.weight_zero", ONE, MIDDLE, f"{layer}.bias_s32"]
+    return writer.add("QLinearConv", inputs, f"{name}_quantised", name, **settings)
 
 
-def _write_phases(
-    writer: _Writer, data: tuple[str, str], node: onnx.NodeProto, layer: RoundedLayer
-) -> str:
+def _write_phases(writer: _Writer, data: tuple[str, str], node: onnx.NodeProto, layer: RoundedLayer) -> str:
     """Write a transposed convolution as four convolutions; [N, C, 2H+2, 2W+2], last row and column zero."""
     settings = {entry.name: list(entry.ints) for entry in node.attribute if entry.ints}
     if layer.weight.shape[2:] != (3, 3) or settings["strides"] != [2, 2] or any(settings.get("pads", [])):
@@ -287,13 +280,10 @@ def _write_phases(
     for row, row_taps in enumerate(PHASE_TAPS):
         for column, column_taps in enumerate(PHASE_TAPS):
             kernel = np.ascontiguousarray(weight[:, :, row_taps][:, :, :, column_taps])
-            attributes = {
-                "kernel_shape": list(kernel.shape[2:]),
-                "strides": [1, 1],
-                "pads": [len(row_taps) - 1, len(column_taps) - 1, 1, 1],  # every phase is H+1 by W+1
-            }
+            pads = [len(row_taps) - 1, len(column_taps) - 1, 1, 1]  # every phase is H+1 by W+1
+            attributes = {"kernel_shape": list(kernel.shape[2:]), "strides": [1, 1], "pads": pads}
             name = f"{node.name}.phase{row}{column}"
-            results.append(_convolution(writer, data, kernel, node.name, name, attributes))
+            results.append(_convolution(writer, data, kernel, node.name, name, **attributes))
     joined = writer.add("Concat", results, f"{node.name}_phases", f"{node.name}.join", axis=1)
     result, name = f"{node.name}_interleaved", f"{node.name}.interleave"
     return writer.add("DepthToSpace", [joined], result, name, blocksize=2, mode="DCR")
@@ -349,10 +339,6 @@ def _last_bias(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, int]:
 FEATURE_RANK = 4
 
 
-class HalfError(RuntimeError):
-    """An fp16 conversion that did not convert what it should."""
-
-
 def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     """Return the float deploy graph in fp16 with float32 input and output, and its convolutions by type.
 
@@ -370,7 +356,7 @@ def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         if ranks.get(node.output[0], 0) < FEATURE_RANK or node.op_type == "Unsqueeze"
     ]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the converter remarks on every constant below fp16's smallest number
+        warnings.simplefilter("ignore")  # a remark on every constant below fp16's smallest number
         half = convert_float_to_float16(inferred, keep_io_types=True, node_block_list=vector_nodes)
     join_casts(half)
     kinds = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
@@ -380,7 +366,9 @@ def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         if node.op_type in CONVOLUTIONS
     )
     if counts["fp32"] or not counts["fp16"]:
-        raise HalfError(f"convolutions by weight type after conversion: {dict(counts)}; all should be fp16")
+        raise QuantisationError(
+            f"convolutions by weight type after conversion: {dict(counts)}; all should be fp16"
+        )
     return half, dict(counts)
 
 
