@@ -41,13 +41,13 @@ from gpenlib.infer.runtime import (
     FILES,
     MANIFEST_FILE,
     MODEL_FILE,
-    QUANTISED,
     Runtime,
     runtime_class,
     serves,
     write_torch_files,
 )
 from gpenlib.settings import (
+    QUANTISED,
     BackendConfig,
     BuildConfig,
     QuantizeConfig,
@@ -347,7 +347,7 @@ def compile_model(
         return build_for_vendor(config, deploy, out_dir, calibration)
     candidates = _candidates(options)
     forms = int8_forms(options, [*candidates, *options.also]) if options.dtype in QUANTISED else {}
-    data = open_calibration_data(config.dataset, network.in_size, network.out_size, calibration)
+    data = open_calibration_data(config.dataset, network, calibration)
     manifest = {
         "kind": "gpen-artefact",
         "name": config.name,

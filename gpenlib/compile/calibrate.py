@@ -23,18 +23,18 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from gpenlib.architecture import GpenConfig
 from gpenlib.data.faces import DataError, Faces, embedded_faces, open_folder
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_pack
 from gpenlib.data.tasks import find_task
 from gpenlib.files import choice_error, fingerprint, progress, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
-from gpenlib.settings import DatasetConfig
+from gpenlib.settings import MODES, DatasetConfig
 
 LEVELS = 127  # symmetric s8
 BINS = 4096
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
-MODES = ("max", "percentile", "kl_divergence", "mse")
 Counts = NDArray[np.float64]
 
 log = logging.getLogger("gpenlib.compile")
@@ -90,7 +90,12 @@ class MagnitudeHistogram:
         if not self.largest > 0:
             raise ValueError("no value other than zero was seen")
         if mode == "percentile":
-            return min(percentile_threshold(self.counts, self.limit, percentile), self.largest)
+            if not 0 < percentile <= 100:
+                raise ValueError(f"percentile={percentile}: must be in (0, 100]")
+            cumulative = np.cumsum(self.counts)
+            place = int(np.searchsorted(cumulative, cumulative[-1] * percentile / 100.0))
+            edge = (min(place, len(self.counts) - 1) + 1) * self.limit / len(self.counts)
+            return min(edge, self.largest)
         if mode == "mse":
             return mse_threshold(self.counts, self.limit, self.largest)
         if mode == "kl_divergence":
@@ -114,15 +119,6 @@ class MagnitudeHistogram:
 def bin_centres(bins: int, limit: float) -> Counts:
     """Return the centres of ``bins`` equal bins between 0 and ``limit``."""
     return (np.arange(bins, dtype=np.float64) + 0.5) * (limit / bins)
-
-
-def percentile_threshold(counts: Counts, limit: float, percentile: float) -> float:
-    """Return the upper edge of the first bin by which ``percentile`` per cent of the values lie."""
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile={percentile}: must be in (0, 100]")
-    cumulative = np.cumsum(counts)
-    place = int(np.searchsorted(cumulative, cumulative[-1] * percentile / 100.0))
-    return (min(place, len(counts) - 1) + 1) * limit / len(counts)
 
 
 def candidate_thresholds(largest: float) -> Counts:
@@ -372,17 +368,17 @@ class CalibrationData:
 
 
 def open_calibration_data(
-    config: DatasetConfig, in_size: int, out_size: int, calibration: Pairs | Pack | None = None
+    config: DatasetConfig, network: GpenConfig, calibration: Pairs | Pack | None = None
 ) -> CalibrationData:
-    """Resolve a build's data set, or take ``calibration`` in its place.
+    """Resolve a build's data set for a network, or take ``calibration`` in its place.
 
     Without ``sampler.get_data_num`` it takes up to 32 pictures of a folder, or a whole pack; up to 4 beyond
     them, or else embedded faces, are for verification. Pictures are degraded at the size of the network's
-    output, as training does, with their index as the seed.
+    output, as in training, with their index as the seed.
     """
 
     def pairs(faces: Faces, indices: range) -> Pairs:
-        return Pairs(faces.take(indices), config.task, in_size, out_size, seed=())
+        return Pairs(faces.take(indices), config.task, network.in_size, network.out_size, seed=())
 
     count = config.sampler.get_data_num
     source: Faces | Pack
@@ -407,4 +403,4 @@ def open_calibration_data(
     if not rest:
         spare = range(EMBEDDED_OFFSET, EMBEDDED_OFFSET + HELD_OUT)
         verification = pairs(embedded_faces(spare.stop), spare)
-    return CalibrationData(chosen, verification, tuple(config.operators()), in_size)
+    return CalibrationData(chosen, verification, tuple(config.operators()), network.in_size)

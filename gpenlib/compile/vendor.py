@@ -24,8 +24,8 @@ from gpenlib.export import DeployGpen, export_torchscript
 from gpenlib.files import hash_outputs, package_versions, progress, sha256, write_atomically, write_json
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
-from gpenlib.infer.runtime import BACKENDS, MANIFEST_FILE, MODEL_FILE
-from gpenlib.settings import BuildConfig, SettingsError
+from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
+from gpenlib.settings import BACKENDS, BuildConfig, SettingsError
 
 COMPILER = "vamc"
 VENDOR_DTYPES = ("fp16", "int8")  # what the vendor's model card names
@@ -70,7 +70,7 @@ def build_for_vendor(
             "graph; set indices, or an empty list"
         )
     size = deploy.config.in_size
-    data = open_calibration_data(config.dataset, size, deploy.config.out_size, calibration)
+    data = open_calibration_data(config.dataset, deploy.config, calibration)
     _check_pictures(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     remove_older(out_dir)
