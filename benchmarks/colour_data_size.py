@@ -17,7 +17,7 @@ import pandas as pd
 from colour_tradeoff import colour, score
 
 from gpenlib.architecture import Gpen
-from gpenlib.data.faces import open_folder
+from gpenlib.data.faces import CELEBA_FOLDER, open_folder
 from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.settings import TrainConfig
 from gpenlib.train.trainer import Trainer, read_log, series
@@ -69,11 +69,12 @@ def train_and_score(train: str, faces: str, steps: int, every: int) -> dict[str,
 
 def link_faces(source: str, target: Path, every: int, holdout: int) -> int:
     """Link one of ``every`` training faces and all held-out ones into a new folder; return how many train."""
-    paths = open_folder(source).paths
+    names, inner = open_folder(source).names, Path(source).expanduser() / CELEBA_FOLDER
+    folder = inner if inner.is_dir() else inner.parent
     target.mkdir()
-    chosen, held_out = paths[:-holdout:every], paths[-holdout:]
-    for path in (*chosen, *held_out):
-        (target / path.name).symlink_to(path.resolve())
+    chosen, held_out = names[:-holdout:every], names[-holdout:]
+    for name in (*chosen, *held_out):
+        (target / name).symlink_to((folder / name).resolve())
     return len(chosen)
 
 

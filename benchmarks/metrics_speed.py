@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gpenlib.data.faces import EmbeddedSource
-from gpenlib.data.pairs import Pack, read_pack, write_pack
+from gpenlib.data.faces import embedded_faces
+from gpenlib.data.pairs import Pack, Pairs, read_pack, write_pack
 from gpenlib.errors.compare import compare_outputs, face_traits, group_losses, summarise_comparison, trends
 from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.images import FloatArray, read_image, to_tensor
@@ -64,9 +64,9 @@ class NoisyTruth:
 
 def make_faces(folder: Path, faces: int, size: int) -> None:
     """Write the packs; in a process of its own, because its memory is none of ours."""
-    source = EmbeddedSource(faces, size)
-    write_pack(folder / "evaluation", source, "color", size)
-    write_pack(folder / "calibration", EmbeddedSource(min(faces, CALIBRATION), size), "color", size)
+    source = embedded_faces(faces, size)
+    write_pack(folder / "evaluation", Pairs(source, "color", size))
+    write_pack(folder / "calibration", Pairs(embedded_faces(min(faces, CALIBRATION), size), "color", size))
 
 
 def peak_mib() -> float:

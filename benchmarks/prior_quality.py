@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from gpenlib.data.faces import PriorSource, open_faces, open_folder
+from gpenlib.data.faces import NOISE, TRUNCATION, open_folder, prior_faces
 from gpenlib.files import package_versions, progress, repository_root, write_json
 from gpenlib.images import Image, resize
 from gpenlib.metrics import colourfulness, frechet_distance, sharpness
@@ -44,17 +43,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1024, help="samples (default: 1024)")
     options = parser.parse_args()
 
-    samples = open_faces(f"prior:{options.prior}", options.count)
-    assert isinstance(samples, PriorSource)
-    size = samples.prior.config.out_size
+    size = prior_faces(options.prior, 1).read(0).shape[0]
     folder = open_folder(options.faces)
     holdout = TrainConfig.model_fields["holdout"].default
     known = [resize(folder.read(i), size) for i in progress(range(len(folder.names)), desc="training faces")]
     training, held_out = known[:-holdout], known[-holdout:]
     rows = [describe("training faces", training, training), describe("held-out faces", held_out, training)]
-    for source in (replace(samples, truncation=1.0, noise=1.0), samples):
-        name = f"samples, truncation {source.truncation:g}, noise {source.noise:g}"
-        drawn = [source.read(i) for i in progress(range(options.count), desc=name)]
+    for truncation, noise in ((1.0, 1.0), (TRUNCATION, NOISE)):
+        name = f"samples, truncation {truncation:g}, noise {noise:g}"
+        samples = prior_faces(options.prior, options.count, truncation, noise)
+        drawn = [samples.read(i) for i in progress(range(options.count), desc=name)]
         rows.append(describe(name, drawn, training))
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.1f}".format))
     target = repository_root() / "outputs" / "benchmarks" / "prior_quality.json"

@@ -17,18 +17,8 @@ from gpenlib.compile import compile_model
 from gpenlib.compile.build import Int8Build, build_int8, measure_sensitivity
 from gpenlib.compile.calibrate import MODES, open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
-from gpenlib.data.faces import (
-    DataError,
-    EmbeddedSource,
-    ImageSource,
-    Subset,
-    combined_digest,
-    made_here,
-    open_faces,
-    open_folder,
-    split,
-)
-from gpenlib.data.pairs import Pack, read_pack, write_pack
+from gpenlib.data.faces import DataError, Faces, embedded_faces, made_here, open_faces, open_folder
+from gpenlib.data.pairs import Pack, Pairs, read_pack, write_pack
 from gpenlib.data.tasks import baseline_name, find_task, make_pair
 from gpenlib.errors.compare import (
     REFERENCE,
@@ -146,7 +136,7 @@ def data(settings: DataSettings) -> dict[str, Any]:
     config = weights.model.config
     source = open_faces(settings.data_dir, settings.dataset_size + settings.calib_size)
     calibration = open_folder(resolve_path(settings.calib_dir)) if settings.calib_dir else None
-    parts = split(source, settings.dataset_size, settings.calib_size, calibration, settings.seed)
+    parts = source.split(settings.dataset_size, settings.calib_size, calibration, settings.seed)
     chosen = {"evaluation": parts.evaluation, "calibration": parts.calibration}
     task = find_task(settings.task)
     inputs = {name: _digest(part, settings) for name, part in chosen.items()}
@@ -160,7 +150,7 @@ def data(settings: DataSettings) -> dict[str, Any]:
     def build(folder: Path) -> dict[str, Any]:
         for number, (name, part) in enumerate(chosen.items()):
             seed = (settings.seed, number)
-            write_pack(folder / name, part, settings.task, config.in_size, config.out_size, seed)
+            write_pack(folder / name, Pairs(part, settings.task, config.in_size, config.out_size, seed))
         return {
             **{name: len(part.names) for name, part in chosen.items()},
             "note": parts.note,
@@ -177,11 +167,12 @@ def evaluation_pack(settings: DataSettings) -> Pack:
     return read_pack(Path(data(settings)["folder"]) / "evaluation")
 
 
-def _digest(part: Subset, settings: DataSettings) -> str:
+def _digest(part: Faces, settings: DataSettings) -> str:
     """Return a hash of the pictures and of what is done to them; the seed counts where anything is drawn."""
     task = find_task(settings.task)
-    pictures = combined_digest(part, range(len(part.names)))
-    return fingerprint([pictures, settings.task, task.recipe, settings.seed if task.seeded else None])
+    return fingerprint(
+        [part.combined_digest(), settings.task, task.recipe, settings.seed if task.seeded else None]
+    )
 
 
 # ----------------------------------------------------------------------
@@ -215,7 +206,7 @@ def export(settings: RunSettings) -> dict[str, Any]:
 def _export_parity(weights: Weights, folder: Path) -> dict[str, Any]:
     """Measure every exported file against the training form on faces, at batch 1 and 2; assert it."""
     size = weights.model.config.in_size
-    source = EmbeddedSource(PARITY_FACES)
+    source = embedded_faces(PARITY_FACES)
     faces = to_tensor([make_pair(source.read(i), "color", size)[0] for i in range(PARITY_FACES)])
     script = torch.jit.load(str(folder / "deploy.pt"))
     found: dict[str, Any] = {}
@@ -288,7 +279,7 @@ def sensitivity(settings: CompileSettings, healed: int = HEALED) -> dict[str, An
 
     def build(folder: Path) -> dict[str, Any]:
         deploy = deploy_form(weights.model)
-        images = open_calibration_data(config.dataset, deploy.config.in_size)
+        images = open_calibration_data(config.dataset, deploy.config.in_size, deploy.config.out_size)
         built = build_int8(deploy, options, float_graph(settings), images, calibration_cache(settings))
         found = measure_sensitivity(deploy, built, images, options.sensitivity_images, healed)
         return {**found, "max_drop_db": options.max_drop_db}
@@ -528,7 +519,7 @@ def _rebuild(own: InferSettings, artefact: Mapping[str, Any]) -> Int8Build:
     options = config.backend.quantize.model_copy(
         update={"exclude_layers": excluded, "quantize_mode": "manual"}
     )
-    images = open_calibration_data(config.dataset, model.config.in_size)
+    images = open_calibration_data(config.dataset, model.config.in_size, model.config.out_size)
     return build_int8(deploy_form(model), options, float_graph(own), images, calibration_cache(own))
 
 
@@ -834,7 +825,7 @@ def _part(name: str, config: TrainConfig, settings: TrainSettings) -> dict[str, 
     return stage(settings, f"06_train/{name}", described, inputs, build, keep)
 
 
-def _train(config: TrainConfig, source: ImageSource, folder: Path) -> dict[str, Any]:
+def _train(config: TrainConfig, source: Faces, folder: Path) -> dict[str, Any]:
     """Train until the end; return the metrics."""
     trainer = Trainer(config)
     try:
@@ -858,7 +849,7 @@ def _train(config: TrainConfig, source: ImageSource, folder: Path) -> dict[str, 
     }
 
 
-def _inputs(config: TrainConfig, source: ImageSource) -> dict[str, str]:
+def _inputs(config: TrainConfig, source: Faces) -> dict[str, str]:
     """Return hashes of the faces and of the weights to start from.
 
     Of the faces all names count, and the contents of the held-out ones: a data set of 70,000 photographs is
@@ -866,7 +857,7 @@ def _inputs(config: TrainConfig, source: ImageSource) -> dict[str, str]:
     """
     count = len(source.names)
     held_out = range(max(0, count - config.holdout), count)
-    inputs = {"faces": fingerprint([*source.names, combined_digest(source, held_out)])}
+    inputs = {"faces": fingerprint([*source.names, source.take(held_out).combined_digest()])}
     if config.init:
         path = resolve_path(config.init)
         inputs["init"] = sha256(path) if path.is_file() else config.init

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from gpenlib import run as stages
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.errors.compare import Recommendation
 from gpenlib.errors.report import signed, write_report
 from gpenlib.files import read_json, repository_root, sha256
@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("report")
         patch.setenv(OUTPUTS_VARIABLE, str(root / "outputs"))
-        source = EmbeddedSource(6, 64)
+        source = embedded_faces(6, 64)
         for index, name in enumerate(NAMES):
             write_image(root / "faces & co" / f"{name}.png", source.read(index))
         settings = stages.ErrorSettings.parse(

@@ -500,7 +500,7 @@ def measure_sensitivity(
 
 def open_probe(deploy: DeployGpen, data: CalibrationData, images: int) -> Probe:
     """Return a probe over the first calibration images and their truths."""
-    pairs = list(data.pairs(images, deploy.config.out_size))
+    pairs = list(data.pairs(images))
     inputs = torch.cat([torch.from_numpy(image) for image, _ in pairs])
     return Probe(deploy, inputs, [truth for _, truth in pairs])
 
@@ -587,7 +587,7 @@ def compile_model(
             "build": config.model_dump(),
             "unused_keys": config.unused_keys(),
         }
-        data = open_calibration_data(config.dataset, deploy.config.in_size)
+        data = open_calibration_data(config.dataset, deploy.config.in_size, deploy.config.out_size)
         built = None
         manifest["files"] = {backend: FILES[backend] for backend in serves(config.backend.dtype, wanted)}
         if config.backend.dtype in QUANTISED:

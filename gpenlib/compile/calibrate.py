@@ -7,7 +7,6 @@ the range doubles.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import tempfile
@@ -23,9 +22,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from gpenlib.data.faces import DataError, EmbeddedSource, ImageSource, Subset, combined_digest, open_folder
-from gpenlib.data.pairs import DATALIST, Pack, ProcessOp, preprocess, read_pack
-from gpenlib.data.tasks import make_pair
+from gpenlib.data.faces import DataError, embedded_faces, open_folder
+from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_pack
 from gpenlib.files import choice_error, fingerprint, progress, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
 from gpenlib.settings import DatasetConfig
@@ -413,40 +411,14 @@ EMBEDDED_OFFSET = 100_000  # embedded faces from here on are never calibrated on
 
 
 @dataclass(frozen=True)
-class PackInputs:
-    """The inputs of a pack as an image source."""
-
-    pack: Pack
-
-    @property
-    def label(self) -> str:
-        """What it is."""
-        return "pack of network inputs"
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names in the order of the datalist."""
-        return self.pack.names
-
-    def read(self, index: int) -> Image:
-        """Return input ``index``, uint8 [S, S, 3]."""
-        return self.pack.inputs(index)
-
-    def digest(self, index: int) -> str:
-        """Hash of the pixels."""
-        return hashlib.sha256(self.pack.inputs(index).tobytes()).hexdigest()
-
-
-@dataclass(frozen=True)
 class CalibrationData:
     """Disjoint calibration and verification images, already as network input when iterated."""
 
-    chosen: ImageSource
-    verification: ImageSource
+    chosen: Pairs | Pack  # a pack's inputs are degraded already
+    verification: Pairs | Pack
     operators: tuple[ProcessOp, ...]
     task: str
     size: int
-    pack: Pack | None = None  # holds the truths if the pictures are a pack's inputs
 
     @property
     def label(self) -> str:
@@ -456,14 +428,14 @@ class CalibrationData:
     @property
     def digest(self) -> str:
         """Hash of the calibration images, in order."""
-        return combined_digest(self.chosen, range(len(self.chosen.names)))
+        return self.chosen.digest()
 
     def calibration(self, purpose: str = "calibrate") -> Iterator[FloatArray]:
         """Yield float32 [1, 3, S, S], one image at a time; ``purpose`` labels the progress bar."""
-        bar = progress(range(len(self.chosen.names)), desc=purpose, unit="image")
+        bar = progress(range(len(self.chosen)), desc=purpose, unit="image")
         return (self._prepare(self.chosen, index) for index in bar)
 
-    def pairs(self, count: int, out_size: int) -> Iterator[tuple[FloatArray, Image]]:
+    def pairs(self, count: int) -> Iterator[tuple[FloatArray, Image]]:
         """Yield the first ``count`` calibration images (or all, if fewer) with their truths.
 
         Returns
@@ -475,23 +447,12 @@ class CalibrationData:
         DataError
             If the images are a pack without truths.
         """
-        for index in range(min(count, len(self.chosen.names))):
-            if self.pack is not None:
-                truth = self.pack.truths(index)
-            else:
-                truth = make_pair(self.chosen.read(index), self.task, self.size, out_size)[1]
-            yield self._prepare(self.chosen, index), truth
+        for index in range(min(count, len(self.chosen))):
+            yield self._prepare(self.chosen, index), self.chosen.truths(index)
 
-    def network_input(self, source: ImageSource, index: int) -> Image:
-        """Return one picture as network input, uint8 [size, size, 3].
-
-        A pack's pictures are degraded already, and a second time would be too much. Others are degraded
-        with their index as the seed.
-        """
-        if _holds_inputs(source):
-            return resize(source.read(index), self.size)
-        # Degrading at the picture's own size would blur less than the task does after resizing.
-        return make_pair(source.read(index), self.task, self.size, seed=index)[0]
+    def network_input(self, pairs: Pairs | Pack, index: int) -> Image:
+        """Return one picture as network input, uint8 [size, size, 3]."""
+        return resize(pairs.inputs(index), self.size)
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what happens to a picture on its way into the network, as JSON-like values."""
@@ -500,14 +461,14 @@ class CalibrationData:
 
     def held_out(self) -> Iterator[FloatArray]:
         """Yield a few images that calibration does not see."""
-        return (self._prepare(self.verification, index) for index in range(len(self.verification.names)))
+        return (self._prepare(self.verification, index) for index in range(len(self.verification)))
 
-    def _prepare(self, source: ImageSource, index: int) -> FloatArray:
-        return preprocess(self.network_input(source, index), self.operators, self.size)
+    def _prepare(self, pairs: Pairs | Pack, index: int) -> FloatArray:
+        return preprocess(self.network_input(pairs, index), self.operators, self.size)
 
 
-def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
-    """Resolve a build's data set.
+def open_calibration_data(config: DatasetConfig, size: int, out_size: int | None = None) -> CalibrationData:
+    """Resolve a build's data set; pictures are degraded with their index as the seed.
 
     Raises
     ------
@@ -516,30 +477,27 @@ def open_calibration_data(config: DatasetConfig, size: int) -> CalibrationData:
         Unset, it takes up to 32 pictures of a folder, or a whole pack.
     """
     asked = config.sampler.get_data_num
-    spare = EmbeddedSource(EMBEDDED_OFFSET + HELD_OUT)
-    verification: ImageSource = Subset(spare, tuple(range(EMBEDDED_OFFSET, EMBEDDED_OFFSET + HELD_OUT)))
-    source: ImageSource
-    if config.path is None:
-        source = EmbeddedSource(asked or DEFAULT_COUNT)
-    else:
+    pack, source = None, embedded_faces(asked or DEFAULT_COUNT)
+    if config.path is not None:
         folder = resolve_path(config.path)
-        source = (
-            PackInputs(read_pack(folder))
-            if (folder / DATALIST).is_file()
-            else open_folder(folder, config.sampler.suffix)
-        )
-    pack = source.pack if isinstance(source, PackInputs) else None
-    wanted = asked or (len(source.names) if pack else min(DEFAULT_COUNT, len(source.names)))
-    if len(source.names) < wanted:
-        raise DataError(f"{source.label}: {len(source.names)} images, sampler.get_data_num asks for {wanted}")
-    rest = tuple(range(wanted, min(wanted + HELD_OUT, len(source.names))))
+        if (folder / DATALIST).is_file():
+            pack = read_pack(folder)
+        else:
+            source = open_folder(folder, config.sampler.suffix)
+    images = source if pack is None else pack
+    count = asked or (min(DEFAULT_COUNT, len(images)) if pack is None else len(images))
+    if len(images) < count:
+        raise DataError(f"{images.label}: {len(images)} images, sampler.get_data_num asks for {count}")
+
+    def pairs(indices: range) -> Pairs | Pack:
+        if pack is not None:
+            return pack.take(indices)
+        return Pairs(source.take(indices), config.task, size, out_size, seed=())
+
+    rest = range(count, min(count + HELD_OUT, len(images)))
     if rest:
-        verification = Subset(source, rest)
-    return CalibrationData(
-        Subset(source, tuple(range(wanted))), verification, tuple(config.operators()), config.task, size, pack
-    )
-
-
-def _holds_inputs(source: ImageSource) -> bool:
-    """Return whether a source, or what it is a part of, is a pack of network inputs."""
-    return isinstance(source.source if isinstance(source, Subset) else source, PackInputs)
+        verification = pairs(rest)
+    else:
+        spare = range(EMBEDDED_OFFSET, EMBEDDED_OFFSET + HELD_OUT)
+        verification = Pairs(embedded_faces(spare.stop).take(spare), config.task, size, out_size, seed=())
+    return CalibrationData(pairs(range(count)), verification, tuple(config.operators()), config.task, size)

@@ -70,7 +70,7 @@ def build_for_vendor(config: BuildConfig, deploy: DeployGpen, out_dir: Path) -> 
         If ``vamc`` fails or writes nothing.
     """
     _check(config)
-    data = open_calibration_data(config.dataset, deploy.config.in_size)
+    data = open_calibration_data(config.dataset, deploy.config.in_size, deploy.config.out_size)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST_FILE, MODEL_FILE):  # an older artefact is replaced
         (out_dir / name).unlink(missing_ok=True)
@@ -100,7 +100,7 @@ def build_for_vendor(config: BuildConfig, deploy: DeployGpen, out_dir: Path) -> 
         "command": command,
         "compiler_version": _version(command[0], out_dir),
         "inputs": {name: sha256(out_dir / name) for name in (checkpoint, BUILD_FILE)},
-        "calibration_images": len(data.chosen.names),
+        "calibration_images": len(data.chosen),
         "calibration_source": data.label,
         "calibration_digest": data.digest,
         "workspace": resolved["workspace"]["path"],
@@ -135,7 +135,7 @@ def _prepare(config: BuildConfig, deploy: DeployGpen, data: CalibrationData, out
     suffix = (config.dataset.sampler.suffix or PICTURE_SUFFIXES[0]).lower().lstrip(".")
     suffix = suffix if suffix in PICTURE_SUFFIXES else PICTURE_SUFFIXES[0]
     _write_pictures(data, out_dir / PICTURES, suffix)
-    resolved = vendor_schema(config, size, checkpoint.name, suffix, len(data.chosen.names))
+    resolved = vendor_schema(config, size, checkpoint.name, suffix, len(data.chosen))
     with write_atomically(out_dir / BUILD_FILE) as temporary:
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
         temporary.write_text(text, encoding="utf-8")
@@ -198,7 +198,7 @@ def _write_pictures(data: CalibrationData, folder: Path, suffix: str) -> None:
     """Write the calibration pictures as network inputs (uint8, S x S); an older folder is replaced."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         work = Path(name) / folder.name
-        for index in progress(range(len(data.chosen.names)), desc="calibration pictures", unit="image"):
+        for index in progress(range(len(data.chosen)), desc="calibration pictures", unit="image"):
             write_image(work / f"{index:05d}.{suffix}", data.network_input(data.chosen, index))
         if folder.exists():
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Data: where faces come from, how a task degrades them, packs on disk, and the split.
+"""Data: where faces come from, how a task degrades them, pairs made when asked for, packs for the vendor.
 
 Colour statistics are in :mod:`gpenlib.data.pairs`, which is slower to load.
 """
@@ -6,39 +6,34 @@ Colour statistics are in :mod:`gpenlib.data.pairs`, which is slower to load.
 from gpenlib.data.faces import (
     AlignError,
     DataError,
-    EmbeddedSource,
-    FolderSource,
-    ImageSource,
+    Faces,
     Landmarks,
     Split,
-    Subset,
     align,
-    combined_digest,
+    embedded_faces,
+    open_faces,
     open_folder,
-    split,
 )
-from gpenlib.data.pairs import Pack, check_packs, read_pack, unpack, write_pack
+from gpenlib.data.pairs import Pack, Pairs, check_packs, read_pack, unpack, write_pack
 from gpenlib.data.tasks import TASKS, make_pair, register_task
 
 __all__ = [
     "TASKS",
     "AlignError",
     "DataError",
-    "EmbeddedSource",
-    "FolderSource",
-    "ImageSource",
+    "Faces",
     "Landmarks",
     "Pack",
+    "Pairs",
     "Split",
-    "Subset",
     "align",
     "check_packs",
-    "combined_digest",
+    "embedded_faces",
     "make_pair",
+    "open_faces",
     "open_folder",
     "read_pack",
     "register_task",
-    "split",
     "unpack",
     "write_pack",
 ]

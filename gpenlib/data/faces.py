@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -208,146 +208,209 @@ def _direction(landmarks: Landmarks) -> Matrix:
 
 
 # ----------------------------------------------------------------------
-# Where faces come from: folders of images, and sources joined to one.
+# Faces: pictures by number, from folders of images and joined to one.
 
 CELEBA_FOLDER = "CelebA-HQ-img"  # the image folder inside a CelebAMask-HQ download
+T = TypeVar("T")
 
 
 class DataError(ValueError):
     """A data set that cannot be used; the message names the folder and what it lacks."""
 
 
-class ImageSource(Protocol):
-    """An ordered collection of faces; images are read one at a time."""
-
-    @property
-    def label(self) -> str:
-        """What to write beside scores on these images."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """One distinct file-name-like word per image."""
-
-    def read(self, index: int) -> Image:
-        """Return image ``index`` as uint8 RGB [H, W, 3], in its own size."""
-
-    def digest(self, index: int) -> str:
-        """Return a hash of the content of image ``index``."""
-
-
 @dataclass(frozen=True)
-class FolderSource:
-    """Images of one folder in natural order (2 before 10)."""
+class _ByNumber(Generic[T]):
+    """A function of a face's number that refuses others; with ``kept`` it computes each result once."""
 
-    paths: tuple[Path, ...]
+    compute: Callable[[int], T]
+    count: int
+    kept: dict[int, T] | None = None
 
-    @property
-    def label(self) -> str:
-        """The folder's name."""
-        return f"folder {self.paths[0].parent.name}" if self.paths else "empty"
-
-    @property
-    def names(self) -> Sequence[str]:
-        """File names."""
-        return [path.name for path in self.paths]
-
-    def read(self, index: int) -> Image:
-        """Decode one file; a damaged one raises ImageError with its path."""
-        return read_image(self.paths[index])
-
-    def digest(self, index: int) -> str:
-        """SHA-256 of the file."""
-        return sha256(self.paths[index])
+    def __call__(self, index: int) -> T:
+        if not 0 <= index < self.count:
+            raise IndexError(f"face {index}: there are {self.count}, counted from 0")
+        if self.kept is None:
+            return self.compute(index)
+        if index not in self.kept:
+            self.kept[index] = self.compute(index)
+        return self.kept[index]
 
 
-@dataclass(frozen=True)
-class JoinedSource:
-    """Two sources as one: the images of ``first``, then those of ``second``.
+@dataclass(frozen=True, eq=False)
+class Faces:
+    """An ordered collection of pictures that are read one at a time.
 
-    Attributes
-    ----------
-    first, second : ImageSource
-    label : str
-        What scores on the whole mean.
+    ``label`` is what to write beside scores, ``names`` hold one file-name-like word per picture,
+    ``read(index)`` gives uint8 RGB [H, W, 3] in the picture's own size, ``digest(index)`` a hash of its
+    content (kept, so that a file is read through once), and ``beyond(count)``, where faces have no end,
+    others than these. The functions are partial ones, not closures, so that worker processes can take them.
     """
 
-    first: ImageSource
-    second: ImageSource
     label: str
+    names: Sequence[str]
+    read: Callable[[int], Image]
+    digest: Callable[[int], str]
+    beyond: Callable[[int], Faces] | None = None
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The names of both, in order."""
-        return [*self.first.names, *self.second.names]
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "read", _ByNumber(self.read, len(self.names)))
+        object.__setattr__(self, "digest", _ByNumber(self.digest, len(self.names), {}))
 
-    def read(self, index: int) -> Image:
-        """Return image ``index`` as uint8 RGB [H, W, 3]."""
-        source, own = self._find(index)
-        return source.read(own)
+    def __len__(self) -> int:
+        return len(self.names)
 
-    def digest(self, index: int) -> str:
-        """Return the content hash of image ``index``."""
-        source, own = self._find(index)
-        return source.digest(own)
+    def take(self, indices: Iterable[int]) -> Faces:
+        """Return the faces at some positions, in the given order."""
+        chosen = tuple(indices)
+        names = [self.names[index] for index in chosen]
+        return replace(
+            self, names=names, read=partial(_at, self.read, chosen), digest=partial(_at, self.digest, chosen)
+        )
 
-    @cached_property
-    def _counts(self) -> tuple[int, int]:
-        """Numbers of images, counted once: a source may build its names anew whenever it is asked."""
-        return len(self.first.names), len(self.second.names)
+    def __add__(self, other: Faces) -> Faces:
+        """Return the faces of both, one after the other."""
+        return Faces(
+            f"{self.label}, then {other.label}",
+            [*self.names, *other.names],
+            partial(_either, self.read, other.read, len(self)),
+            partial(_either, self.digest, other.digest, len(self)),
+        )
 
-    def _find(self, index: int) -> tuple[ImageSource, int]:
-        check_index(index, sum(self._counts), "image")
-        split = self._counts[0]
-        return (self.first, index) if index < split else (self.second, index - split)
+    def combined_digest(self) -> str:
+        """Return one hash over the contents of all, in order."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.digest(index).encode())
+        return digest.hexdigest()
+
+    def split(
+        self, dataset_size: int, calib_size: int, calibration: Faces | None = None, seed: int = 0
+    ) -> Split:
+        """Choose evaluation and calibration faces that share no content.
+
+        Evaluation takes the first ``dataset_size`` of these faces. Calibration draws ``calib_size`` at
+        random, without replacement, from ``calibration``, or else from the rest of these, or else (no rest)
+        from embedded ones; pictures whose content is an evaluation face's are passed over, and if fewer are
+        to be had, those are used. Both sets are in the order of their source.
+
+        Raises
+        ------
+        DataError
+            If there are fewer than ``dataset_size`` faces, a number is out of range, or ``calibration`` holds
+            nothing but evaluation faces.
+        """
+        if dataset_size < 1 or calib_size < 0:
+            raise DataError(
+                f"dataset_size={dataset_size}, calib_size={calib_size}: allowed are at least 1 and at least 0"
+            )
+        if seed < 0:
+            raise DataError(f"seed={seed}: allowed are whole numbers from 0")
+        count = len(self)
+        if count < dataset_size:
+            raise DataError(
+                f"dataset_size={dataset_size}, but there are {count} images ({self.label}): "
+                f"ask for {count} or fewer"
+            )
+        evaluation = self.take(range(dataset_size))
+        if calib_size == 0:
+            return Split(evaluation, self.take(()), "no calibration images were asked for")
+
+        scored = frozenset(evaluation.digest(index) for index in range(dataset_size))
+        if calibration is not None:
+            drawn, note = _draw(calibration, range(len(calibration)), calib_size, seed, scored)
+            if not len(drawn):
+                raise DataError(
+                    f"calibration ({calibration.label}): all {len(calibration)} images are evaluation images "
+                    "too; name another calib_dir, or none to use images beyond dataset_size"
+                )
+            return Split(evaluation, drawn, f"calibration from {calibration.label}: {note}")
+
+        drawn, note = _draw(self, range(dataset_size, count), calib_size, seed, scored)
+        if len(drawn):
+            return Split(evaluation, drawn, f"calibration from the images beyond dataset_size: {note}")
+        reason = "no image is left beyond dataset_size" + (f" ({note})" if count > dataset_size else "")
+        others = (self.beyond or embedded_faces)(calib_size)
+        drawn, note = _draw(others, range(calib_size), calib_size, seed, scored)
+        return Split(evaluation, drawn, f"calibration from the embedded images, as {reason}: {note}")
+
+
+class Split(NamedTuple):
+    """Faces that are scored, faces that set quantisation ranges, and in words where the latter come from."""
+
+    evaluation: Faces
+    calibration: Faces
+    note: str
+
+
+def _draw(
+    faces: Faces, candidates: range, count: int, seed: int, excluded: frozenset[str]
+) -> tuple[Faces, str]:
+    """Draw ``count`` of the candidates whose digest is not excluded; return them and a note.
+
+    Only as many images are hashed as the draw needs, so a folder of 30,000 costs no more than a small one.
+    """
+    chosen: list[int] = []
+    dropped: list[int] = []
+    for position in np.random.default_rng(seed).permutation(len(candidates)):
+        if len(chosen) == count:
+            break
+        index = candidates[int(position)]
+        (dropped if faces.digest(index) in excluded else chosen).append(index)
+    note = f"{len(chosen)} of {len(candidates)}"
+    if len(chosen) < len(candidates):
+        note += f", drawn with seed {seed}"
+    if dropped:
+        few = ", ".join(faces.names[index] for index in sorted(dropped)[:3])
+        more = ", ..." if len(dropped) > 3 else ""
+        note += f"; dropped {len(dropped)} with the content of an evaluation image ({few}{more})"
+    if len(chosen) < count:
+        note += f"; fewer than the {count} asked for"
+    return faces.take(sorted(chosen)), note
+
+
+def _at(function: Callable[[int], T], indices: Sequence[int], index: int) -> T:
+    return function(indices[index])
+
+
+def _either(first: Callable[[int], T], second: Callable[[int], T], border: int, index: int) -> T:
+    return first(index) if index < border else second(index - border)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Return a sort key under which ``2.jpg`` comes before ``10.jpg``."""
-    parts = re.split(r"(\d+)", name.lower())
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    # ASCII digits only: to Python superscripts are digits too, but no numbers
+    parts = re.split(r"([0-9]+)", name.lower())
+    return [(0, int(part), "") if number % 2 else (1, 0, part) for number, part in enumerate(parts)]
 
 
-def open_folder(folder: str | Path, suffix: str | None = None) -> FolderSource:
+def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
     """List the images of ``folder``; a CelebAMask-HQ download is recognised by its ``CelebA-HQ-img``.
 
-    Parameters
-    ----------
-    folder : path
-        Its jpg, jpeg, png, webp and bmp files are used; sub-folders are not searched.
-    suffix : str, optional
-        Take only this suffix (with or without dot), as the vendor's ``sampler.suffix``.
-
-    Raises
-    ------
-    DataError
-        If the folder does not exist or holds no such image.
+    Sub-folders are not searched. ``suffix``, with or without dot, takes only such files (the vendor's
+    ``sampler.suffix``). DataError if the folder does not exist or holds no such image.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     if (folder / CELEBA_FOLDER).is_dir():
         folder = folder / CELEBA_FOLDER
-    wanted = SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
-    files = [path for path in folder.iterdir() if path.suffix.lower() in wanted and path.is_file()]
+    suffixes = SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
+    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
     if not files:
         inner = sorted(path.name for path in folder.iterdir() if path.is_dir())[:5]
         hint = f"; it has sub-folders: {', '.join(inner)}" if inner else ""
-        raise DataError(f"{folder}: no image with suffix {', '.join(wanted)}{hint}")
-    return FolderSource(tuple(sorted(files, key=lambda path: natural_key(path.name))))
+        raise DataError(f"{folder}: no image with suffix {', '.join(suffixes)}{hint}")
+    files.sort(key=lambda path: natural_key(path.name))
+    return Faces(
+        f"folder {folder.name}",
+        [path.name for path in files],
+        partial(_apply_to, read_image, files),
+        partial(_apply_to, sha256, files),
+    )
 
 
-def check_index(index: int, count: int, what: str) -> None:
-    """Raise IndexError unless ``index`` is in 0 .. count - 1; ``what`` names the images."""
-    if not 0 <= index < count:
-        raise IndexError(f"{what} {index}: there are {count}, counted from 0")
-
-
-def combined_digest(source: ImageSource, indices: Sequence[int]) -> str:
-    """Return one hash over the chosen images, in order."""
-    digest = hashlib.sha256()
-    for index in indices:
-        digest.update(source.digest(index).encode())
-    return digest.hexdigest()
+def _apply_to(function: Callable[[Path], T], paths: Sequence[Path], index: int) -> T:
+    return function(paths[index])
 
 
 # ----------------------------------------------------------------------
@@ -355,6 +418,7 @@ def combined_digest(source: ImageSource, indices: Sequence[int]) -> str:
 
 EMBEDDED_VERSION = "astronaut variations 1"  # change it whenever the same Variation gives other pixels
 SEED = 20210511
+FAR = 10_000  # calibration faces beyond those at hand begin at a multiple of this number
 
 # Read off an eightfold enlargement of scikit-image's astronaut (512 x 512), to about half a pixel.
 ASTRONAUT_LANDMARKS = Landmarks(
@@ -432,71 +496,44 @@ def variation(index: int) -> Variation:
     )
 
 
-@dataclass(frozen=True)
-class EmbeddedSource:
-    """Faces that need no download: scikit-image's ``astronaut`` in FFHQ layout and variations of it.
+def embedded_faces(count: int, size: int = 512) -> Faces:
+    """Return faces that need no download: scikit-image's ``astronaut`` in FFHQ layout and variations of it.
 
     The photograph is NASA's portrait of Eileen Collins (public domain). Image 0 is the FFHQ crop, image k > 0
     the variation :func:`variation` gives for k: mirrored or not, slightly turned, scaled and shifted, with
     another exposure, white balance, gamma, contrast and saturation, some a little soft. Image k is the same
-    however many images are asked for, and the same picture at every size.
+    however many images are asked for (at least 1), and the same picture at every size (at least 16 pixels).
 
     The FFHQ square is 176 pixels wide in the photograph, so every size above that is an enlargement (2.9
     times at 512): the images are softer than real data of their size. All show one person, so scores on
     them show that a pipeline works and say little about a model.
-
-    Parameters
-    ----------
-    count : int
-        How many images there are, at least 1; no upper limit.
-    size : int
-        Side in pixels, at least 16.
-
-    Raises
-    ------
-    DataError
-        If ``count`` or ``size`` is too small.
     """
+    if count < 1 or size < 16:
+        raise DataError(f"embedded images: count={count}, size={size}; needed are at least 1 and 16")
+    label = (
+        "embedded: variations of one public-domain photograph; scores show that the pipeline works, "
+        "not how good the model is"
+    )
+    names = [f"astronaut_{index:04d}.png" for index in range(count)]
+    read, digest = partial(_embedded_face, size), partial(_embedded_digest, size)
+    return Faces(label, names, read, digest, partial(_embedded_beyond, count, size))
 
-    count: int
-    size: int = 512
 
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.size < 16:
-            raise DataError(
-                f"embedded images: count={self.count}, size={self.size}; needed are at least 1 and 16"
-            )
+def _embedded_face(size: int, index: int) -> Image:
+    return apply(variation(index), size)
 
-    @property
-    def label(self) -> str:
-        """What scores on these images mean."""
-        return (
-            "embedded: variations of one public-domain photograph; scores show that the pipeline works, "
-            "not how good the model is"
-        )
 
-    @property
-    def names(self) -> Sequence[str]:
-        """``astronaut_0000.png`` and on."""
-        return [f"astronaut_{index:04d}.png" for index in range(self.count)]
+def _embedded_digest(size: int, index: int) -> str:
+    """Hash everything that decides the pixels, without making them."""
+    how = (variation(index), size, ASTRONAUT_LANDMARKS)
+    content = f"{EMBEDDED_VERSION}|{index}|{how}|{_photograph_digest()}"
+    return hashlib.sha256(content.encode()).hexdigest()
 
-    def read(self, index: int) -> Image:
-        """Return image ``index`` as uint8 RGB [size, size, 3].
 
-        Raises
-        ------
-        IndexError
-            If ``index`` is not in 0 .. count - 1.
-        """
-        check_index(index, self.count, "embedded image")
-        return apply(variation(index), self.size)
-
-    def digest(self, index: int) -> str:
-        """Return a hash of everything that decides the pixels, without building them."""
-        check_index(index, self.count, "embedded image")
-        how = (variation(index), self.size, ASTRONAUT_LANDMARKS)
-        content = f"{EMBEDDED_VERSION}|{index}|{how}|{_photograph_digest()}"
-        return hashlib.sha256(content.encode()).hexdigest()
+def _embedded_beyond(used: int, size: int, count: int) -> Faces:
+    """Return embedded faces from the first multiple of ``FAR`` on that is above all ``used`` ones."""
+    first = FAR * (1 + used // FAR)
+    return embedded_faces(first + count, size).take(range(first, first + count))
 
 
 def apply(how: Variation, size: int) -> Image:
@@ -579,86 +616,50 @@ NOISE = 0.0  # a prior that learned for a short time makes specks of it
 PRIOR_VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
 
 
-@dataclass(frozen=True)
-class PriorSource:
-    """Samples of a GAN prior, an :class:`~gpenlib.data.sources.ImageSource` of any length.
+def prior_faces(name: str, count: int, truncation: float = TRUNCATION, noise: float = NOISE) -> Faces:
+    """Return ``count`` samples of the GAN prior in a weights file, or of the shipped one of that name.
 
     Image k depends on the prior, truncation, noise and k alone. Scores on these faces say how a network does
-    on what a prior of its own training data draws (in-distribution), not how it does on photographs.
-
-    Parameters
-    ----------
-    prior : Generator
-    name : str
-        For the label.
-    weights_digest : str
-        Hash of the prior's weights.
-    count : int
-        How many images there are, at least 1.
-    truncation : float
-        In (0, 1]; below 1 faces are more ordinary and have fewer faults.
-    noise : float
-        In [0, 1]; below 1 faces are cleaner, and softer.
-
-    Raises
-    ------
-    DataError
-        If ``count``, ``truncation`` or ``noise`` is out of range.
+    on what a prior of its own training data draws (in-distribution), not how it does on photographs. With
+    ``truncation`` in (0, 1] below 1 faces are more ordinary and have fewer faults; with ``noise`` in [0, 1]
+    below 1 they are cleaner, and softer.
     """
-
-    prior: Generator
-    name: str
-    weights_digest: str
-    count: int
-    truncation: float = TRUNCATION
-    noise: float = NOISE
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or not 0 < self.truncation <= 1 or not 0 <= self.noise <= 1:
-            raise DataError(
-                f"faces of a prior: count={self.count}, truncation={self.truncation}, noise={self.noise}; "
-                "allowed are at least 1, (0, 1] and [0, 1]"
-            )
-
-    @cached_property
-    def _mean(self) -> Tensor:
-        """Mean latent: thousands of them, so that only those pay who read a face."""
-        return mean_latent(self.prior)
-
-    @property
-    def label(self) -> str:
-        """What scores on these images mean."""
-        return (
-            f"samples of the prior {self.name}, truncation {self.truncation:g}, noise {self.noise:g}; "
-            "in-distribution: scores show how weights do on faces like those the prior was trained on"
+    if count < 1 or not 0 < truncation <= 1 or not 0 <= noise <= 1:
+        raise DataError(
+            f"faces of a prior: count={count}, truncation={truncation}, noise={noise}; "
+            "allowed are at least 1, (0, 1] and [0, 1]"
         )
-
-    @property
-    def names(self) -> Sequence[str]:
-        """``prior_0000.png`` and on."""
-        return [f"prior_{index:04d}.png" for index in range(self.count)]
-
-    def read(self, index: int) -> Image:
-        """Return image ``index`` as uint8 RGB [S, S, 3], in the prior's own size.
-
-        Raises
-        ------
-        IndexError
-            If ``index`` is not in 0 .. count - 1.
-        """
-        check_index(index, self.count, "sample")
-        with torch.inference_mode():
-            w = torch.lerp(self._mean, draw_latents(self.prior, 1, index), self.truncation)
-            return to_pictures(generate(self.prior, per_layer(self.prior, w), index, self.noise))[0]
-
-    def digest(self, index: int) -> str:
-        """Return a hash of everything that decides the pixels, without computing them."""
-        check_index(index, self.count, "sample")
-        content = f"{PRIOR_VERSION}|{self.weights_digest}|{self.truncation}|{self.noise}|{index}"
-        return hashlib.sha256(content.encode()).hexdigest()
+    path = weights_file(name)
+    if not path.is_file():
+        raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
+    label = (
+        f"samples of the prior {path.stem}, truncation {truncation:g}, noise {noise:g}; "
+        "in-distribution: scores show how weights do on faces like those the prior was trained on"
+    )
+    how = f"{PRIOR_VERSION}|{sha256(path)}|{truncation}|{noise}"
+    names = [f"prior_{index:04d}.png" for index in range(count)]
+    read = partial(_prior_face, load_generator(path), truncation, noise)
+    return Faces(label, names, read, partial(_prior_digest, how))
 
 
-def open_faces(data_dir: str | None, needed: int, size: int = 512) -> ImageSource:
+def _prior_face(prior: Generator, truncation: float, noise: float, index: int) -> Image:
+    with torch.inference_mode():
+        w = torch.lerp(_mean_latent(prior), draw_latents(prior, 1, index), truncation)
+        return to_pictures(generate(prior, per_layer(prior, w), index, noise))[0]
+
+
+def _prior_digest(how: str, index: int) -> str:
+    """Hash everything that decides the pixels, without making them."""
+    return hashlib.sha256(f"{how}|{index}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _mean_latent(prior: Generator) -> Tensor:
+    """Return the mean of thousands of latents, which only those pay for who read a face."""
+    return mean_latent(prior)
+
+
+def open_faces(data_dir: str | None, needed: int, size: int = 512) -> Faces:
     """Open what a ``data_dir`` names.
 
     Parameters
@@ -681,13 +682,12 @@ def open_faces(data_dir: str | None, needed: int, size: int = 512) -> ImageSourc
         If the file is no generator.
     """
     if data_dir == EMBEDDED or (not data_dir and needed <= 1):
-        return EmbeddedSource(needed, size)
+        return embedded_faces(needed, size)
     if not data_dir:
-        samples = _open_prior(DEMO_PRIOR, needed - 1)
-        label = f"embedded: one public-domain photograph, then {samples.label}"
-        return JoinedSource(EmbeddedSource(1, size), samples, label)
+        photograph = replace(embedded_faces(1, size), label="embedded: one public-domain photograph")
+        return photograph + prior_faces(DEMO_PRIOR, needed - 1)
     name = _prior_of(data_dir)
-    return open_folder(resolve_path(data_dir)) if name is None else _open_prior(name, needed)
+    return open_folder(resolve_path(data_dir)) if name is None else prior_faces(name, needed)
 
 
 def made_here(data_dir: str | None) -> bool:
@@ -699,197 +699,3 @@ def _prior_of(data_dir: str) -> str | None:
     """Return the name or file of the prior whose samples a ``data_dir`` asks for, if it does."""
     kind, _, name = data_dir.partition(":")
     return (name or DEMO_PRIOR) if kind == PRIOR else None
-
-
-def _open_prior(name: str, count: int) -> PriorSource:
-    path = weights_file(name)
-    if not path.is_file():
-        raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
-    return PriorSource(load_generator(path), path.stem, sha256(path), count)
-
-
-# ----------------------------------------------------------------------
-# Which images are scored and which calibrate: two disjoint sets of one or two sources.
-
-FAR = 10_000  # embedded calibration images begin at a multiple of this number, beyond all evaluation images
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some images of a source, in the given order; itself an :class:`~gpenlib.data.sources.ImageSource`.
-
-    Parameters
-    ----------
-    source : ImageSource
-    indices : tuple of int
-        Positions in ``source``; may be empty.
-    """
-
-    source: ImageSource
-    indices: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def label(self) -> str:
-        """The label of the whole source."""
-        return self.source.label
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names of the chosen images."""
-        names = self.source.names
-        return [names[index] for index in self.indices]
-
-    def read(self, index: int) -> Image:
-        """Return chosen image ``index`` as uint8 RGB [H, W, 3]."""
-        return self.source.read(self.indices[index])
-
-    def digest(self, index: int) -> str:
-        """Return the content hash of chosen image ``index``."""
-        return self.source.digest(self.indices[index])
-
-
-@dataclass(frozen=True)
-class Split:
-    """Evaluation and calibration images that share no content.
-
-    Attributes
-    ----------
-    evaluation : Subset
-        The images that are scored, at least one.
-    calibration : Subset
-        The images that set quantisation ranges; may be empty.
-    note : str
-        In words, where the calibration images come from and what was dropped or is short.
-
-    Raises
-    ------
-    DataError
-        If an image is in both.
-    """
-
-    evaluation: Subset
-    calibration: Subset
-    note: str
-
-    def __post_init__(self) -> None:
-        scored = _digests(self.evaluation)
-        both = [
-            self.calibration.names[i]
-            for i in range(len(self.calibration))
-            if self.calibration.digest(i) in scored
-        ]
-        if both:
-            raise DataError(f"calibration images that are also evaluation images: {', '.join(both[:5])}")
-
-
-def split(
-    source: ImageSource,
-    dataset_size: int,
-    calib_size: int,
-    calib_source: ImageSource | None = None,
-    seed: int = 0,
-) -> Split:
-    """Choose evaluation and calibration images.
-
-    Evaluation takes the first ``dataset_size`` images of ``source``. Calibration draws ``calib_size`` images
-    at random, without replacement, from ``calib_source``, or else from the rest of ``source``, or else (no
-    rest) takes embedded ones. Images whose content is an evaluation image's are passed over. Both sets are in
-    the order of their source.
-
-    Parameters
-    ----------
-    source : ImageSource
-        In natural order.
-    dataset_size : int
-        At least 1.
-    calib_size : int
-        0 for no calibration set. If fewer are to be had, those are used and ``note`` says so.
-    calib_source : ImageSource, optional
-    seed : int
-        Of the draw.
-
-    Raises
-    ------
-    DataError
-        If ``source`` has fewer than ``dataset_size`` images, a number is out of range, or
-        ``calib_source`` holds nothing but evaluation images.
-    """
-    count = len(source.names)
-    if dataset_size < 1 or calib_size < 0:
-        raise DataError(
-            f"dataset_size={dataset_size}, calib_size={calib_size}: allowed are at least 1 and at least 0"
-        )
-    if seed < 0:
-        raise DataError(f"seed={seed}: allowed are whole numbers from 0")
-    if count < dataset_size:
-        raise DataError(
-            f"dataset_size={dataset_size}, but there are {count} images ({source.label}): "
-            f"ask for {count} or fewer"
-        )
-    evaluation = Subset(source, tuple(range(dataset_size)))
-    if calib_size == 0:
-        return Split(evaluation, Subset(source, ()), "no calibration images were asked for")
-
-    scored = _digests(evaluation)
-    if calib_source is not None:
-        everything = range(len(calib_source.names))
-        calibration, note = _draw(calib_source, everything, calib_size, seed, scored)
-        if not calibration.indices:
-            raise DataError(
-                f"calibration ({calib_source.label}): all {len(everything)} images are evaluation images "
-                "too; name another calib_dir, or none to use images beyond dataset_size"
-            )
-        return Split(evaluation, calibration, f"calibration from {calib_source.label}: {note}")
-
-    calibration, note = _draw(source, range(dataset_size, count), calib_size, seed, scored)
-    if calibration.indices:
-        return Split(evaluation, calibration, f"calibration from the images beyond dataset_size: {note}")
-    embedded, first = _embedded_beyond(source, calib_size)
-    rest = range(first, first + calib_size)
-    calibration, drawn = _draw(embedded, rest, calib_size, seed, scored)
-    reason = "no image is left beyond dataset_size" + (f" ({note})" if count > dataset_size else "")
-    return Split(evaluation, calibration, f"calibration from the embedded images, as {reason}: {drawn}")
-
-
-def _draw(
-    source: ImageSource, candidates: range, wanted: int, seed: int, excluded: frozenset[str]
-) -> tuple[Subset, str]:
-    """Draw ``wanted`` of the candidates whose digest is not excluded; return them and a note.
-
-    Only as many images are hashed as the draw needs, so a folder of 30,000 costs no more than a small one.
-    """
-    order = np.random.default_rng(seed).permutation(len(candidates))
-    chosen: list[int] = []
-    dropped: list[int] = []
-    for position in order:
-        if len(chosen) == wanted:
-            break
-        index = candidates[int(position)]
-        (dropped if source.digest(index) in excluded else chosen).append(index)
-    note = f"{len(chosen)} of {len(candidates)}"
-    if len(chosen) < len(candidates):
-        note += f", drawn with seed {seed}"
-    if dropped:
-        names = source.names
-        few = ", ".join(names[index] for index in sorted(dropped)[:3])
-        more = ", ..." if len(dropped) > 3 else ""
-        note += f"; dropped {len(dropped)} with the content of an evaluation image ({few}{more})"
-    if len(chosen) < wanted:
-        note += f"; fewer than the {wanted} asked for"
-    return Subset(source, tuple(sorted(chosen))), note
-
-
-def _embedded_beyond(source: ImageSource, calib_size: int) -> tuple[EmbeddedSource, int]:
-    """Return embedded images and the first index that no evaluation image has."""
-    if not isinstance(source, EmbeddedSource):
-        return EmbeddedSource(calib_size), 0
-    first = FAR * (1 + source.count // FAR)
-    return replace(source, count=first + calib_size), first
-
-
-def _digests(subset: Subset) -> frozenset[str]:
-    """Return the content hashes of a set of images."""
-    return frozenset(subset.digest(index) for index in range(len(subset)))

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ import cv2
 import numpy as np
 from skimage.color import rgb2lab
 
-from gpenlib.data.faces import DataError, ImageSource
-from gpenlib.data.tasks import TASKS, make_pair
-from gpenlib.files import choice_error, progress, write_atomically
+from gpenlib.data.faces import DataError, Faces
+from gpenlib.data.tasks import TASKS, find_task, make_pair
+from gpenlib.files import choice_error, fingerprint, progress, write_atomically
 from gpenlib.images import (
     FloatArray,
     Image,
@@ -38,6 +39,52 @@ from gpenlib.images import (
     write_image,
 )
 from gpenlib.metrics import colour_shift, colourfulness, psnr, ssim
+
+CACHED = 8  # pairs that are kept: input and truth of a face are asked for one after the other
+
+
+class Pairs:
+    """(input, truth) of every face under a task, made when asked for; used like a :class:`Pack`.
+
+    Face ``index`` is degraded with the seed ``(*seed, index)``. ``names`` are distinct stems of file names.
+    Pictures are shared by all who ask for them, and so cannot be written to.
+    """
+
+    def __init__(
+        self, faces: Faces, task: str, in_size: int, out_size: int | None = None, seed: Sequence[int] = (0,)
+    ) -> None:
+        find_task(task)  # an unknown one is refused here
+        self.faces, self.task, self.seed = faces, task, tuple(seed)
+        self.in_size, self.out_size = in_size, out_size or in_size
+        self.label, self.names = faces.label, distinct_stems(faces.names)
+        self._pair = lru_cache(maxsize=CACHED)(self._make)  # safe in threads
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def inputs(self, index: int) -> Image:
+        """Return what the network is given, uint8 RGB [in_size, in_size, 3]."""
+        return self._pair(index)[0]
+
+    def truths(self, index: int) -> Image:
+        """Return what it should answer, uint8 RGB [out_size, out_size, 3]."""
+        return self._pair(index)[1]
+
+    def digest(self) -> str:
+        """Return a hash of pictures, names, task and sizes; of the seed where the task draws anything."""
+        task = find_task(self.task)
+        seed = self.seed if task.seeded else None
+        sizes = [self.in_size, self.out_size]
+        return fingerprint([self.faces.combined_digest(), self.names, self.task, task.recipe, sizes, seed])
+
+    def _make(self, index: int) -> tuple[Image, Image]:
+        face = self.faces.read(index)
+        pair = make_pair(face, self.task, self.in_size, self.out_size, (*self.seed, index))
+        shared = tuple(image.view() for image in pair)
+        for image in shared:
+            image.setflags(write=False)
+        return shared[0], shared[1]
+
 
 # ----------------------------------------------------------------------
 # Packs: the vendor's npz files with a datalist.
@@ -60,93 +107,59 @@ TRUTH_FOLDER, TRUTH_KEY = "truth", "truth_0"
 class Pack:
     """A pack on disk; images are read one at a time, in the order of the datalist.
 
-    Attributes
-    ----------
-    folder : Path
-    paths : tuple of Path
-        The input files.
+    ``names`` are distinct stems of the files: a vendor's datalist may name files of several folders.
     """
 
     folder: Path
     paths: tuple[Path, ...]
+    names: Sequence[str] = ()
+
+    label = "pack of network inputs"
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", distinct_stems(path.name for path in self.paths))
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
-    def names(self) -> list[str]:
-        """Stems of the files, which are distinct in packs that :func:`write_pack` wrote."""
-        return [path.stem for path in self.paths]
+    def take(self, indices: Iterable[int]) -> Pack:
+        """Return the images at some positions, under the names that they have here."""
+        chosen = tuple(indices)
+        return Pack(self.folder, tuple(self.paths[i] for i in chosen), [self.names[i] for i in chosen])
 
     def inputs(self, index: int) -> Image:
-        """Return the network's input of image ``index`` as uint8 RGB [H, W, 3].
-
-        Raises
-        ------
-        DataError
-            If the file is damaged, has no ``input_0`` or holds something else than uint8 [3, H, W].
-        """
+        """Return the network's input of image ``index`` as uint8 RGB [H, W, 3]."""
         return _read_array(self.paths[index], INPUT_KEY)
 
     def truths(self, index: int) -> Image:
-        """Return the truth of image ``index`` as uint8 RGB [H, W, 3].
+        """Return the truth of image ``index`` as uint8 RGB [H, W, 3]; the vendor's packs have none."""
+        return _read_array(self.folder / TRUTH_FOLDER / f"{self.names[index]}.npz", TRUTH_KEY)
 
-        Raises
-        ------
-        DataError
-            As :meth:`inputs`, or if the pack has no truth for this image (the vendor's have none).
-        """
-        return _read_array(self.folder / TRUTH_FOLDER / self.paths[index].name, TRUTH_KEY)
+    def digest(self) -> str:
+        """Return a hash of the inputs' pixels, in order."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(hashlib.sha256(self.inputs(index).tobytes()).hexdigest().encode())
+        return digest.hexdigest()
 
 
-def write_pack(
-    folder: str | Path,
-    source: ImageSource,
-    task: str,
-    in_size: int,
-    out_size: int | None = None,
-    seed: Sequence[int] = (0,),
-) -> Path:
-    """Write every image of ``source`` as an (input, truth) pair of npz files.
+def write_pack(folder: str | Path, pairs: Pairs) -> Path:
+    """Write every (input, truth) pair as npz files; return the datalist.
 
     The datalist is removed first and written last, so an interrupted pack is never taken for a whole one.
-    The same images, in the same order and with the same seed, give the same bytes.
-
-    Parameters
-    ----------
-    folder : path
-        Created if absent.
-    source : ImageSource
-        If it has no image, the datalist is empty, and :func:`read_pack` will refuse the pack.
-    task : str
-        A name in :data:`gpenlib.data.tasks.TASKS`.
-    in_size, out_size : int
-        Sides of input and truth in pixels; ``out_size`` defaults to ``in_size``.
-    seed : sequence of int
-        Image ``index`` is degraded with the seed ``(*seed, index)``.
-
-    Returns
-    -------
-    Path
-        The datalist.
-
-    Raises
-    ------
-    ImageError
-        If a picture is damaged; the message names its file.
-    ValueError
-        If the task is unknown.
+    The same pairs give the same bytes. Without any face the datalist is empty, and :func:`read_pack` will
+    refuse the pack.
     """
     folder = Path(folder)
     datalist = folder / DATALIST
     datalist.unlink(missing_ok=True)
-    stems = distinct_stems(source.names)
-    for index, stem in enumerate(progress(stems, desc=f"packing {folder.name}", unit="image", leave=False)):
-        given, truth = make_pair(source.read(index), task, in_size, out_size, (*seed, index))
-        _write_array(folder / INPUT_FOLDER / f"{stem}.npz", INPUT_KEY, given)
-        _write_array(folder / TRUTH_FOLDER / f"{stem}.npz", TRUTH_KEY, truth)
+    bar = progress(pairs.names, desc=f"packing {folder.name}", unit="image", leave=False)
+    for index, name in enumerate(bar):
+        _write_array(folder / INPUT_FOLDER / f"{name}.npz", INPUT_KEY, pairs.inputs(index))
+        _write_array(folder / TRUTH_FOLDER / f"{name}.npz", TRUTH_KEY, pairs.truths(index))
     with write_atomically(datalist) as temporary:
-        lines = "".join(f"{INPUT_FOLDER}/{stem}.npz\n" for stem in stems)
+        lines = "".join(f"{INPUT_FOLDER}/{name}.npz\n" for name in pairs.names)
         temporary.write_bytes(lines.encode("utf-8"))
     return datalist
 
@@ -176,11 +189,13 @@ def read_pack(folder: str | Path) -> Pack:
     paths = tuple(folder / line.rstrip("\r") for line in lines if line.strip())
     if not paths:
         raise DataError(f"{datalist}: lists no file")
-    truths = [folder / TRUTH_FOLDER / path.name for path in paths] if (folder / TRUTH_FOLDER).is_dir() else []
-    for path in (*paths, *truths):
+    pack = Pack(folder, paths)
+    truths = folder / TRUTH_FOLDER
+    expected = [truths / f"{name}.npz" for name in pack.names] if truths.is_dir() else []
+    for path in (*paths, *expected):
         if not path.is_file():
             raise DataError(f"{datalist}: {path} is listed or belongs to a listed file, but is not there")
-    return Pack(folder, paths)
+    return pack
 
 
 def unpack(pack: Pack, folder: str | Path) -> list[Path]:
@@ -201,11 +216,10 @@ def unpack(pack: Pack, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     with_truths = (pack.folder / TRUTH_FOLDER).is_dir()
     written = []
-    stems = distinct_stems(pack.names)  # a vendor's datalist may name files of several folders
-    for index, stem in enumerate(progress(stems, desc="unpacking", unit="image", leave=False)):
-        written.append(write_image(folder / INPUT_FOLDER / f"{stem}.png", pack.inputs(index)))
+    for index, name in enumerate(progress(pack.names, desc="unpacking", unit="image", leave=False)):
+        written.append(write_image(folder / INPUT_FOLDER / f"{name}.png", pack.inputs(index)))
         if with_truths:
-            written.append(write_image(folder / TRUTH_FOLDER / f"{stem}.png", pack.truths(index)))
+            written.append(write_image(folder / TRUTH_FOLDER / f"{name}.png", pack.truths(index)))
     return written
 
 

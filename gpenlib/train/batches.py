@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gpenlib.data.faces import DataError, ImageSource, open_faces
+from gpenlib.data.faces import DataError, Faces, open_faces
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import FloatArray, Image, resize, to_tensor
 from gpenlib.settings import Jitter, TrainConfig
@@ -22,7 +22,7 @@ SHARPENING_RADIUS = 1.0  # standard deviation of the unsharp mask, pixels
 DRAWN_FACES = 256  # where there are as many as one likes, beside the held-out ones
 
 
-def open_training_faces(config: TrainConfig) -> ImageSource:
+def open_training_faces(config: TrainConfig) -> Faces:
     """Open the faces of ``config.data_dir``.
 
     Raises
@@ -39,7 +39,7 @@ class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):
 
     Parameters
     ----------
-    source : ImageSource
+    source : Faces
         The last ``config.holdout`` images are set aside.
     config : TrainConfig
 
@@ -49,7 +49,7 @@ class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):
         If fewer than ``holdout + batch_size`` images are there.
     """
 
-    def __init__(self, source: ImageSource, config: TrainConfig) -> None:
+    def __init__(self, source: Faces, config: TrainConfig) -> None:
         count = len(source.names)
         if count < config.holdout + config.batch_size:
             raise DataError(

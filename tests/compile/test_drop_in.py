@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from gpenlib.compile import compile_model
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.export import deploy_form, export_onnx
 from gpenlib.export.graphs import parity
 from gpenlib.images import resize, to_grey, to_tensor
@@ -47,7 +47,7 @@ def test_the_loop_of_a_face_tool(case, tiny_model):
     """What such tools do with a 512-px file: normalise to [-1, 1], run, take the first output."""
     kind, path = case
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    face = to_grey(resize(EmbeddedSource(3).read(2), 64))
+    face = to_grey(resize(embedded_faces(3).read(2), 64))
     crop = (face.astype(np.float32) / 255.0 - 0.5) / 0.5
     crop = np.expand_dims(crop.transpose(2, 0, 1), axis=0).astype(np.float32)
     result = session.run(None, {"input": crop})[0]

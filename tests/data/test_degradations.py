@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.data.tasks import (
     LEAST_SIDE,
     PAPER,
@@ -20,7 +20,7 @@ from gpenlib.data.tasks import (
 from gpenlib.images import resize
 from gpenlib.metrics import psnr
 
-FACE = EmbeddedSource(1, 128).read(0)
+FACE = embedded_faces(1, 128).read(0)
 # Nothing but the step under test: no blur to speak of, full size, no noise, the best JPEG
 GENTLE = BlindDegradation(
     side=128, blur=(0.01, 0.01), motion=(0.0, 0.0), factor=(1.0, 1.0), noise=(0.0, 0.0), quality=(100, 100),
@@ -122,7 +122,7 @@ def test_a_tiny_picture_keeps_a_few_pixels():
 def test_a_picture_looks_the_same_at_every_size():
     """Without noise and JPEG, whose grain is drawn anew, degrading commutes with resizing."""
     quiet = replace(PAPER, noise=(0.0, 0.0), quality=(100, 100))
-    large = EmbeddedSource(1, 256).read(0)
+    large = embedded_faces(1, 256).read(0)
     for seed in range(8):
         then = resize(quiet(large, draw(seed)), 128)
         assert psnr(quiet(resize(large, 128), draw(seed)), then) > 26

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.data.tasks import StrokesAndBoxes
 
 MASKS = StrokesAndBoxes()
@@ -48,7 +48,7 @@ def test_strokes_are_no_rectangles():
 
 
 def test_masked_pixels_are_white_and_the_others_untouched():
-    face = EmbeddedSource(1, SIDE).read(0)
+    face = embedded_faces(1, SIDE).read(0)
     before = face.copy()
     for seed in range(5):
         masked = MASKS(face, np.random.default_rng(seed))

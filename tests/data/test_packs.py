@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpenlib.data.faces import DataError, EmbeddedSource, Subset, open_folder
-from gpenlib.data.pairs import Pack, check_packs, distinct_stems, read_pack, unpack, write_pack
+from gpenlib.data.faces import DataError, embedded_faces, open_folder
+from gpenlib.data.pairs import Pack, Pairs, check_packs, distinct_stems, read_pack, unpack, write_pack
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import ImageError, read_image, write_image
 
@@ -15,7 +15,7 @@ SIZE = 32
 
 @pytest.fixture
 def pack(tmp_path) -> Pack:
-    write_pack(tmp_path / "pack", EmbeddedSource(3, 64), "color", SIZE)
+    write_pack(tmp_path / "pack", Pairs(embedded_faces(3, 64), "color", SIZE))
     return read_pack(tmp_path / "pack")
 
 
@@ -25,8 +25,8 @@ def save(path: Path, **arrays: np.ndarray) -> None:
 
 @pytest.mark.parametrize("task", ["color", "restore", "restore-mild", "inpaint"])
 def test_every_task_can_be_packed(tmp_path, task):
-    source = EmbeddedSource(3, 64)
-    write_pack(tmp_path / "pack", source, task, SIZE, seed=(5, 1))
+    source = embedded_faces(3, 64)
+    write_pack(tmp_path / "pack", Pairs(source, task, SIZE, seed=(5, 1)))
     pack = read_pack(tmp_path / "pack")
     for index in range(3):
         given, truth = make_pair(source.read(index), task, SIZE, seed=(5, 1, index))
@@ -37,14 +37,14 @@ def test_every_task_can_be_packed(tmp_path, task):
 
 
 def test_pictures_of_a_pack_are_degraded_differently(tmp_path):
-    source = Subset(EmbeddedSource(1, 64), (0, 0, 0))
-    write_pack(tmp_path / "pack", source, "inpaint", SIZE)
+    source = embedded_faces(1, 64).take((0, 0, 0))
+    write_pack(tmp_path / "pack", Pairs(source, "inpaint", SIZE))
     pack = read_pack(tmp_path / "pack")
     assert len({pack.inputs(index).tobytes() for index in range(3)}) == 3
 
 
 def test_round_trip(pack):
-    source = EmbeddedSource(3, 64)
+    source = embedded_faces(3, 64)
     assert len(pack) == 3
     assert pack.names == ["astronaut_0000", "astronaut_0001", "astronaut_0002"]
     for index in range(3):
@@ -69,19 +69,19 @@ def test_truth_is_rgb(tmp_path):
     red = np.zeros((SIZE, SIZE, 3), np.uint8)
     red[:, :, 0] = 255
     write_image(tmp_path / "faces" / "red.png", red)
-    write_pack(tmp_path / "pack", open_folder(tmp_path / "faces"), "color", SIZE)
+    write_pack(tmp_path / "pack", Pairs(open_folder(tmp_path / "faces"), "color", SIZE))
     with np.load(tmp_path / "pack" / "truth" / "red.npz") as archive:
         assert archive["truth_0"].mean(axis=(1, 2)).tolist() == [255, 0, 0]
 
 
 def test_order_is_that_of_the_source(tmp_path):
-    source = Subset(EmbeddedSource(12, 64), (11, 2, 10))
-    write_pack(tmp_path, source, "color", SIZE)
+    source = embedded_faces(12, 64).take((11, 2, 10))
+    write_pack(tmp_path, Pairs(source, "color", SIZE))
     assert read_pack(tmp_path).names == ["astronaut_0011", "astronaut_0002", "astronaut_0010"]
 
 
 def test_super_resolution_sizes(tmp_path):
-    write_pack(tmp_path, EmbeddedSource(1, 128), "color", 32, 96)
+    write_pack(tmp_path, Pairs(embedded_faces(1, 128), "color", 32, 96))
     pack = read_pack(tmp_path)
     assert pack.inputs(0).shape == (32, 32, 3)
     assert pack.truths(0).shape == (96, 96, 3)
@@ -89,7 +89,7 @@ def test_super_resolution_sizes(tmp_path):
 
 def test_the_same_images_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
-        write_pack(tmp_path / name, EmbeddedSource(2, 64), "color", SIZE)
+        write_pack(tmp_path / name, Pairs(embedded_faces(2, 64), "color", SIZE))
     for file in sorted((tmp_path / "a").rglob("*.*")):
         assert file.read_bytes() == (tmp_path / "b" / file.relative_to(tmp_path / "a")).read_bytes()
 
@@ -98,7 +98,7 @@ def test_unpack_and_pack_again(tmp_path, pack):
     written = unpack(pack, tmp_path / "pictures")
     assert len(written) == 6
     assert np.array_equal(read_image(tmp_path / "pictures" / "input" / "astronaut_0001.png"), pack.inputs(1))
-    write_pack(tmp_path / "again", open_folder(tmp_path / "pictures" / "truth"), "color", SIZE)
+    write_pack(tmp_path / "again", Pairs(open_folder(tmp_path / "pictures" / "truth"), "color", SIZE))
     again = read_pack(tmp_path / "again")
     for index in range(3):
         assert np.array_equal(again.inputs(index), pack.inputs(index))
@@ -109,7 +109,7 @@ def test_files_with_one_stem_stay_apart(tmp_path):
     for level, name in enumerate(["a.bmp", "a.jpg", "a.png", "a_2.png"]):
         write_image(tmp_path / "faces" / name, np.full((SIZE, SIZE, 3), 60 * level, np.uint8))
     source = open_folder(tmp_path / "faces")
-    write_pack(tmp_path / "pack", source, "color", SIZE)
+    write_pack(tmp_path / "pack", Pairs(source, "color", SIZE))
     pack = read_pack(tmp_path / "pack")
     assert len(set(pack.names)) == 4
     for index, name in enumerate(source.names):
@@ -126,16 +126,16 @@ def test_distinct_stems():
 
 def test_names_beyond_ascii_and_with_spaces(tmp_path):
     write_image(tmp_path / "faces" / "Zoë – Москва 1.png", np.zeros((SIZE, SIZE, 3), np.uint8))
-    write_pack(tmp_path / "pack", open_folder(tmp_path / "faces"), "color", SIZE)
+    write_pack(tmp_path / "pack", Pairs(open_folder(tmp_path / "faces"), "color", SIZE))
     assert read_pack(tmp_path / "pack").names == ["Zoë – Москва 1"]
 
 
 def test_damaged_picture_is_named_and_leaves_no_pack(tmp_path):
-    write_pack(tmp_path / "pack", EmbeddedSource(1, 64), "color", SIZE)
+    write_pack(tmp_path / "pack", Pairs(embedded_faces(1, 64), "color", SIZE))
     write_image(tmp_path / "faces" / "1.png", np.zeros((SIZE, SIZE, 3), np.uint8))
     (tmp_path / "faces" / "2.png").write_bytes(b"not an image")
     with pytest.raises(ImageError, match=r"2\.png"):
-        write_pack(tmp_path / "pack", open_folder(tmp_path / "faces"), "color", SIZE)
+        write_pack(tmp_path / "pack", Pairs(open_folder(tmp_path / "faces"), "color", SIZE))
     with pytest.raises(DataError, match=r"datalist\.txt: no such file"):
         read_pack(tmp_path / "pack")
     assert not list((tmp_path / "pack").rglob(".*"))  # no temporary file is left
@@ -207,15 +207,15 @@ def test_damaged_files_are_named(pack):
 
 
 def test_sound_packs_pass(tmp_path, pack):
-    write_pack(tmp_path / "other", Subset(EmbeddedSource(5, 64), (3, 4)), "color", SIZE)
+    write_pack(tmp_path / "other", Pairs(embedded_faces(5, 64).take((3, 4)), "color", SIZE))
     check_packs(pack, read_pack(tmp_path / "other"), "color")
     check_packs(pack, None, "color")
 
 
 def test_shared_pictures_are_found_by_their_pixels(tmp_path, pack):
     """The same pixels in two files, which the split cannot see, are seen in the packs."""
-    write_image(tmp_path / "faces" / "copy.bmp", EmbeddedSource(3, 64).read(2))
-    write_pack(tmp_path / "other", open_folder(tmp_path / "faces"), "color", SIZE)
+    write_image(tmp_path / "faces" / "copy.bmp", embedded_faces(3, 64).read(2))
+    write_pack(tmp_path / "other", Pairs(open_folder(tmp_path / "faces"), "color", SIZE))
     with pytest.raises(DataError, match="calibration/copy is the same picture as evaluation/astronaut_0002"):
         check_packs(pack, read_pack(tmp_path / "other"), "color")
 

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.data.pairs import (
     Pack,
+    Pairs,
     baseline_scores,
     colour_row,
     colour_statistics,
@@ -23,7 +24,7 @@ from gpenlib.metrics import psnr, ssim
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory) -> Pack:
     folder = tmp_path_factory.mktemp("pack")
-    write_pack(folder, EmbeddedSource(3, 64), "color", 64)
+    write_pack(folder, Pairs(embedded_faces(3, 64), "color", 64))
     return read_pack(folder)
 
 

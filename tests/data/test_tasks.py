@@ -11,7 +11,7 @@ import pytest
 
 from gpenlib import run as stages
 from gpenlib.data import tasks
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.data.tasks import PAPER, TASKS, baseline_name, make_pair, register_task
 from gpenlib.images import ImageError
 from gpenlib.settings import BuildConfig, SettingsError
@@ -61,7 +61,7 @@ SEEDED = ("restore", "restore-mild", "inpaint")
 
 @pytest.fixture
 def face() -> np.ndarray:
-    return EmbeddedSource(1, 96).read(0)
+    return embedded_faces(1, 96).read(0)
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def test_equal_seeds_give_equal_inputs_and_others_do_not(face, task):
 
 def test_another_process_draws_the_same(face):
     code = (
-        "import hashlib; from gpenlib.data import EmbeddedSource, make_pair\n"
-        "face = EmbeddedSource(1, 96).read(0)\n"
+        "import hashlib; from gpenlib.data import embedded_faces, make_pair\n"
+        "face = embedded_faces(1, 96).read(0)\n"
         f"for task in {SEEDED}:\n"
         "    print(hashlib.sha256(make_pair(face, task, 64, seed=(3, 1))[0].tobytes()).hexdigest())"
     )

@@ -7,7 +7,7 @@ import pytest
 from skimage.color import lab2rgb
 
 from gpenlib.data.faces import open_folder
-from gpenlib.data.pairs import read_pack, write_pack
+from gpenlib.data.pairs import Pairs, read_pack, write_pack
 from gpenlib.errors.compare import (
     GROUP_SCORES,
     NOT_MEASURED,
@@ -71,7 +71,7 @@ def test_traits_of_a_pack(tmp_path):
     colours = [(40, 5, 8), (60, 12, 18), (75, 10, 14)]
     for index, colour in enumerate(colours):
         write_image(tmp_path / f"pictures/{index}.png", skin(*colour))
-    write_pack(tmp_path / "pack", open_folder(tmp_path / "pictures"), "color", 64)
+    write_pack(tmp_path / "pack", Pairs(open_folder(tmp_path / "pictures"), "color", 64))
     traits = face_traits(read_pack(tmp_path / "pack"))
     assert [row["name"] for row in traits] == ["0", "1", "2"]
     assert [row["lightness"] for row in traits] == pytest.approx([40, 60, 75], abs=0.5)

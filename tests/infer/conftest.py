@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gpenlib.compile import compile_model
-from gpenlib.data.faces import EmbeddedSource
-from gpenlib.data.pairs import read_pack, write_pack
+from gpenlib.data.faces import embedded_faces
+from gpenlib.data.pairs import Pairs, read_pack, write_pack
 from gpenlib.export import export_onnx
 from gpenlib.images import to_tensor
 from gpenlib.infer import open_runtime
@@ -46,7 +46,7 @@ def fp32(artefact):
 def pack(tmp_path_factory):
     """Five pairs of 64 px."""
     folder = tmp_path_factory.mktemp("pack")
-    write_pack(folder, EmbeddedSource(5, 64), "color", 64)
+    write_pack(folder, Pairs(embedded_faces(5, 64), "color", 64))
     return read_pack(folder)
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from gpenlib.data.faces import EmbeddedSource, open_folder
-from gpenlib.data.pairs import read_pack, write_pack
+from gpenlib.data.faces import embedded_faces, open_folder
+from gpenlib.data.pairs import Pairs, read_pack, write_pack
 from gpenlib.images import to_grey, write_image
 from gpenlib.infer.scoring import coloured_with, data_chroma
 from gpenlib.metrics import mean_colour, to_lab
@@ -15,7 +15,7 @@ COLOURS = ((200, 120, 100), (120, 160, 90), (90, 110, 180))
 def make_pack(folder, colours):
     for index, colour in enumerate(colours):
         write_image(folder / f"pictures/{index}.png", np.full((32, 32, 3), colour, np.uint8))
-    write_pack(folder, open_folder(folder / "pictures"), "color", 32)
+    write_pack(folder, Pairs(open_folder(folder / "pictures"), "color", 32))
     return read_pack(folder)
 
 
@@ -53,7 +53,7 @@ def test_a_face_alone_gets_no_colour(tmp_path):
 
 
 def test_lightness_stays_and_chroma_is_the_given_one():
-    grey = to_grey(EmbeddedSource(1, 64).read(0)).clip(60, 190)
+    grey = to_grey(embedded_faces(1, 64).read(0)).clip(60, 190)
     lab = to_lab(coloured_with(grey, (12.0, 18.0)))
     np.testing.assert_allclose(lab[..., 0], to_lab(grey)[..., 0], atol=0.5)
     np.testing.assert_allclose(lab[..., 1], 12, atol=1.0)
@@ -61,5 +61,5 @@ def test_lightness_stays_and_chroma_is_the_given_one():
 
 
 def test_no_chroma_leaves_a_grey_image_as_it_is():
-    grey = to_grey(EmbeddedSource(1, 64).read(0))
+    grey = to_grey(embedded_faces(1, 64).read(0))
     np.testing.assert_array_equal(coloured_with(grey, (0.0, 0.0)), grey)

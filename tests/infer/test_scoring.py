@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.images import from_tensor, to_grey, to_tensor
 from gpenlib.infer.scoring import MEANS, SCORES, coloured_with, in_parallel, score, summarise
 from gpenlib.metrics import PSNR_CEILING, chroma_error, colour_shift, delta_e2000, psnr, ssim, to_lab
@@ -15,7 +15,7 @@ CHROMA = (9.0, 14.0)
 
 @pytest.fixture(scope="module")
 def truth():
-    return EmbeddedSource(1, 64).read(0)
+    return embedded_faces(1, 64).read(0)
 
 
 def as_output(image):

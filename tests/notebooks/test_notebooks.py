@@ -7,7 +7,7 @@ import nbformat
 import papermill
 import pytest
 
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.files import repository_root, sha256
 from gpenlib.images import write_image
 from gpenlib.notebooks import NotebookError, SamePythonKernel, check_parameters, declared_parameters, execute
@@ -141,7 +141,7 @@ def test_a_wrong_dtype_stops_the_notebook_with_the_allowed_values(tmp_path, run_
 
 def test_text_values_own_folder_and_no_images(tmp_path, run_folder):
     """Values as ``papermill -r`` passes them, run in notebooks/; the strips need recomputed outputs."""
-    source = EmbeddedSource(7, 64)
+    source = embedded_faces(7, 64)
     for index in range(7):
         write_image(tmp_path / "faces" / f"{index}.png", source.read(index))
     papermill.execute_notebook(

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import pytest
 
-from gpenlib.data.faces import EmbeddedSource
+from gpenlib.data.faces import embedded_faces
 from gpenlib.settings import TrainConfig
 
 FACES = 10
@@ -18,7 +18,7 @@ MakeConfig = Callable[..., TrainConfig]
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small pictures of a face."""
     folder = tmp_path_factory.mktemp("faces")
-    source = EmbeddedSource(FACES, size=128)
+    source = embedded_faces(FACES, size=128)
     for index, name in enumerate(source.names):
         cv2.imwrite(str(folder / name), source.read(index)[:, :, ::-1])
     return folder
