@@ -89,7 +89,9 @@ def name_rows(axis: Axes, names: Sequence[str], **options: Any) -> None:
 
 def note(axis: Axes, text: str, point: tuple[Any, Any], offset: tuple[float, float], **options: Any) -> None:
     """Write a text at an offset in points from a place in the data."""
-    axis.annotate(text, point, offset, textcoords="offset points", **{"fontsize": 9, "va": "center", **options})
+    axis.annotate(
+        text, point, offset, textcoords="offset points", **{"fontsize": 9, "va": "center", **options}
+    )
 
 
 def equal_axes(axis: Axes, ends: Sequence[float], label: str) -> None:

@@ -110,7 +110,11 @@ def cost_growth(
     figure, axes = new_figure(1, 3, width=11.0, height=3.6)
     sizes = [total.config.out_size for total in totals]
     ticks = sorted({*sizes, *(total.config.out_size for total in others.values())})
-    panels = (("Parameters", "millions"), ("Arithmetic, one image", "GFLOPs"), ("Peak activations, one image", "MiB"))
+    panels = (
+        ("Parameters", "millions"),
+        ("Arithmetic, one image", "GFLOPs"),
+        ("Peak activations, one image", "MiB"),
+    )
     family = "full width (multiplier 2, narrow 1)"
     eager = [[], [], [size / MIB for size in eager_bytes]]
     for place, (axis, (title, unit)) in enumerate(zip(axes[0], panels, strict=True)):
@@ -123,7 +127,10 @@ def cost_growth(
         for name, point in single.items():
             axis.plot(*point, "D", color=RGB_COLOUR, ms=7, label=name)
         below = [*zip(sizes, values, strict=True), *single.values()]
-        for points, offset, side in ((below, -8, "top"), (zip(sizes, eager[place], strict=False), 7, "bottom")):
+        for points, offset, side in (
+            (below, -8, "top"),
+            (zip(sizes, eager[place], strict=False), 7, "bottom"),
+        ):
             for point in points:
                 text = f"{point[1]:.1f}" if point[1] < 100 else f"{point[1]:.0f}"
                 note(axis, text, point, (0, offset), ha="center", va=side, fontsize=8.5)
@@ -205,7 +212,9 @@ def block_diagram(config: GpenConfig) -> Figure:
     _draw_latent_path(axis, config)
     start, top = config.log_in - 2, len(levels) - 1
     _arrow(axis, (1.45, start + 0.95), (1.45, start + BOX_HEIGHT / 2), INK)
-    axis.text(1.55, start + 0.66, f"image, 3 × {config.in_size} × {config.in_size}", fontsize=8.5, va="center")
+    axis.text(
+        1.55, start + 0.66, f"image, 3 × {config.in_size} × {config.in_size}", fontsize=8.5, va="center"
+    )
     middle = TO_RGB[0] + TO_RGB[1] / 2
     _arrow(axis, (middle, top + BOX_HEIGHT / 2), (middle, top + 0.95), RGB_COLOUR)
     out = f"restored, 3 × {config.out_size} × {config.out_size}"

@@ -13,7 +13,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gpenlib.plots import (
-    BASELINE_COLOUR, DTYPE_COLOURS, Row, legend_below, name_rows, new_figure, note, shorten,
+    BASELINE_COLOUR,
+    DTYPE_COLOURS,
+    Row,
+    legend_below,
+    name_rows,
+    new_figure,
+    note,
+    shorten,
 )  # fmt: skip
 
 MIB = 2**20
@@ -109,20 +116,20 @@ def layer_figure(layers: Sequence[Row]) -> Figure:
         ranges = [layer["activation_ranges"][0] for _, layer in members]
         activation.vlines(places, 0, ranges, color=colour, linewidth=2, alpha=0.5)
         activation.plot(places, ranges, label=operator, **style)
-        halves = {place: layer["activation_ranges"][1] for place, layer in members if layer["activation_ranges"][1:]}
+        halves = {
+            place: layer["activation_ranges"][1] for place, layer in members if layer["activation_ranges"][1:]
+        }
         if halves:
             label = f"{operator}, skip"
             activation.plot(halves.keys(), halves.values(), label=label, **style, fillstyle="none")
-        low, high = (
-            [127 * layer[f"weight_scale_{end}"] for _, layer in members] for end in ("min", "max")
-        )
+        low, high = ([127 * layer[f"weight_scale_{end}"] for _, layer in members] for end in ("min", "max"))
         weight.vlines(places, low, high, color=colour, linewidth=6, alpha=0.45)
         weight.plot(places, high, **style)
         weight.plot(places, low, **style, fillstyle="none")
         sqnr.plot(places, [layer["weight_sqnr_db"] for _, layer in members], **style)
     title = "Activation range: largest magnitude that int8 represents at the layer's input (open: skip half)"
     activation.set_title(title, loc="left")
-    activation.set(ylabel="network units", ylim=(0, None))
+    activation.set(ylabel="network units", ylim=(0, 1.25 * activation.get_ylim()[1]))
     activation.legend(loc="upper right", ncols=4, frameon=False)
     title = "Weight range that int8 represents: widest (filled) and narrowest (open) output channel"
     weight.set_title(title, loc="left")
@@ -196,7 +203,9 @@ def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db
     left.set_xlabel("PSNR of the output against the float network [dB]")
     counts = [row["excluded"] for row in steps]
     right.plot(counts, [row["drop_db"] for row in steps], "o-", color=DTYPE_COLOURS["int8"])
-    right.axhline(max_drop_db, color="black", linestyle="--", linewidth=1.2, label=f"budget {max_drop_db:g} dB")
+    right.axhline(
+        max_drop_db, color="black", linestyle="--", linewidth=1.2, label=f"budget {max_drop_db:g} dB"
+    )
     right.axhline(0, color=BASELINE_COLOUR, linewidth=1)
     right.set_xticks(counts)
     right.set_title("The first so many of them left in float", loc="left")
@@ -249,7 +258,9 @@ def pareto_figure(rows: Sequence[Row]) -> Figure:
     for axis, key in zip(axes[0], ("psnr_drop", "psnr_to_fp32"), strict=True):
         for row in rows:
             colour, mode = DTYPE_COLOURS[row["dtype"]], row["mode"]
-            label, marker = (row["dtype"], "o") if mode is None else (f"{row['dtype']}, {mode}", MODES[mode][2])
+            label, marker = (
+                (row["dtype"], "o") if mode is None else (f"{row['dtype']}, {mode}", MODES[mode][2])
+            )
             axis.hlines(row[key], row["p10_ms"], row["p90_ms"], color=colour, alpha=0.35, linewidth=1.5)
             style: Any = {"color": colour, "ms": 8, "mec": "white", "linestyle": "none"}
             axis.plot(row["median_ms"], row[key], marker, label=label, **style)
@@ -334,7 +345,9 @@ def _name_spots(
             left, bottom = x + (across - 0.5) * wide, y + (up - 0.5) * high
             tried = (left, bottom, left + wide, bottom + high)
             inside = left > 0 and bottom > 0 and tried[2] < 1 and tried[3] < 1
-            if inside and not any(a < tried[2] and left < c and b < tried[3] and bottom < d for a, b, c, d in taken):
+            if inside and not any(
+                a < tried[2] and left < c and b < tried[3] and bottom < d for a, b, c, d in taken
+            ):
                 box = tried
                 break
         taken.append(box)
@@ -356,4 +369,6 @@ def _draw_memory(axis: Axes, rows: Sequence[Row], colours: Sequence[str]) -> Non
     axis.bar_label(bars, [f"{value:.0f}" for value in peak], padding=4, fontsize=9)
     axis.set_xlim(0, 1.2 * peak.max())
     axis.set_title("Peak memory (grey: before loading)", loc="left")
-    axis.set_xlabel(f"MiB{'   (*: more threads than cores)' if any(r['oversubscribed'] for r in rows) else ''}")
+    axis.set_xlabel(
+        f"MiB{'   (*: more threads than cores)' if any(r['oversubscribed'] for r in rows) else ''}"
+    )

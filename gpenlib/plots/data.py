@@ -11,7 +11,14 @@ from matplotlib.patches import Rectangle
 
 from gpenlib.images import Image, resize
 from gpenlib.plots import (
-    BASELINE_COLOUR, SECOND, Row, grouped, new_figure, picture_grid, shorten, show_image,
+    BASELINE_COLOUR,
+    SECOND,
+    Row,
+    grouped,
+    new_figure,
+    picture_grid,
+    shorten,
+    show_image,
 )  # fmt: skip
 
 SUBSET_COLOURS = {"evaluation": "#332288", "calibration": SECOND}  # not those of the dtypes
@@ -20,7 +27,9 @@ SUBSET_MARKERS = {"evaluation": "o", "calibration": "s"}
 
 def pairs_figure(inputs: Sequence[Image], truths: Sequence[Image], names: Sequence[str]) -> Figure:
     """Show what the network is given above what it should answer; about eight columns are readable."""
-    sides = [f"{name}\n{i[0].shape[1]} x {i[0].shape[0]}" for name, i in (("input", inputs), ("truth", truths))]
+    sides = [
+        f"{name}\n{i[0].shape[1]} x {i[0].shape[0]}" for name, i in (("input", inputs), ("truth", truths))
+    ]
     titles = [[shorten(name) for name in names]]
     return picture_grid([inputs, truths], titles, sides, 1.55 * len(inputs) + 0.4, 3.35)[0]
 

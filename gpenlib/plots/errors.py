@@ -15,8 +15,24 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 
 from gpenlib.errors.compare import ZOOM_SIDE
 from gpenlib.plots import (
-    ACCENT, BASELINE_COLOUR, DTYPE_COLOURS, EYE, INK, Region, Row, empty_figure, equal_axes, grouped,
-    legend_below, mark_region, name_rows, new_figure, note, shorten, show_image, show_zoom,
+    ACCENT,
+    BASELINE_COLOUR,
+    DTYPE_COLOURS,
+    EYE,
+    INK,
+    Region,
+    Row,
+    empty_figure,
+    equal_axes,
+    grouped,
+    legend_below,
+    mark_region,
+    name_rows,
+    new_figure,
+    note,
+    shorten,
+    show_image,
+    show_zoom,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -147,6 +163,7 @@ def error_maps_figure(faces: Sequence[FaceErrors], region: Region = EYE) -> Figu
     count = 1 + len(faces[0].errors)  # of pictures; a whole one takes two columns, an enlarged part one
     scale = _scale(faces)
     figure = empty_figure(1.0 + 2.76 * count, 1.2 + 2.2 * len(faces))
+    figure.set_layout_engine("constrained", h_pad=0.1)
     grid = figure.add_gridspec(2 * len(faces), 3 * count)
     for place, face in enumerate(faces):
         top = 2 * place
@@ -226,7 +243,9 @@ def groups_figure(groups: Sequence[Row], score: str = "psnr") -> Figure:
             note(level, f"{value:.4g}", (place, value), (0, 7), ha="center", va="bottom", fontsize=8.5)
         room = np.ptp(values) or 0.05 * abs(values[0]) or 1.0
         level.set_ylim(min(values) - 0.3 * room, max(values) + 0.4 * room)
-        labels = [name.replace(" ", "\n") + f"\n({of_group[0]['faces']})" for name, of_group in members.items()]
+        labels = [
+            name.replace(" ", "\n") + f"\n({of_group[0]['faces']})" for name, of_group in members.items()
+        ]
         for axis in (drops, level):
             axis.set_xticks(range(len(names)), labels, fontsize=8.5)
             axis.set_xlim(-0.6, len(names) - 0.4)
@@ -265,7 +284,9 @@ def _marks(
     colour = DTYPE_COLOURS[dtype]
     label: str | None = dtype  # of the first kind that is drawn
     for sure in (True, False):
-        marks = [(p, r) for p, r in zip(places, rows, strict=True) if (None not in [r[e] for e in ends]) == sure]
+        marks = [
+            (p, r) for p, r in zip(places, rows, strict=True) if (None not in [r[e] for e in ends]) == sure
+        ]
         if not marks:
             continue
         across, values = [place for place, _ in marks], [row[key] for _, row in marks]
@@ -320,7 +341,9 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
     for text, offset, side in (("encoder", -0.6, "right"), ("decoder", -0.4, "left")) if decoder else ():
         noise.text(decoder + offset, 0.985, text, ha=side, va="top", fontsize=9.5, color=INK, **above)
     labels = [_short(name) for name in stages]
-    clipped.set_xticks(range(len(stages)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8.5)
+    clipped.set_xticks(
+        range(len(stages)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8.5
+    )
     for members, label in zip(stages.values(), clipped.get_xticklabels(), strict=True):
         in_float = any(row["layer"] for row in members) and not any(row["quantised"] for row in members)
         label.set_color(BASELINE_COLOUR if in_float else INK)
@@ -357,7 +380,9 @@ def _plot(axis: Axes, points: Sequence[tuple[float, float]], style: str, **optio
     axis.plot([x for x, _ in points], [y for _, y in points], style, **options)
 
 
-def _draw_noise(axis: Axes, placed: Sequence[tuple[float, Row]], quantised: Sequence[tuple[float, Row]]) -> None:
+def _draw_noise(
+    axis: Axes, placed: Sequence[tuple[float, Row]], quantised: Sequence[tuple[float, Row]]
+) -> None:
     """Draw SQNR: accumulated of every map, isolated of the quantised layers; name the weakest beside the plot."""
     colour = DTYPE_COLOURS["int8"]
     shown = [(x, row) for x, row in placed if row["sqnr_db"] < EQUAL_DB]

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from gpenlib.images import Image
 from gpenlib.plots import (
-    ACCENT, BASELINE_COLOUR, SECOND, Row, legend_below, name_rows, new_figure, note, picture_grid, shorten,
+    ACCENT,
+    BASELINE_COLOUR,
+    SECOND,
+    Row,
+    legend_below,
+    name_rows,
+    new_figure,
+    note,
+    picture_grid,
+    shorten,
 )  # fmt: skip
 
 # What the files of the stage hold, and their colours in every figure here (not those of the dtypes).

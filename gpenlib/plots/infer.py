@@ -13,8 +13,20 @@ from numpy.typing import NDArray
 
 from gpenlib.images import Image
 from gpenlib.plots import (
-    BASELINE_COLOUR, DTYPE_COLOURS, EYE, INK, MOUTH, Region, Row, empty_figure, equal_axes, mark_region,
-    new_figure, shorten, show_image, show_zoom,
+    BASELINE_COLOUR,
+    DTYPE_COLOURS,
+    EYE,
+    INK,
+    MOUTH,
+    Region,
+    Row,
+    empty_figure,
+    equal_axes,
+    mark_region,
+    new_figure,
+    shorten,
+    show_image,
+    show_zoom,
 )  # fmt: skip
 
 if TYPE_CHECKING:

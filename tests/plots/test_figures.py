@@ -1,22 +1,17 @@
 """Every figure draws from small rows of the shape that the stages write, and can be read."""
 
-import importlib
-import inspect
 import io
-import pkgutil
 import re
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise, product
+from itertools import combinations, product
 from math import radians, sin
 
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from gpenlib import plots
 from gpenlib.architecture.inspect import (
     block_costs,
     eager_peak_bytes,
@@ -30,7 +25,6 @@ from gpenlib.compile.calibrate import MODES
 from gpenlib.errors.compare import FaceErrors
 from gpenlib.infer.scoring import Face
 from gpenlib.plots import architecture, compile, data, errors, export, infer, train
-from gpenlib.plots import new_figure
 
 # ---------------------------------------------------------------- samples
 
@@ -316,7 +310,7 @@ SAMPLES = {
 SLACK = 2  # pixels
 UNITS = re.compile(
     r"\[.+\]|\bms\b|MiB|GFLOPs|millions|pixels|images|image$|\bdB\b|share|part of|SSIM|CIELAB|ΔE|step|nodes|"
-    r"convolutions|layers|correlation|deviation|factor|units|magnitude|Laplacian|olourful|logit|loss|L1|cosine|"
+    r"convolutions|layers|correlation|deviation|factor|units|magnitude|Laplacian|variance|olourful|logit|loss|L1|cosine|"
     r"gradient|softplus|\|J'y\|",
     re.IGNORECASE,
 )
