@@ -104,7 +104,9 @@ def grouped(case):
         for dtype in dtypes for trait in traits for place, group in enumerate(traits[trait][: case.faces + 1])
     ]  # fmt: skip
     ends = {"low": None, "high": None} if case.faces < 5 else {"low": -0.1, "high": 0.6}
-    trends = [{"trait": t, "dtype": d, "score": "psnr", "correlation": 0.3, **ends} for d in dtypes for t in traits]
+    trends = [
+        {"trait": t, "dtype": d, "score": "psnr", "correlation": 0.3, **ends} for d in dtypes for t in traits
+    ]
     return groups, trends
 
 
@@ -135,7 +137,11 @@ def feature_maps(case):
         row["shape"] = (64, 4 + 2 ** (place // 4), 8)
         own = {"isolated_sqnr_db": 40.0 - place % 3, "output_psnr_alone": 50.0, "output_psnr_without": 31.0}
         codes = {"clipped_share": 1e-5 * (place % 2), "saturation": 1e-4}
-        rows += [row | {"layer": f"{name}.conv", "quantised": True, **own, **codes}, row, row | {"layer": name}]
+        rows += [
+            row | {"layer": f"{name}.conv", "quantised": True, **own, **codes},
+            row,
+            row | {"layer": name},
+        ]
     return rows
 
 
@@ -152,19 +158,32 @@ def layers(case):
 def histograms(case):
     limits = dict(zip(MODES, (9.0, 7.0, 5.0, 6.0), strict=True))
     counts = (1e6 * np.exp(-np.arange(128) / 9)).astype(int).tolist()
-    return {t: {"limit": 9.0, "counts": counts, "thresholds": limits} for row in layers(case) for t in row["tensors"]}
+    return {
+        t: {"limit": 9.0, "counts": counts, "thresholds": limits}
+        for row in layers(case)
+        for t in row["tensors"]
+    }
 
 
 def points(case):
     """Rows of 03's latency, choice and parity in one."""
     modes = {"int8": MODES, "int8_bf16": MODES}
     times = {"median_ms": 41.0, "p10_ms": 40.0, "p90_ms": 45.5, "times_ms": [41.0] * 15, "batch_size": 1}
-    sizes = {"model_bytes": 30 << 20, "executed_precision": "bf16 in 8 bits", "psnr_mean": 48.0, "psnr_worst": 44.0}
+    sizes = {
+        "model_bytes": 30 << 20,
+        "executed_precision": "bf16 in 8 bits",
+        "psnr_mean": 48.0,
+        "psnr_worst": 44.0,
+    }
     quality = {"psnr_drop": 0.02, "psnr_to_fp32": 45.0}
     rows = [
-        {"dtype": d, "mode": m, **times, **sizes, **quality} for d in case.dtypes for m in modes.get(d, (None,))
+        {"dtype": d, "mode": m, **times, **sizes, **quality}
+        for d in case.dtypes
+        for m in modes.get(d, (None,))
     ]
-    return [row | dict.fromkeys(("psnr_mean", "psnr_worst")) if row["dtype"] == "fp32" else row for row in rows]
+    return [
+        row | dict.fromkeys(("psnr_mean", "psnr_worst")) if row["dtype"] == "fp32" else row for row in rows
+    ]
 
 
 def first_of(rows):
@@ -199,11 +218,24 @@ def graphs(case):
 
 def stress(case):
     overflow = "Gpen.generator.convs.13.conv: aten.linalg_vector_norm [2, 4, 4, 3, 3]"
-    lost = {"original_psnr": None, "original_overflow": overflow, "deploy_psnr": 62.0, "deploy_overflow": None}
-    fine = {"original_psnr": 71.0, "original_overflow": None, "deploy_psnr": 70.0, "deploy_overflow": overflow}
-    return [{"factor": 1e-3, **fine}, {"factor": 1.0, **fine}, {"factor": 1e2, **lost}, {"factor": 1e4, **lost}][
-        : case.faces
-    ]
+    lost = {
+        "original_psnr": None,
+        "original_overflow": overflow,
+        "deploy_psnr": 62.0,
+        "deploy_overflow": None,
+    }
+    fine = {
+        "original_psnr": 71.0,
+        "original_overflow": None,
+        "deploy_psnr": 70.0,
+        "deploy_overflow": overflow,
+    }
+    return [
+        {"factor": 1e-3, **fine},
+        {"factor": 1.0, **fine},
+        {"factor": 1e2, **lost},
+        {"factor": 1e4, **lost},
+    ][: case.faces]
 
 
 def log(case):
@@ -219,7 +251,13 @@ def tasks(case):
 
 
 def colours(case):
-    ranges = {"lightness": (30, 70), "lab_a": (5, 15), "lab_b": (5, 20), "chroma": (10, 30), "red_mean": (90, 200)}
+    ranges = {
+        "lightness": (30, 70),
+        "lab_a": (5, 15),
+        "lab_b": (5, 20),
+        "chroma": (10, 30),
+        "red_mean": (90, 200),
+    }
     rows = case.rows(**ranges, green_mean=(90, 150), blue_mean=(80, 140), psnr=(20, 25), ssim=(0.5, 1))
     return [row | {"subset": subset} for subset in ("evaluation", "calibration") for row in rows]
 
@@ -229,7 +267,9 @@ def walks(rows, columns):
 
 
 def maps(case):
-    return {side: np.random.default_rng(side).random((3, side, side)) for side in (4, 8, 16, 32)[: case.faces]}
+    return {
+        side: np.random.default_rng(side).random((3, side, side)) for side in (4, 8, 16, 32)[: case.faces]
+    }
 
 
 def costs(case):
