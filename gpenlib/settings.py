@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -341,7 +342,7 @@ class QuantizeConfig(Settings):
         "max", description="power2 rounds scales up to powers of two"
     )
     output_ddr: list[int] | None = None
-    exclude_layers: list[int | str] | Literal["auto"] = Field(
+    exclude_layers: list[StrictInt | str] | Literal["auto"] = Field(  # true is no index
         default_factory=list, description="module paths, patterns, or indices from 0; or auto"
     )
     quantize_mode: Literal["manual", "auto"] = Field("manual", description="auto: exclude_layers auto")
