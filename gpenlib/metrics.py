@@ -428,7 +428,7 @@ def _lpips_rows(pack: Pack, readers: Mapping[str, Reader], weights: Path | None)
     rows = []
     for dtype, read in readers.items():
         bar = progress(range(len(pack)), desc=f"LPIPS {dtype}", unit="image", leave=False)
-        values = [_lpips(measure, read(pack.paths[i].stem), pack.truths(i)) for i in bar]
+        values = [_lpips(measure, read(pack.names[i]), pack.truths(i)) for i in bar]
         rows.append(_row(f"lpips[{net}]", dtype, statistics.fmean(values), note))
     return rows
 
@@ -454,7 +454,7 @@ def _distance_rows(
     biased = f"{note}; biased upwards below some {ENOUGH_FOR_FID} images: compare only equal numbers"
     rows = []
     for dtype, read in progress(readers.items(), desc="feature distances", unit="dtype", leave=False):
-        found = features_of((read(path.stem) for path in pack.paths), extract)
+        found = features_of((read(name) for name in pack.names), extract)
         rows.append(_row(names[0], dtype, frechet_distance(found, truths), biased))
         rows.append(_row(names[1], dtype, kernel_distance(found, truths), note))
     return rows
