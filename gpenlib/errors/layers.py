@@ -1,8 +1,4 @@
-"""Run PyTorch on as many threads as pay.
-
-Threads that wait for each other spin. Where another process has one of the cores, two threads can take twenty
-times as long as one on a small network, and hundreds of runs of it are what the analysis of layers is.
-"""
+"""Where int8 and fp16 depart from float inside the network, layer by layer, and what heals it."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,61 +20,76 @@ from gpenlib.architecture import Gpen
 from gpenlib.architecture.model import StyledConv
 from gpenlib.compile.calibrate import LEVELS, watching_session
 from gpenlib.compile.rounding import RoundedLayer, convolution_layers, fake_quantised, split_halves
-from gpenlib.compile.sensitivity import Probe, decibels, rank_layers
+from gpenlib.compile.sensitivity import Probe, decibels
 from gpenlib.export import DeployGpen, parity
 from gpenlib.export.deploy import HalfArithmetic, Overflow, mixed_precision
 from gpenlib.files import progress
 from gpenlib.images import FloatArray
 
-# ----------------------------------------------------------------------
-# Run PyTorch on as many threads as pay.
-#
-# Threads that wait for each other spin. Where another process has one of the cores, two threads can take
-# twenty
-# times as long as one on a small network, and hundreds of runs of it are what the analysis of layers is.
-
-TRIALS = 3
+MOST_IN_FLOAT = 8
 
 
-@contextmanager
-def measured_threads(call: Callable[[], Any], trials: int = TRIALS) -> Iterator[int]:
-    """Use one thread or all of them, whichever runs ``call`` faster here and now, while the context lasts.
+def analyse_layers(
+    float_graph: Path,
+    int8_file: Path,
+    deploy: DeployGpen,
+    layers: Mapping[str, RoundedLayer],
+    images: Sequence[FloatArray],
+    ranking: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return ``rows`` (every feature map), ``ranking`` and ``healing`` of one quantised network.
 
-    Parameters
-    ----------
-    call : callable
-        What is going to be repeated, such as the network on one image. It is run ``2 (trials + 1)`` times.
-    trials : int
-
-    Yields
-    ------
-    int
-        The number of threads; the one before is restored behind the context.
+    ``ranking`` is the one that 03_compile measured on calibration images: rows with ``name``, ``psnr`` of the
+    picture with only this layer in 8 bits, and ``share``, the most sensitive layer first. What leaving those
+    layers in float heals is measured here, on faces that had no part in the choice.
     """
-    before = torch.get_num_threads()
-    seconds = dict.fromkeys((before, 1), 0.0)
-    try:
-        for trial in range(trials + 1):
-            for threads in seconds:
-                torch.set_num_threads(threads)
-                start = time.perf_counter()
-                call()
-                if trial:  # the first is for warming up
-                    seconds[threads] += time.perf_counter() - start
-        chosen = min(seconds, key=lambda threads: seconds[threads])
-        torch.set_num_threads(chosen)
-        yield chosen
-    finally:
-        torch.set_num_threads(before)
+    rows = layer_errors(float_graph, int8_file, deploy, layers, images)
+    probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
+    if missing := sorted(layers.keys() - {row["name"] for row in ranking}):
+        raise ValueError(f"the ranking of 03_compile lacks {', '.join(missing[:5])}: measure it again")
+    ranked = [row for row in ranking if row["name"] in layers]  # without what the build left in float
+    by_name = {
+        row["name"]: {
+            "output_psnr_alone": row["psnr"],
+            "output_psnr_without": output_psnr(probe, layers, [row["name"]]),
+        }
+        for row in progress(ranked, desc="all but one", unit="layer")
+    }
+    neither = {"output_psnr_alone": None, "output_psnr_without": None}
+    return {
+        "rows": [row | by_name.get(row["layer"], neither) for row in rows],
+        "ranking": [{"name": row["name"], **by_name[row["name"]], "share": row["share"]} for row in ranked],
+        "healing": healing_steps(probe, layers, list(by_name)),
+    }
 
 
-# ----------------------------------------------------------------------
-# Where int8 departs from float inside the network: every feature map of both graphs, on the same faces.
-#
-# Two errors are told apart. *Accumulated*: the map in the fully quantised network against the float one, with
-# all that went wrong before it. *Isolated*: one layer computed in 8 bits from its float input, its own output
-# against the float one. Both are those of the QDQ arithmetic, computed in float32.
-# Decoder layers are computed in halves (:mod:`gpenlib.compile.halves`): what they read is compared so too.
+def healing_steps(
+    probe: Probe, layers: Mapping[str, RoundedLayer], ranking: Sequence[str], most: int = MOST_IN_FLOAT
+) -> list[dict[str, Any]]:
+    """Leave the first 0, 1, 2, ... layers of a ranking in float; at least one stays quantised.
+
+    ``name`` is the layer that a step adds, ``psnr`` that of the picture as in :func:`output_psnr`.
+    """
+    counts = range(min(most, len(ranking) - 1) + 1)
+    return [
+        {
+            "in_float": count,
+            "name": ranking[count - 1] if count else None,
+            "psnr": output_psnr(probe, layers, ranking[:count]),
+        }
+        for count in progress(counts, desc="healing", unit="step")
+    ]
+
+
+def output_psnr(probe: Probe, layers: Mapping[str, RoundedLayer], in_float: Sequence[str]) -> float:
+    """Return the picture's PSNR (data range 2) against float32's, all but ``in_float`` quantised."""
+    return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
+
+
+# Every feature map of both graphs, on the same faces. Two errors are told apart. Accumulated: the map in the
+# fully quantised network against the float one, with all that went wrong before it. Isolated: one layer
+# computed in 8 bits from its float input, its own output against the float one. Both are those of the QDQ
+# arithmetic, computed in float32. Decoder layers are computed in halves: what they read is compared so too.
 
 LIMIT_DB = 200.0  # an SQNR is clipped to this, so that equal maps have a finite one
 WATCHED_BYTES = 2**29  # of the maps of one graph that are held at once
@@ -87,30 +98,14 @@ FILTERS = (".blur.conv", ".conv", ".upsample")  # what follows a stage's path in
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """An intermediate tensor of the deploy graph.
-
-    Attributes
-    ----------
-    tensor : str
-        Its name, the same in the float and the QDQ graph.
-    module : str
-        Path of the stage that computes it: ``ecd3``, ``generator.convs.4``, ``generator.to_rgbs.0``.
-    operator : str
-        ONNX operator that writes it.
-    layer : str or None
-        Module path of the convolution that writes it, if one does.
-    sources : tuple of str
-        The tensor that this operator reads first; of a layer in halves, what each half reads.
-    shape : tuple of int
-        (C, H, W).
-    """
+    """An intermediate tensor, named alike in the float and the QDQ graph."""
 
     tensor: str
-    module: str
-    operator: str
-    layer: str | None
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
+    module: str  # path of the stage that computes it: ecd3, generator.convs.4, generator.to_rgbs.0
+    operator: str  # ONNX operator that writes it
+    layer: str | None  # module path of the convolution that writes it, if one does
+    sources: tuple[str, ...]  # what that operator reads first; of a layer in halves, what each half reads
+    shape: tuple[int, ...]  # (C, H, W)
 
 
 @dataclass
@@ -147,30 +142,12 @@ class Agreement:
         return float(np.clip(self.product / np.sqrt(self.signal * self.power), -1, 1))
 
 
-@dataclass
-class CodeShares:
-    """Counts over any number of arrays that give the shares of clipped values and of outermost codes."""
-
-    values: int = 0
-    clipped: int = 0
-    saturated: int = 0
-
-    def __add__(self, other: CodeShares) -> CodeShares:
-        """Return the counts over the arrays of both."""
-        sums = (a + b for a, b in zip(astuple(self), astuple(other), strict=True))
-        return CodeShares(*sums)
-
-    def update(self, x: NDArray[Any], step: float) -> None:
-        """Add the float values that are rounded to ``step``."""
-        threshold = LEVELS * step * (1 + 1e-6)  # the largest calibrated value itself is not beyond it
-        codes = np.rint(x / np.float32(step))
-        self.values += x.size
-        self.clipped += int(np.count_nonzero(np.abs(x) > threshold))
-        self.saturated += int(np.count_nonzero((codes >= LEVELS) | (codes <= -LEVELS - 1)))
-
-    def shares(self) -> dict[str, float]:
-        """Return ``clipped_share`` (|x| beyond the threshold) and ``saturation`` (codes -128 and 127)."""
-        return {"clipped_share": self.clipped / self.values, "saturation": self.saturated / self.values}
+def count_codes(x: NDArray[Any], step: float) -> NDArray[np.int64]:
+    """Return how many values there are, lie beyond the range of ``step``, and get the codes -128 or 127."""
+    threshold = LEVELS * step * (1 + 1e-6)  # the largest calibrated value itself is not beyond it
+    codes = np.rint(x / np.float32(step))
+    outermost = (codes >= LEVELS) | (codes <= -LEVELS - 1)
+    return np.array([x.size, np.count_nonzero(np.abs(x) > threshold), np.count_nonzero(outermost)])
 
 
 def layer_errors(
@@ -180,51 +157,36 @@ def layer_errors(
     layers: Mapping[str, RoundedLayer],
     images: Sequence[FloatArray],
 ) -> list[dict[str, Any]]:
-    """Compare every feature map of the quantised network with the float network's.
+    """Compare every feature map of the quantised network with the float network's, in graph order.
 
-    Parameters
-    ----------
-    float_graph : Path
-        ONNX file of ``deploy``.
-    int8_file : Path
-        The same in halves and in QDQ form with ``layers`` quantised (:func:`gpenlib.compile.qdq.write_qdq`).
-    deploy : DeployGpen
-    layers : mapping of module path to RoundedLayer
-    images : sequence of float32 [1, 3, S, S]
-        Read one at a time, several times; nothing but sums is kept of an image.
-
-    Returns
-    -------
-    list of dict
-        One per feature map in graph order: the fields of :class:`FeatureMap`, ``sqnr_db`` and ``cosine``
-        (accumulated), ``quantised`` (whether an 8-bit layer wrote it). For quantised layers also
-        ``isolated_sqnr_db`` and ``isolated_cosine``, and of the input as it arrives in the quantised network
-        ``clipped_share`` and ``saturation``; None otherwise.
-
-    Raises
-    ------
-    ValueError
-        If there is no image, or the graphs have no feature map in common.
+    ``int8_file`` is ``float_graph`` in halves and in QDQ form with ``layers`` quantised. The images, float32
+    [1, 3, S, S], are read one at a time, several times; nothing but sums is kept of one. Only quantised
+    layers have isolated errors and, of the input as it arrives in the quantised network, shares of clipped
+    values and of outermost codes; None otherwise.
     """
     if not len(images):
         raise ValueError("no image was given; layer errors need at least one face")
     float_model, int8_model = split_halves(onnx.load(float_graph)), onnx.load(int8_file)
     maps = shared_maps(float_model, int8_model)
-    agreements, shares = accumulated_errors(float_model, int8_model, maps, layers, images)
+    agreements, counts = accumulated_errors(float_model, int8_model, maps, layers, images)
     isolated = isolated_errors(deploy, layers, images)
     rows = []
-    for found in maps:
-        own = isolated.get(found.layer or "")
-        codes: dict[str, float | None] = {"clipped_share": None, "saturation": None}
-        if own is not None:
-            codes |= sum((shares[name] for name in found.sources), CodeShares()).shares()
+    for map_ in maps:
+        alone, accumulated = isolated.get(map_.layer or ""), agreements[map_.tensor]
+        values, clipped, outermost = sum(counts[name] for name in map_.sources) if alone else (1, None, None)
         rows.append(
-            asdict(found)
-            | {"sources": list(found.sources), "shape": list(found.shape), "quantised": own is not None}
-            | {"sqnr_db": agreements[found.tensor].sqnr_db, "cosine": agreements[found.tensor].cosine}
-            | {"isolated_sqnr_db": None if own is None else own.sqnr_db}
-            | {"isolated_cosine": None if own is None else own.cosine}
-            | codes
+            {
+                **asdict(map_),
+                "sources": list(map_.sources),
+                "shape": list(map_.shape),
+                "quantised": alone is not None,
+                "sqnr_db": accumulated.sqnr_db,
+                "cosine": accumulated.cosine,
+                "isolated_sqnr_db": alone.sqnr_db if alone else None,
+                "isolated_cosine": alone.cosine if alone else None,
+                "clipped_share": float(clipped / values) if alone else None,
+                "saturation": float(outermost / values) if alone else None,
+            }
         )
     return rows
 
@@ -235,38 +197,38 @@ def accumulated_errors(
     maps: Sequence[FeatureMap],
     layers: Mapping[str, RoundedLayer],
     images: Sequence[FloatArray],
-) -> tuple[dict[str, Agreement], dict[str, CodeShares]]:
-    """Run both graphs in ONNX Runtime; return agreement by tensor, and shares by quantised input tensor."""
-    agreements = {found.tensor: Agreement() for found in maps}
+) -> tuple[dict[str, Agreement], dict[str, NDArray[np.int64]]]:
+    """Run both graphs in ONNX Runtime; return agreement by tensor, and counts by quantised input tensor."""
+    agreements = {map_.tensor: Agreement() for map_ in maps}
     steps = {
         tensor: step
         for layer in layers.values()
         for tensor, step in zip(layer.report.tensors, layer.activation_scales, strict=True)
     }
-    shares = {tensor: CodeShares() for tensor in steps}
+    counts = {tensor: np.zeros(3, np.int64) for tensor in steps}
     for group in in_groups(maps):
-        names = [found.tensor for found in group]
+        names = [map_.tensor for map_ in group]
         sessions = [watching_session(model, names) for model in (float_model, int8_model)]
         feed = sessions[0].get_inputs()[0].name
         for image in images:
-            expected, given = (session.run(names, {feed: image}) for session in sessions)
-            for name, reference, candidate in zip(names, expected, given, strict=True):
+            outputs = (session.run(names, {feed: image}) for session in sessions)
+            for name, reference, candidate in zip(names, *outputs, strict=True):
                 agreements[name].update(reference, candidate)
                 if name in steps:
-                    shares[name].update(candidate, steps[name])
-    return agreements, shares
+                    counts[name] += count_codes(candidate, steps[name])
+    return agreements, counts
 
 
 def isolated_errors(
     deploy: DeployGpen, layers: Mapping[str, RoundedLayer], images: Sequence[FloatArray]
 ) -> dict[str, Agreement]:
     """Compare every layer in 8 bits with itself in float, on its float input; one pass for all layers."""
-    found = {name: Agreement() for name in layers}
+    agreements = {name: Agreement() for name in layers}
     rounded = copy.deepcopy(deploy)  # its layers are called with what the float network gives them
 
     def compare(name: str) -> Any:
         def hook(_: Any, inputs: Any, output: Any) -> None:
-            found[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
+            agreements[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
 
         return hook
 
@@ -278,19 +240,13 @@ def isolated_errors(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return agreements
 
 
 def shared_maps(float_model: onnx.ModelProto, int8_model: onnx.ModelProto) -> list[FeatureMap]:
-    """Return the feature maps that both graphs compute under the same name, in the float graph's order.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """Return the feature maps that both graphs compute under the same name, in the float graph's order."""
     written = {name for node in int8_model.graph.node for name in node.output}
-    maps = [found for found in feature_maps(float_model) if found.tensor in written]
+    maps = [map_ for map_ in feature_maps(float_model) if map_.tensor in written]
     if not maps:
         raise ValueError("the graphs have no feature map in common: they are not forms of one network")
     return maps
@@ -300,9 +256,6 @@ def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
     """Return what a deploy graph computes per pixel: rank 4 and larger than 1x1, in graph order.
 
     What the halves of a layer add to its output is no map of its own.
-    The path of the stage is read from the names of convolutions. The maps of a stage stand together, and it
-    begins with its convolution or with the scaling before that; names of constants say nothing, because the
-    exporter keeps equal ones (biases of zero) once.
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
@@ -310,9 +263,11 @@ def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
         for value in (*inferred.value_info, *inferred.output)
     }
     convolutions = convolution_layers(model)
-    written = {found.output: found for found in convolutions}
-    readers = {tensor: found.name for found in convolutions for tensor in found.inputs}
-    halves = {node.output[0] for found in convolutions for node in found.nodes} - written.keys()
+    written = {layer.output: layer for layer in convolutions}
+    readers = {tensor: layer.name for layer in convolutions for tensor in layer.inputs}
+    halves = {node.output[0] for layer in convolutions for node in layer.nodes} - written.keys()
+    # The maps of a stage stand together, and it begins with its convolution or with the scaling before that.
+    # Names of constants say nothing of it, because the exporter keeps equal ones (biases of zero) once.
     stage = ""
     maps: list[FeatureMap] = []
     for node in model.graph.node:
@@ -320,12 +275,11 @@ def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
         shape = shapes.get(tensor, ())
         if len(shape) != 3 or shape[1] * shape[2] <= 1 or tensor in halves:
             continue
-        layer = written.get(tensor)
-        if layer is not None:
+        if layer := written.get(tensor):
             stage = stage_path(layer.name)
             maps.append(FeatureMap(tensor, stage, layer.operator, layer.name, layer.inputs, shape))
             continue
-        elif node.op_type == "Mul" and tensor in readers:
+        if node.op_type == "Mul" and tensor in readers:
             stage = stage_path(readers[tensor])  # the style's scale
         maps.append(FeatureMap(tensor, stage, node.op_type, None, (node.input[0],), shape))
     return maps
@@ -333,121 +287,51 @@ def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
 
 def stage_path(layer: str) -> str:
     """Return the path of the stage that a convolution belongs to."""
-    suffix = next((suffix for suffix in FILTERS if layer.endswith(suffix)), "")
-    return layer.removesuffix(suffix)
+    return layer.removesuffix(next((suffix for suffix in FILTERS if layer.endswith(suffix)), ""))
 
 
 def in_groups(maps: Sequence[FeatureMap], limit: int = WATCHED_BYTES) -> Iterator[list[FeatureMap]]:
     """Split maps so that those of one group take at most ``limit`` bytes (or are one map)."""
     group: list[FeatureMap] = []
     held = 0
-    for found in maps:
-        size = 4 * int(np.prod(found.shape))
+    for map_ in maps:
+        size = 4 * int(np.prod(map_.shape))
         if group and held + size > limit:
             yield group
             group, held = [], 0
-        group.append(found)
+        group.append(map_)
         held += size
     yield group
 
 
-# ----------------------------------------------------------------------
-# What each layer's rounding costs the picture, and which layers heal it when they stay in float.
-
-MOST_IN_FLOAT = 8
-
-
-def analyse_layers(
-    float_graph: Path,
-    int8_file: Path,
-    deploy: DeployGpen,
-    layers: Mapping[str, RoundedLayer],
-    images: Sequence[FloatArray],
-) -> dict[str, Any]:
-    """Return ``rows``, ``ranking`` and ``healing`` of one quantised network.
-
-    Parameters
-    ----------
-    float_graph, int8_file, deploy, layers, images
-        As :func:`gpenlib.errors.layers.layer_errors` takes them.
-
-    Returns
-    -------
-    dict
-        ``rows``: those of :func:`gpenlib.errors.layers.layer_errors` with ``output_psnr_alone`` and
-        ``output_psnr_without`` (None but for quantised layers); ``ranking``: see :func:`rank_by_output`;
-        ``healing``: see :func:`healing_steps`.
-    """
-    rows = layer_errors(float_graph, int8_file, deploy, layers, images)
-    probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
-    ranking = rank_by_output(probe, layers)
-    by_name = {row["name"]: row for row in ranking}
-    keys = ("output_psnr_alone", "output_psnr_without")
-    none = dict.fromkeys(keys)
-    for row in rows:
-        ranked = by_name.get(row["layer"])
-        row |= none if ranked is None else {key: ranked[key] for key in keys}
-    names = [row["name"] for row in ranking]
-    return {"rows": rows, "ranking": ranking, "healing": healing_steps(probe, layers, names)}
-
-
-def rank_by_output(probe: Probe, layers: Mapping[str, RoundedLayer]) -> list[dict[str, Any]]:
-    """Rank layers by what each does to the picture.
-
-    Returns
-    -------
-    list of dict
-        The most sensitive first: ``name``; ``output_psnr_alone``, the output with only this layer in 8 bits
-        against the float network's, dB, data range 2; ``output_psnr_without``, with all but this one;
-        ``share`` of the summed squared errors of all layers alone, 0 to 1.
-    """
-    ranking = rank_layers(probe, layers)
-    return [
-        {
-            "name": row.name,
-            "output_psnr_alone": row.psnr,
-            "output_psnr_without": output_psnr(probe, layers, [row.name]),
-            "share": row.share,
-        }
-        for row in progress(ranking, desc="all but one", unit="layer")
-    ]
-
-
-def healing_steps(
-    probe: Probe, layers: Mapping[str, RoundedLayer], ranking: Sequence[str], most: int = MOST_IN_FLOAT
-) -> list[dict[str, Any]]:
-    """Leave the first 0, 1, 2, ... layers of a ranking in float; at least one stays quantised.
-
-    Returns
-    -------
-    list of dict
-        ``in_float`` (how many), ``name`` (the one that this step adds; None at 0), ``psnr`` of the output
-        against the float network's in dB, data range 2.
-    """
-    counts = range(min(most, len(ranking) - 1) + 1)
-    return [
-        {
-            "in_float": count,
-            "name": ranking[count - 1] if count else None,
-            "psnr": output_psnr(probe, layers, ranking[:count]),
-        }
-        for count in progress(counts, desc="healing", unit="step")
-    ]
-
-
-def output_psnr(probe: Probe, layers: Mapping[str, RoundedLayer], in_float: Sequence[str]) -> float:
-    """Return the PSNR of the output with all but ``in_float`` quantised, against the float network's."""
-    return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
-
-
-# ----------------------------------------------------------------------
-# Stress fp16 with styles far from 1: the original formulation breaks, the deploy form does not.
-#
-# Demodulation divides the size of a style out again, so that in exact arithmetic large and tiny styles
-# give the
-# same picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish.
+# Stress fp16 with styles far from 1: the original formulation breaks, the deploy form does not. Demodulation
+# divides the size of a style out again, so that in exact arithmetic large and tiny styles give the same
+# picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish.
 
 FACTORS = (1e-3, 1.0, 1e2, 1e4)
+
+
+def stress_half(model: Gpen, images: Tensor, factors: Sequence[float] = FACTORS) -> list[dict[str, Any]]:
+    """Compare both formulations in fp16 with float32, for styles of several sizes; one row per factor.
+
+    ``original_psnr`` and ``deploy_psnr`` are against float32 with the same styles (data range 2, at most 100
+    dB; None: NaN or infinity), ``original_overflow`` and ``deploy_overflow`` name the first tensor that is
+    not finite, and ``change_psnr`` says how much the function itself changes.
+    """
+    rows = []
+    with torch.inference_mode():
+        unscaled = model(images)
+        for factor in factors:
+            scaled = scaled_styles(model, factor)
+            expected = scaled(images)
+            row: dict[str, Any] = {"factor": factor, "change_psnr": _psnr(unscaled, expected)}
+            forms = {"original": copy.deepcopy(scaled).half(), "deploy": mixed_precision(scaled, "fp16")}
+            for form, network in forms.items():
+                output, overflow = run_in_half(network, images.half() if form == "original" else images)
+                row[f"{form}_psnr"] = _psnr(expected, output)
+                row[f"{form}_overflow"] = None if overflow is None else str(overflow)
+            rows.append(row)
+    return rows
 
 
 def scaled_styles(model: Gpen, factor: float) -> Gpen:
@@ -464,41 +348,6 @@ def scaled_styles(model: Gpen, factor: float) -> Gpen:
     return scaled
 
 
-def stress_half(model: Gpen, images: Tensor, factors: Sequence[float] = FACTORS) -> list[dict[str, Any]]:
-    """Compare both formulations in fp16 with float32, for styles of several sizes.
-
-    Parameters
-    ----------
-    model : Gpen
-        float32; not changed.
-    images : float32 [N, 3, S, S]
-    factors : sequence of float
-        What the styles are multiplied by.
-
-    Returns
-    -------
-    list of dict
-        ``factor``; for each form ``original`` and ``deploy``: ``<form>_psnr`` against float32 with the same
-        styles in dB (data range 2, at most 100; None: NaN or infinity in the output) and ``<form>_overflow``
-        (the first tensor that is not finite, or None); ``change_psnr``: float32 with scaled against
-        float32 with unscaled styles, i.e. how much the function itself changes.
-    """
-    rows = []
-    with torch.inference_mode():
-        unscaled = model(images)
-        for factor in factors:
-            scaled = scaled_styles(model, factor)
-            expected = scaled(images)
-            row: dict[str, Any] = {"factor": factor, "change_psnr": _psnr(unscaled, expected)}
-            forms = {"original": copy.deepcopy(scaled).half(), "deploy": mixed_precision(scaled, "fp16")}
-            for form, network in forms.items():
-                found, overflow = run_in_half(network, images.half() if form == "original" else images)
-                row[f"{form}_psnr"] = _psnr(expected, found)
-                row[f"{form}_overflow"] = None if overflow is None else str(overflow)
-            rows.append(row)
-    return rows
-
-
 def run_in_half(network: nn.Module, images: Tensor) -> tuple[Tensor, Overflow | None]:
     """Run a network that holds fp16 tensors with fp16 arithmetic; return output and first overflow."""
     lost = (
@@ -512,8 +361,32 @@ def run_in_half(network: nn.Module, images: Tensor) -> tuple[Tensor, Overflow | 
     return output.float(), constant or arithmetic.overflow
 
 
-def _psnr(expected: Tensor, found: Tensor) -> float | None:
+def _psnr(expected: Tensor, output: Tensor) -> float | None:
     """Return the PSNR, or None if an output is not finite."""
-    if not bool(torch.isfinite(found).all()):
-        return None
-    return min(parity(expected.numpy(), found.numpy()).psnr, 100.0)
+    finite = bool(torch.isfinite(output).all())
+    return min(parity(expected.numpy(), output.numpy()).psnr, 100.0) if finite else None
+
+
+@contextmanager
+def measured_threads(call: Callable[[], Any], trials: int = 3) -> Iterator[int]:
+    """Use one thread or all of them, whichever runs ``call`` faster here and now, while the context lasts.
+
+    Threads that wait for each other spin, and the analysis of layers is hundreds of runs. On two cores that
+    other processes use too, an image of 64 px took 17 ms on one thread and 130 to 2300 ms on two, one of 128
+    px 0.3 to 0.5 s and 2 to 4 s; on free cores two threads are the faster ones.
+    """
+    before = torch.get_num_threads()
+    seconds = dict.fromkeys((before, 1), 0.0)
+    try:
+        for trial in range(trials + 1):
+            for threads in seconds:
+                torch.set_num_threads(threads)
+                start = time.perf_counter()
+                call()
+                if trial:  # the first is for warming up
+                    seconds[threads] += time.perf_counter() - start
+        chosen = min(seconds, key=lambda threads: seconds[threads])
+        torch.set_num_threads(chosen)
+        yield chosen
+    finally:
+        torch.set_num_threads(before)
