@@ -446,8 +446,8 @@ def layer_errors(settings: ErrorSettings) -> dict[str, Any]:
     """05_errors/layers: where int8 departs from float inside the network, and what breaks fp16.
 
     On the first ``layer_faces`` evaluation faces. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the
-    error of int8 was computed), ``excluded`` (layers that the build left in float), ``rows``, ``ranking``
-    and ``healing`` (:func:`gpenlib.errors.healing.analyse_layers`), ``half`` (rows of
+    error of int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
+    ``healing`` (:func:`gpenlib.errors.healing.analyse_layers`), ``half`` (rows of
     :func:`gpenlib.errors.half_stress.stress_half`).
 
     Raises
@@ -467,10 +467,13 @@ def layer_errors(settings: ErrorSettings) -> dict[str, Any]:
     count = min(settings.layer_faces, faces["metrics"]["evaluation"])
     inputs = {**faces["inputs"], "weights": artefact["inputs"]["weights"]}
     inputs |= {name: value for name, value in artefact["outputs"].items() if name.endswith(".onnx")}
-    described = {"dtype": dtype, "layer_faces": count, "stress_factors": STRESS_FACTORS}
+    ranking = sensitivity(own)["metrics"]["ranking"]  # measured once, for 03 and 05
+    described = {
+        "dtype": dtype, "layer_faces": count, "stress_factors": STRESS_FACTORS, "ranking": ranking
+    }  # fmt: skip
 
     def build(folder: Path) -> dict[str, Any]:
-        results = _analyse(own, artefact, count, folder)
+        results = _analyse(own, artefact, count, folder, ranking)
         write_json(folder / "layers.json", results)
         return results
 
@@ -482,7 +485,9 @@ def quantised_dtype(settings: ErrorSettings) -> str | None:
     return next((dtype for dtype in QUANTISED if dtype in settings.dtypes), None)
 
 
-def _analyse(own: InferSettings, artefact: Mapping[str, Any], count: int, folder: Path) -> dict[str, Any]:
+def _analyse(
+    own: InferSettings, artefact: Mapping[str, Any], count: int, folder: Path, ranking: Sequence[Any]
+) -> dict[str, Any]:
     """Run the analysis on the first ``count`` evaluation faces."""
     model = own.load().model
     pack = evaluation_pack(own)
@@ -497,7 +502,7 @@ def _analyse(own: InferSettings, artefact: Mapping[str, Any], count: int, folder
 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".qdq-") as work, measured_threads(run):
         int8_file, arithmetic = _qdq_file(artefact, built, Path(work))
-        found = analyse_layers(built.float_path, int8_file, deploy, built.layers, images)
+        found = analyse_layers(built.float_path, int8_file, deploy, built.layers, images, ranking)
     with measured_threads(run):  # again: what else the machine does may have changed
         half = stress_half(model, stressed, STRESS_FACTORS)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import pandas as pd
+import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
-from gpenlib.data.pairs import Pack
+from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.files import choice_error, progress
 from gpenlib.images import Image
 from gpenlib.infer.scoring import BASELINES, best_median_worst, in_parallel, rank
@@ -23,20 +24,20 @@ from gpenlib.metrics import LabArray, colourfulness, finite_psnr, perceptual_row
 
 Row = Mapping[str, Any]
 Reader = Callable[[str], Image]  # name of a face -> restored image, uint8 [S, S, 3]
-Floats = NDArray[np.float64]
 
 REFERENCE = "fp32"
 # Scores against the truth, and whether more is better; a drop is a loss of quality in either case.
 SCORES = {"psnr": True, "ssim": True, "delta_e2000": False, "chroma_error": False}
 PLAIN = ("psnr_float", "ssim_float", "psnr_truncated", "ssim_truncated", "colourfulness")
 OF_BASELINES = tuple(f"{score}_{baseline}" for baseline in BASELINES for score in SCORES)
+ENDS = {"": "value", "_low": "low", "_high": "high"}  # a drop and the ends of its interval
 MEAN_COLOUR = ("lightness", "lab_a", "lab_b")
 
 
 def analyse(
     results: Mapping[str, Mapping[str, Any]],
     readers: Mapping[str, Reader],
-    pairs: Pack,
+    pairs: Pairs | Pack,
     files: Mapping[str, Path | None] | None = None,
     features_are_inception: bool = False,
 ) -> dict[str, Any]:
@@ -70,33 +71,27 @@ def compare_outputs(
     if names != reference_names:
         differing = sorted(set(names) ^ set(reference_names)) or ["their order"]
         raise ValueError(f"{dtype} and fp32 were run on different faces: {', '.join(differing[:5])}")
-    jobs = (
-        partial(_compare_face, dtype, row, reference, read, read_reference)
-        for row, reference in zip(rows, reference_rows, strict=True)
-    )
+
+    def compare(row: Row, reference: Row) -> dict[str, Any]:
+        output, expected = read(row["name"]), read_reference(row["name"])
+        difference = output.astype(np.int16) - expected
+        colour, reference_colour = ([each[name] for name in MEAN_COLOUR] for each in (row, reference))
+        return {
+            "dtype": dtype,
+            **{name: row[name] for name in ("name", *SCORES, *PLAIN, *OF_BASELINES)},
+            **{
+                f"{score}_drop": (reference[score] - row[score]) * (1 if more_is_better else -1)
+                for score, more_is_better in SCORES.items()
+            },
+            "psnr_to_fp32": finite_psnr(output, expected),  # dB; equal images count as 100
+            "colour_shift_to_fp32": math.dist(colour, reference_colour),  # in CIELAB, of the images' means
+            "largest_error": int(np.abs(difference).max()),  # grey levels, as bias
+            "bias": float(difference.mean()),
+            "ms": row["ms"],
+        }
+
+    jobs = (partial(compare, *each) for each in zip(rows, reference_rows, strict=True))
     return list(progress(in_parallel(jobs), total=len(rows), desc=f"compare {dtype}", unit="image"))
-
-
-def _compare_face(
-    dtype: str, row: Row, reference: Row, read: Reader, read_reference: Reader
-) -> dict[str, Any]:
-    output, expected = read(row["name"]), read_reference(row["name"])
-    difference = output.astype(np.int16) - expected
-    return {
-        "dtype": dtype,
-        "name": row["name"],
-        **{name: row[name] for name in (*SCORES, *PLAIN, *OF_BASELINES)},
-        **{
-            f"{score}_drop": (reference[score] - row[score]) * (1 if more_is_better else -1)
-            for score, more_is_better in SCORES.items()
-        },
-        "psnr_to_fp32": finite_psnr(output, expected),  # dB; equal images count as 100
-        # CIELAB distance of the two images' means
-        "colour_shift_to_fp32": math.dist(*([each[c] for c in MEAN_COLOUR] for each in (row, reference))),
-        "largest_error": int(np.abs(difference).max()),  # grey levels
-        "bias": float(difference.mean()),
-        "ms": row["ms"],
-    }
 
 
 def summarise_comparison(
@@ -113,20 +108,16 @@ def summarise_comparison(
         faces = frame[frame["dtype"] == dtype]
         drops: dict[str, Any] = {}
         for score in SCORES:
-            estimate = mean_loss(faces[f"{score}_drop"])
-            drops |= {
-                f"{score}_drop": estimate.value,
-                f"{score}_drop_low": estimate.low,
-                f"{score}_drop_high": estimate.high,
-                f"{score}_verdict": "reference" if dtype == REFERENCE else estimate.verdict,
-            }
+            loss = mean_loss(faces[f"{score}_drop"])
+            drops |= {f"{score}_drop{end}": getattr(loss, name) for end, name in ENDS.items()}
+            drops[f"{score}_verdict"] = "reference" if dtype == REFERENCE else loss.verdict
         table.append(
             {
                 "dtype": dtype,
                 "backend": result["backend"],
                 "executed_precision": result["executed_precision"],
                 "images": len(faces),
-                **faces[means].mean(skipna=False).to_dict(),
+                **{name: float(faces[name].mean(skipna=False)) for name in means},
                 **drops,
                 "worst_psnr_drop": float(faces["psnr_drop"].max()),
                 "largest_error": int(faces["largest_error"].max()),
@@ -153,12 +144,11 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure from ``count`` faces with its 95 % interval and two-sided p-value (None below five faces)."""
+    """A figure with its 95 % interval and two-sided p-value, both None below five faces."""
 
     value: float
     low: float | None
     high: float | None
-    count: int
     p_value: float | None
 
     @property
@@ -178,32 +168,12 @@ class Estimate:
 
 def mean_loss(losses: ArrayLike, seed: int = SEED) -> Estimate:
     """Return the mean of paired differences, one per face; the same seed gives the same interval."""
-    from scipy import stats  # takes a second to load, which no other stage should wait for
-
-    values = _finite(losses)
-    low, high = _interval((values,), np.mean, RESAMPLES, seed)
-    p_value = None
-    if low is not None:
-        # Paired t. The interval itself cannot be asked at the levels that Holm needs (0.05/117): five losses
-        # of one sign, which chance gives once in 16, would have a bootstrap p of 0.
-        spread = np.ptp(values) > 0
-        p_value = float(stats.ttest_1samp(values, 0).pvalue) if spread else float(values[0] == 0)
-    return Estimate(float(values.mean()), low, high, len(values), p_value)
+    return _estimate((losses,), np.mean, lambda x: scipy.stats.ttest_1samp(x, 0), RESAMPLES, seed)
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike, seed: int = SEED) -> Estimate:
     """Return Spearman's rank correlation of two properties of the same faces; 0 if one does not vary."""
-    from scipy import stats
-
-    first, second = _finite(x), _finite(y)
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} values of one property and {len(second)} of the other")
-    low, high = _interval((first, second), _spearman, RANK_RESAMPLES, seed)
-    p_value = None
-    if low is not None:
-        spread = np.ptp(first) > 0 and np.ptp(second) > 0
-        p_value = float(stats.spearmanr(first, second).pvalue) if spread else 1.0
-    return Estimate(float(_spearman(first, second)), low, high, len(first), p_value)
+    return _estimate((x, y), _spearman, scipy.stats.spearmanr, RANK_RESAMPLES, seed)
 
 
 def holm(estimates: Sequence[Estimate]) -> list[tuple[float | None, Verdict]]:
@@ -221,47 +191,47 @@ def holm(estimates: Sequence[Estimate]) -> list[tuple[float | None, Verdict]]:
     ]
 
 
-def _interval(
-    data: tuple[Floats, ...], statistic: Callable[..., Any], resamples: int, seed: int
-) -> tuple[float | None, float | None]:
-    """Return the ends of the interval, or None twice if there are too few faces."""
-    if len(data[0]) < FEWEST:
-        return None, None
-    if any(np.ptp(values) == 0 for values in data):  # every resample gives the same
-        value = float(statistic(*data))
-        return value, value
-    from scipy import stats
+def _estimate(
+    properties: Sequence[ArrayLike],
+    statistic: Callable[..., Any],
+    test: Callable[..., Any],
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """Return a statistic of one or two properties of the same faces; no interval for too few faces.
 
+    The p-value is that of a t-test. The bootstrap cannot be asked at the levels that Holm needs (0.05/117):
+    five losses of one sign, which chance gives once in 16, would have a p-value of 0.
+    """
+    data = [np.asarray(each, dtype=np.float64) for each in properties]
+    shapes = {each.shape for each in data}
+    if len(shapes) > 1 or not data[0].size or not all(np.isfinite(each).all() for each in data):
+        raise ValueError(f"values of shape {shapes}: as many of each are needed, one or more, and all finite")
+    value = float(statistic(*data))
+    if len(data[0]) < FEWEST:
+        return Estimate(value, None, None, None)
+    if any(np.ptp(values) == 0 for values in data):  # every resample gives the same
+        return Estimate(value, value, value, float(value == 0))
     ends: tuple[float, float] = (np.nan, np.nan)
     for method in ("BCa", "percentile"):  # BCa is undefined if all resamples lie on one side
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            interval = stats.bootstrap(
+            interval = scipy.stats.bootstrap(
                 data, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=BATCH,
                 confidence_level=CONFIDENCE, method=method, rng=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
         ends = float(interval.low), float(interval.high)
         if np.isfinite(ends).all():
             break
-    return ends
+    return Estimate(value, *ends, float(test(*data).pvalue))
 
 
-def _spearman(x: Floats, y: Floats, axis: int = -1) -> Any:
+def _spearman(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> Any:
     """Return rank correlations along ``axis``, as SciPy's bootstrap wants them; 0 where ranks do not vary."""
-    from scipy import stats
-
-    a, b = (stats.rankdata(each, axis=axis) for each in (x, y))
+    a, b = (scipy.stats.rankdata(each, axis=axis) for each in (x, y))
     a, b = (ranks - ranks.mean(axis=axis, keepdims=True) for ranks in (a, b))
     scale = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
     return np.divide((a * b).sum(axis=axis), scale, out=np.zeros_like(scale), where=scale > 0)
-
-
-def _finite(values: ArrayLike) -> Floats:
-    """Return the values as an array; raise unless there are some and all are finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
-        raise ValueError(f"{array.shape} values, expected at least one and all finite")
-    return array
 
 
 # Does a precision cost some people more than others? Losses by skin tone, brightness and colourfulness.
@@ -298,7 +268,7 @@ def typology_angle(lab: LabArray) -> float | None:
     return math.degrees(math.atan((lightness - 50) / yellow)) if yellow >= LEAST_YELLOW else None
 
 
-def face_traits(pairs: Pack) -> list[dict[str, Any]]:
+def face_traits(pairs: Pairs | Pack) -> list[dict[str, Any]]:
     """Return ``ita`` (or None), ``lightness`` (mean L*) and ``colourfulness`` of every face's truth."""
 
     def measure(index: int, name: str) -> dict[str, Any]:
@@ -324,7 +294,7 @@ def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, A
     faces = _faces_with_traits(rows, traits)
     reference = faces[faces["dtype"] == REFERENCE].set_index("name")
     groups, estimates = [], []
-    for dtype, of_dtype in _other_dtypes(faces):
+    for dtype, of_dtype in faces[faces["dtype"] != REFERENCE].groupby("dtype", sort=False):
         for trait in TRAITS:
             for group, members in of_dtype.groupby(f"{trait}_group", observed=True):
                 for score in GROUP_SCORES:
@@ -333,7 +303,7 @@ def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, A
                                    "faces": len(members), "fp32": fp32})  # fmt: skip
                     estimates.append(mean_loss(members[f"{score}_drop"]))
     return [
-        row | {"drop": loss.value, "drop_low": loss.low, "drop_high": loss.high}
+        row | {f"drop{end}": getattr(loss, name) for end, name in ENDS.items()}
         | {"p_holm": p_holm, "verdict": verdict}
         for row, loss, (p_holm, verdict) in zip(groups, estimates, holm(estimates), strict=True)
     ]  # fmt: skip
@@ -345,10 +315,10 @@ def groups_note(groups: Sequence[Row]) -> str:
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
     shown = sum(row["verdict"] in ("drop", "gain") for row in tested)
     return (
-        f"{len(tested)} means are compared with zero. Each interval is a single {CONFIDENCE:.0%} interval, not "
-        f"corrected for that number; {alone} of them leave out zero. The verdicts are corrected (Holm), so that "
-        f"the chance of even one false drop or gain is at most {1 - CONFIDENCE:.0%}: {shown} are shown. Groups "
-        f"of fewer than {FEWEST} faces are not tested."
+        f"{len(tested)} means are compared with zero. Each interval is a single {CONFIDENCE:.0%} interval, "
+        f"not corrected for that number; {alone} of them leave out zero. The verdicts are corrected (Holm): "
+        f"the chance of even one false drop or gain is at most {1 - CONFIDENCE:.0%}, and {shown} are shown. "
+        f"Groups of fewer than {FEWEST} faces are not tested."
     )
 
 
@@ -357,8 +327,9 @@ def trends(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:
 
     Positive: the loss grows with the trait. ``shown`` is corrected as the verdicts of :func:`group_losses`.
     """
+    faces = _faces_with_traits(rows, traits)
     pairs, estimates = [], []
-    for dtype, of_dtype in _other_dtypes(_faces_with_traits(rows, traits)):
+    for dtype, of_dtype in faces[faces["dtype"] != REFERENCE].groupby("dtype", sort=False):
         for trait in TRAITS:
             measured = of_dtype.dropna(subset=[trait])
             for score in GROUP_SCORES if len(measured) else ():
@@ -384,13 +355,8 @@ def _faces_with_traits(rows: Sequence[Row], traits: Sequence[Row]) -> pd.DataFra
     faces["ita_group"] = tones.cat.set_categories(order).fillna(NOT_MEASURED)
     for trait in ("lightness", "colourfulness"):
         thirds = np.searchsorted(np.quantile(faces[trait], (1 / 3, 2 / 3)), faces[trait])
-        faces[f"{trait}_group"] = pd.Categorical.from_codes(thirds, THIRDS)
+        faces[f"{trait}_group"] = pd.Categorical(np.array(THIRDS)[thirds], THIRDS)
     return faces.merge(scores, on="name")  # in the order of the traits: intervals depend on it
-
-
-def _other_dtypes(faces: pd.DataFrame) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Yield every dtype but fp32 with its faces."""
-    yield from faces[faces["dtype"] != REFERENCE].groupby("dtype", sort=False)
 
 
 # What each precision costs to store and to run, beside what it costs in quality.
@@ -419,7 +385,7 @@ def with_costs(
 
 
 def pareto_rows(table: Sequence[Row], latency: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return what :func:`gpenlib.plots.compile.pareto_figure` draws: time per call and loss of every dtype."""
+    """Return what :func:`gpenlib.plots.compile.pareto_figure` draws: time per call, and loss."""
     timed = {row["dtype"]: {key: row[key] for key in TIMES.values()} for row in latency}
     losses = ("dtype", "psnr_drop", "psnr_to_fp32")
     return [{key: row[key] for key in losses} | timed[row["dtype"]] | {"mode": None} for row in table]
@@ -463,8 +429,8 @@ def recommend(
     if any(row["psnr_drop_high"] is None for row in table):
         reason = (
             f"{faces} {'is' if images == 1 else 'are'} too few to say what a precision loses: an interval "
-            f"needs at least {FEWEST}, and is to be trusted from about {ENOUGH}. Until then {REFERENCE} is the "
-            "safe choice."
+            f"needs at least {FEWEST}, and is to be trusted from about {ENOUGH}. Until then {REFERENCE} is "
+            "the safe choice."
         )
         unknown = f"What it loses is not known well enough from {faces}."
         return Recommendation(None, reason, {dtype: unknown for dtype in rows if dtype != REFERENCE})
@@ -492,8 +458,8 @@ def _fault(row: Row, max_drop_db: float, max_colour_shift: float) -> str:
     if row["psnr_drop_high"] > max_drop_db:
         return (
             f"It may lose too much: it {_change(row['psnr_drop'])} of PSNR on average, and loses up to "
-            f"{_decibels(row['psnr_drop_high'])} at the upper end of the interval, where {max_drop_db:g} dB is "
-            f"the budget{_executed(row)}."
+            f"{_decibels(row['psnr_drop_high'])} at the upper end of the interval, where {max_drop_db:g} dB "
+            f"is the budget{_executed(row)}."
         )
     if row["colour_shift_to_fp32"] >= max_colour_shift:
         return (
