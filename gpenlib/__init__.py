@@ -1,7 +1,6 @@
 """GPEN workbench: look into, export, compile, run and measure GAN Prior Embedded Networks.
 
-The names below are the public surface; they are loaded on first use, so that ``import gpenlib`` stays
-light.
+The names below are the public surface; they are loaded on first use, so that ``import gpenlib`` stays light.
 """
 
 from __future__ import annotations
@@ -12,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpenlib.architecture import Discriminator, Gpen, GpenConfig, load_checkpoint
     from gpenlib.architecture.checkpoints import load_weights
-    from gpenlib.compile import BuildConfig, compile_model
+    from gpenlib.compile import compile_model
     from gpenlib.export import deploy_form, export_onnx, export_torchscript, gpen_from_onnx
     from gpenlib.infer import open_runtime
     from gpenlib.metrics import psnr, ssim
+    from gpenlib.run import Run
+    from gpenlib.settings import BuildConfig
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BuildConfig": "compile",
+    "BuildConfig": "settings",
     "Discriminator": "architecture",
     "Gpen": "architecture",
     "GpenConfig": "architecture",
+    "Run": "run",
     "compile_model": "compile",
     "deploy_form": "export",
     "export_onnx": "export",
@@ -35,23 +37,7 @@ _HOME = {
     "psnr": "metrics",
     "ssim": "metrics",
 }
-
-__all__ = [
-    "BuildConfig",
-    "Discriminator",
-    "Gpen",
-    "GpenConfig",
-    "compile_model",
-    "deploy_form",
-    "export_onnx",
-    "export_torchscript",
-    "gpen_from_onnx",
-    "load_checkpoint",
-    "load_weights",
-    "open_runtime",
-    "psnr",
-    "ssim",
-]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,29 +1,25 @@
-"""Settings of the stages: what a notebook's parameters mean, validated."""
+"""The stages of the workbench, a method each: ``run = Run.of(globals())``, then ``run.infer("int8")``."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpenlib.architecture.checkpoints import Weights
-from gpenlib.compile import compile_model
-from gpenlib.compile.build import Int8Build, build_int8, measure_sensitivity
-from gpenlib.compile.calibrate import MODES, open_calibration_data
+from gpenlib.architecture.checkpoints import Weights, load_weights, weights_file
+from gpenlib.compile.build import build_int8, compile_model, measure_sensitivity
+from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
-from gpenlib.data.faces import DataError, Faces, embedded_faces, made_here, open_faces, open_folder
-from gpenlib.data.pairs import Pack, Pairs, read_pack, write_pack
-from gpenlib.data.tasks import baseline_name, find_task, make_pair
+from gpenlib.data.faces import DataError, Split, embedded_faces, made_here, open_faces, open_folder
+from gpenlib.data.pairs import Pairs, write_pack
+from gpenlib.data.tasks import baseline_name, make_pair
 from gpenlib.errors.compare import (
-    REFERENCE,
-    FaceErrors,
-    Recommendation,
     analyse,
     compare_results,
     faces_by_loss,
@@ -44,35 +40,35 @@ from gpenlib.export import (
 )
 from gpenlib.export.graphs import run_onnx
 from gpenlib.files import (
+    did_you_mean,
     fingerprint,
-    nearest,
+    package_versions,
     read_json,
     resolve_path,
     sha256,
-    valid_manifest,
     write_atomically,
     write_csv,
     write_json,
-    write_manifest,
 )
-from gpenlib.images import read_image, to_tensor
+from gpenlib.images import Image, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
-from gpenlib.infer.runtime import QUANTISED
-from gpenlib.infer.scoring import MEANS, data_chroma, restore_pack, summarise
+from gpenlib.infer.scoring import data_chroma, summarise
+from gpenlib.infer.scoring import restore_pack as restore_pairs
 from gpenlib.settings import (
+    MODES,
+    QUANTISED,
+    REFERENCE,
     BuildConfig,
-    CompileSettings,
-    DataSettings,
-    ErrorSettings,
-    InferSettings,
     QuantizeConfig,
+    RunFolder,
     RunSettings,
     SettingsError,
     TrainConfig,
     TrainSettings,
     as_build_config,
 )
+from gpenlib.stages import MANIFEST, Manifest, StageError, Stages, Work, code_digest, stage
 from gpenlib.train.batches import open_training_faces
 from gpenlib.train.trainer import (
     CHECKPOINT,
@@ -83,341 +79,430 @@ from gpenlib.train.trainer import (
     read_log,
 )
 
-# ----------------------------------------------------------------------
-# Settings of the stages: what a notebook's parameters mean, validated.
-
-
-# ----------------------------------------------------------------------
-# What every stage does: return the standing manifest, or build the folder anew.
-
-log = logging.getLogger("gpenlib.stages")
-
-
-def stage(
-    settings: RunSettings,
-    name: str,
-    described: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    build: Callable[[Path], Mapping[str, Any]],
-    keep: bool = False,
-) -> dict[str, Any]:
-    """Return the standing manifest of a stage, or build it; adds ``folder`` and ``built``.
-
-    With ``keep`` the build starts from what lies in the folder (a checkpoint), otherwise from an empty one.
-    """
-    folder = settings.folder / name
-    manifest, why = valid_manifest(folder, described, inputs)
-    if manifest is not None:
-        return manifest | {"folder": str(folder), "built": False}
-    if why and not keep:
-        log.warning("%s is built anew: %s", folder, why)
-    if folder.exists() and not keep:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = build(folder)
-    return write_manifest(folder, name, described, inputs, metrics) | {"folder": str(folder), "built": True}
-
-
-# ----------------------------------------------------------------------
-# 02_data.
-
-
-def data(settings: DataSettings) -> dict[str, Any]:
-    """02_data: the evaluation and calibration packs.
-
-    Each picture is degraded with a seed of its own: (``seed``, 0 or 1 for the set, number in the set). The
-    manifest's ``inputs`` cover pictures and degradation, so that what is built on the packs is built anew
-    when either changes; its settings hold task, seed and ``degradation``, the task's recipe.
-
-    Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
-    ``out_size``.
-    """
-    weights = settings.load()
-    config = weights.model.config
-    source = open_faces(settings.data_dir, settings.dataset_size + settings.calib_size)
-    calibration = open_folder(resolve_path(settings.calib_dir)) if settings.calib_dir else None
-    parts = source.split(settings.dataset_size, settings.calib_size, calibration, settings.seed)
-    chosen = {"evaluation": parts.evaluation, "calibration": parts.calibration}
-    task = find_task(settings.task)
-    inputs = {name: _digest(part, settings) for name, part in chosen.items()}
-    described = {
-        **settings.model_dump(include={"task", "dataset_size", "calib_size", "seed"}),
-        "degradation": task.recipe,
-        "in_size": config.in_size,
-        "out_size": config.out_size,
-    }
-
-    def build(folder: Path) -> dict[str, Any]:
-        for number, (name, part) in enumerate(chosen.items()):
-            seed = (settings.seed, number)
-            write_pack(folder / name, Pairs(part, settings.task, config.in_size, config.out_size, seed))
-        return {
-            **{name: len(part.names) for name, part in chosen.items()},
-            "note": parts.note,
-            "label": source.label,
-            "in_size": config.in_size,
-            "out_size": config.out_size,
-        }
-
-    return stage(settings, "02_data", described, inputs, build)
-
-
-def evaluation_pack(settings: DataSettings) -> Pack:
-    """Return the evaluation faces of a run (built if missing)."""
-    return read_pack(Path(data(settings)["folder"]) / "evaluation")
-
-
-def _digest(part: Faces, settings: DataSettings) -> str:
-    """Return a hash of the pictures and of what is done to them; the seed counts where anything is drawn."""
-    task = find_task(settings.task)
-    return fingerprint(
-        [part.combined_digest(), settings.task, task.recipe, settings.seed if task.seeded else None]
-    )
-
-
-# ----------------------------------------------------------------------
-# 01_export.
+log = logging.getLogger("gpenlib.run")
 
 PARITY_FACES = 2
-TRAINING_FORM = "training.onnx"
+STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
+STRESS_FACES = 2
+RESULTS = "05_errors/results.json"
+PAGE = "report.html"
+IN_FLOAT = "; all that is not rounded to 8 bits is computed in float32"
+NOTEBOOK_05 = (
+    "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
+    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "features_are_inception", "runs",
+    "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
+)  # fmt: skip
+
+# The code that decides a stage's content: a change of it voids what stands. Each layer stands on those before
+# it.
+DATA = ("files", "images", "metrics", "architecture", "data", "settings", "stages", "run")
+EXPORT = (*DATA, "export")
+INFER = (*EXPORT, "infer")
+COMPILE = (*INFER, "compile")
+ERRORS = (*COMPILE, "errors")
+REPORT = (*ERRORS, "plots")
 
 
-def export(settings: RunSettings) -> dict[str, Any]:
-    """01_export: ONNX (deploy form by both exporters, training form) and TorchScript, with parity.
+class Run(Stages):
+    """A run of the workbench: settings, and one method per stage.
 
-    Metrics: ``graphs`` (figures by file) and ``parity`` (difference from the training form by file and
-    batch, on faces).
+    Parameters
+    ----------
+    settings : RunSettings or TrainSettings
+        See :mod:`gpenlib.settings`.
+
+    Attributes
+    ----------
+    settings : RunSettings or TrainSettings
+    folder : Path
+        ``outputs/<run>``; every stage has a folder in it.
+
+    Every stage method returns the stage's manifest, a dict: ``metrics`` (its figures), ``folder``, ``built``
+    (whether it was built just now), ``settings``, ``inputs``, ``outputs`` (SHA-256 by file), ``packages``.
     """
-    weights = settings.load()
-    inputs = {"weights": weights.digest}
 
-    def build(folder: Path) -> dict[str, Any]:
-        deploy = deploy_form(weights.model)
-        export_training_form(weights.model, folder / TRAINING_FORM)
+    @classmethod
+    def of(cls, namespace: Mapping[str, Any], kind: type[RunFolder] = RunSettings) -> Run:
+        """Open the run that a notebook's variables describe: ``Run.of(globals())``.
+
+        Parameters
+        ----------
+        namespace : mapping
+            Variables; those named like settings count. Numbers may be text, lists text with commas.
+        kind : type
+            RunSettings, or TrainSettings in notebook 06.
+
+        Raises
+        ------
+        SettingsError
+            If a value cannot be used, or papermill was given a parameter that does not exist.
+        """
+        return cls(kind.of(namespace))
+
+    # What stages read
+
+    @property
+    def weights(self) -> Weights:
+        """The network; stages share one copy, which none may change."""
+        path = weights_file(self.settings.weights)
+        stamp = path.stat().st_mtime_ns if path.is_file() else 0
+        return _load(self.settings.weights, stamp)
+
+    @property
+    def split(self) -> Split:
+        """The faces: ``evaluation``, ``calibration``, and a note on where the latter come from."""
+        s = self.settings
+        key = ("split", s.data_dir, s.dataset_size, s.calib_dir, s.calib_size, s.seed)
+        if key not in self._memory:
+            faces = open_faces(s.data_dir, s.dataset_size + s.calib_size)
+            calibration = open_folder(resolve_path(s.calib_dir)) if s.calib_dir else None
+            self._memory[key] = faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
+        return self._memory[key]
+
+    @property
+    def evaluation(self) -> Pairs:
+        """Input and truth of the faces that are scored; face k is degraded with the seed (seed, 0, k)."""
+        return self._pairs(0)
+
+    @property
+    def calibration(self) -> Pairs:
+        """Input and truth of the faces that calibrate int8; face k is degraded with the seed (seed, 1, k)."""
+        return self._pairs(1)
+
+    def _pairs(self, number: int) -> Pairs:
+        s, config = self.settings, self.weights.model.config
+        key = (
+            "pairs",
+            number,
+            s.weights,
+            s.task,
+            s.data_dir,
+            s.dataset_size,
+            s.calib_dir,
+            s.calib_size,
+            s.seed,
+        )
+        if key not in self._memory:
+            faces = (self.split.evaluation, self.split.calibration)[number]
+            self._memory[key] = Pairs(faces, s.task, config.in_size, config.out_size, (s.seed, number))
+        return self._memory[key]
+
+    def _data_inputs(self) -> dict[str, str | None]:
+        """Digests of both sets: pictures, and what is done to them."""
+        return {"evaluation": self.evaluation.digest(), "calibration": self.calibration.digest()}
+
+    def _weights_input(self) -> dict[str, str | None]:
+        return {"weights": self.weights.digest}
+
+    # The stages
+
+    def record(self, name: str, **results: Any) -> Manifest:
+        """Keep what a notebook computed in its cells as a stage: ``<name of the keyword>.json`` each.
+
+        Parameters
+        ----------
+        name : str
+            Folder of the stage, such as ``"00_architecture"``.
+        **results
+            JSON-able; the one called ``results`` is the manifest's metrics.
+
+        Returns
+        -------
+        dict
+            The manifest.
+        """
+        key = {
+            "settings": {"weights": self.settings.weights, "recorded": fingerprint(results)},
+            "inputs": {"weights": self.weights.digest},
+            "packages": package_versions(),
+            "code": code_digest(DATA),
+        }
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            for file, content in results.items():
+                write_json(folder / f"{file}.json", content)
+            return dict(results.get("results", {}))
+
+        return self._stand(name, key, build)
+
+    @stage("01_export", ("weights",), EXPORT, _weights_input)
+    def export(self, work: Work) -> Mapping[str, Any]:
+        """01_export: ONNX (deploy form by both exporters, training form) and TorchScript, with parity.
+
+        Returns
+        -------
+        dict
+            Metrics: ``graphs`` (figures by file) and ``parity`` (difference from the training form by file
+            and batch, on faces).
+
+        Raises
+        ------
+        ParityError
+            If a file is another function than the network.
+        """
+        model, folder = self.weights.model, work.folder
+        deploy = deploy_form(model)
+        export_training_form(model, folder / "training.onnx")
         export_onnx(deploy, folder / "deploy.onnx")
         export_onnx(deploy, folder / "deploy_torchscript_exporter.onnx", "torchscript")
         export_torchscript(deploy, folder / "deploy.pt")
         graphs = {path.name: summarise_graph(path).to_dict() for path in sorted(folder.glob("*.onnx"))}
-        return {"graphs": graphs, "parity": _export_parity(weights, folder)}
+        return {"graphs": graphs, "parity": _export_parity(model, folder)}
 
-    return stage(settings, "01_export", {"weights": settings.weights}, inputs, build)
+    @stage(
+        "02_data",
+        ("task", "dataset_size", "calib_size", "seed", "save_packs"),
+        DATA,
+        _data_inputs,
+    )
+    def data(self, work: Work) -> Mapping[str, Any]:
+        """02_data: which faces are scored and which calibrate; with ``save_packs`` the vendor's npz packs, too.
 
+        Writes ``images.csv`` and, if asked, the packs ``evaluation/`` and ``calibration/``.
 
-def _export_parity(weights: Weights, folder: Path) -> dict[str, Any]:
-    """Measure every exported file against the training form on faces, at batch 1 and 2; assert it."""
-    size = weights.model.config.in_size
-    source = embedded_faces(PARITY_FACES)
-    faces = to_tensor([make_pair(source.read(i), "color", size)[0] for i in range(PARITY_FACES)])
-    script = torch.jit.load(str(folder / "deploy.pt"))
-    found: dict[str, Any] = {}
-    for batch in (1, 2):
-        image = faces[-batch:]
-        with torch.inference_mode():
-            expected = weights.model(torch.from_numpy(image)).numpy()
-            outputs = {"deploy.pt": script(torch.from_numpy(image)).numpy()}
-        for path in sorted(folder.glob("*.onnx")):
-            if batch == 1 or path.name != TRAINING_FORM:  # that one is fixed at batch 1
-                outputs[path.name] = run_onnx(path, image)
-        for name, output in outputs.items():
-            what = f"{name}, batch {batch}, against the training form"
-            found.setdefault(name, {})[str(batch)] = assert_parity(expected, output, what).to_dict()
-    return found
+        Returns
+        -------
+        dict
+            Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
+            ``out_size``.
 
+        Raises
+        ------
+        DataError
+            If a folder is absent or holds too few images.
+        """
+        sets = {"evaluation": self.evaluation, "calibration": self.calibration}
+        rows = [
+            {"set": name, "index": index, "image": face, "sha256": pairs.faces.digest(index)}
+            for name, pairs in sets.items()
+            for index, face in enumerate(pairs.faces.names)
+        ]
+        write_csv(work.folder / "images.csv", rows)
+        for name, pairs in sets.items() if work.settings.save_packs else ():
+            write_pack(work.folder / name, pairs)
+        return {
+            **{name: len(pairs) for name, pairs in sets.items()},
+            "note": self.split.note,
+            "label": self.split.evaluation.label,
+            "in_size": self.evaluation.in_size,
+            "out_size": self.evaluation.out_size,
+        }
 
-# ----------------------------------------------------------------------
-# 03_compile.
+    @stage("03_compile/float", (), EXPORT, _weights_input)
+    def float_graph(self, work: Work) -> Mapping[str, Any]:
+        """03_compile/float: ``model.onnx``, the float graph that every dtype starts from.
 
-FIELDS = set(CompileSettings.model_fields)
-UNEXCLUDED = {"exclude_layers": [], "quantize_mode": "manual"}
-HEALED = 8  # layers left in float at most when the healing is measured
-CHOICE_FACES = 16
+        Returns
+        -------
+        dict
+            Metrics: as :func:`gpenlib.export.summarise_graph`.
+        """
+        return summarise_graph(export_onnx(self.weights.model, work.folder / "model.onnx")).to_dict()
 
+    def build_config(self) -> BuildConfig:
+        """Return the build configuration: the file's, with dtype, backend, data and weights of the settings.
 
-def compile(settings: CompileSettings) -> dict[str, Any]:
-    """03_compile: the artefact of one dtype in ``03_compile/<dtype>/artefact``.
+        ``backend="auto"`` stays in it: what it comes to is measured, and must not decide whether a stage
+        stands.
+        """
+        s = self.settings
+        choose_backend(s.backend, s.dtype, s.device)  # refuses early what cannot be run
+        values = (as_build_config(s.build) if s.build else BuildConfig()).model_dump()
+        values["name"] = f"{s.weights}_{s.dtype}".replace("/", "_").lstrip(".")
+        values["backend"] |= {"dtype": s.dtype, "type": s.backend, "device": s.device}
+        values["frontend"]["checkpoint"] = s.weights
+        values["frontend"]["type"] = "onnx" if s.weights.endswith(".onnx") else "pytorch"
+        if s.calibrate_mode is not None:
+            values["backend"]["quantize"]["calibrate_mode"] = s.calibrate_mode
+        if s.dtype in QUANTISED:
+            values["dataset"] |= {"path": None, "task": s.task, "sampler": {}}
+        return BuildConfig.parse(values)
 
-    Metrics: the artefact's own manifest.
-    """
-    weights = settings.load()
-    config = build_config(settings)
-    inputs = {"weights": weights.digest}
-    described: dict[str, Any] = {"build": config.model_dump(exclude={"dataset": {"path"}})}
-    if settings.dtype in QUANTISED:
-        inputs["calibration"] = data(settings)["inputs"]["calibration"]
+    def replaced_keys(self) -> list[str]:
+        """Return the keys of the build file that the settings replace by other values, dotted."""
+        if self.settings.build is None:
+            return []
+        written = _flat(as_build_config(self.settings.build).model_dump(exclude_unset=True))
+        used = _flat(self.build_config().model_dump())
+        return [key for key, value in written.items() if used.get(key, ...) != value]
 
-    def build(folder: Path) -> dict[str, Any]:
+    def _compile_inputs(self) -> dict[str, str | None]:
+        calibrated = self.settings.dtype in QUANTISED
+        return self._weights_input() | {"calibration": self.calibration.digest() if calibrated else None}
+
+    def _resolved_build(self) -> dict[str, Any]:
+        return {"build": self.build_config().model_dump()}
+
+    @stage(
+        "03_compile/{dtype}",
+        ("dtype", "device"),
+        COMPILE,
+        _compile_inputs,
+        lambda run: {"float": run.float_graph()},
+        _resolved_build,
+    )
+    def compile(self, work: Work) -> Mapping[str, Any]:
+        """03_compile: the artefact of one dtype in ``03_compile/<dtype>/artefact``.
+
+        Parameters
+        ----------
+        dtype : str, optional
+            Default: that of the settings.
+
+        Returns
+        -------
+        dict
+            Metrics: the artefact's own manifest, see :func:`gpenlib.compile_model`.
+
+        Raises
+        ------
+        RuntimeUnavailable, QuantisationError, CalibrationError, ParityError, DataError
+            As :func:`gpenlib.compile_model`.
+        """
+        calibration = self.calibration if work.settings.dtype in QUANTISED else None
         artefact = compile_model(
-            weights.model, config, folder / "artefact", float_graph(settings), calibration_cache(settings)
+            self.weights.model,
+            self.build_config(),
+            work.folder / "artefact",
+            Path(work.used["float"]["folder"]) / "model.onnx",
+            self._calibration_cache,
+            calibration,
         )
-        return dict(read_json(artefact / "manifest.json"))
+        return dict(read_json(artefact / MANIFEST))
 
-    return stage(settings, f"03_compile/{settings.dtype}", described, inputs, build)
+    @property
+    def _calibration_cache(self) -> Path:
+        """Folder that keeps what calibration found; its files are named by all that decides them."""
+        return self.folder / "03_compile" / "calibration"
 
+    def artefact(self, dtype: str | None = None) -> Path:
+        """Return the folder of a dtype's artefact, built if missing."""
+        return Path(self.compile(dtype)["folder"]) / "artefact"
 
-def float_graph(settings: RunSettings) -> Path:
-    """Return the float ONNX graph that every dtype starts from, exported once per run."""
-    weights = settings.load()
-
-    def build(folder: Path) -> dict[str, Any]:
-        return summarise_graph(export_onnx(weights.model, folder / "model.onnx")).to_dict()
-
-    inputs = {"weights": weights.digest}
-    return Path(stage(settings, "03_compile/float", {}, inputs, build)["folder"]) / "model.onnx"
-
-
-def sensitivity(settings: CompileSettings, healed: int = HEALED) -> dict[str, Any]:
-    """Part of 03_compile: which layers int8 hurts most, in ``03_compile/sensitivity``.
-
-    Metrics: as :func:`gpenlib.compile.int8.measure_sensitivity`, and ``max_drop_db``, the budget of
-    ``exclude_layers: auto``. Layers that the configuration excludes are measured like the others.
-    """
-    settings = CompileSettings.parse(settings.model_dump(include=FIELDS) | {"dtype": "int8"})
-    weights = settings.load()
-    config = build_config(settings)
-    options = QuantizeConfig.parse(config.backend.quantize.model_dump() | UNEXCLUDED)
-    inputs = {"weights": weights.digest, "calibration": data(settings)["inputs"]["calibration"]}
-
-    def build(folder: Path) -> dict[str, Any]:
-        deploy = deploy_form(weights.model)
-        images = open_calibration_data(config.dataset, deploy.config.in_size, deploy.config.out_size)
-        built = build_int8(deploy, options, float_graph(settings), images, calibration_cache(settings))
-        found = measure_sensitivity(deploy, built, images, options.sensitivity_images, healed)
-        return {**found, "max_drop_db": options.max_drop_db}
-
-    described = {"quantize": options.model_dump(), "healed": healed}
-    return stage(settings, "03_compile/sensitivity", described, inputs, build)
-
-
-def choice(settings: Mapping[str, CompileSettings], faces: int = CHOICE_FACES) -> dict[str, Any]:
-    """Part of 03_compile: quality of every dtype, and of int8 in every calibration mode, on the same faces.
-
-    Parameters
-    ----------
-    settings : mapping of dtype to CompileSettings
-        fp32 must be among them.
-    faces : int
-        The first so many evaluation faces.
-
-    Returns
-    -------
-    dict
-        The manifest; metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.quality.compare_artefacts`.
-    """
-    first = settings["fp32"]
-    inputs, artefacts = {}, {}
-    for dtype, own in settings.items():
-        manifest = compile(own)
-        inputs[dtype] = manifest["outputs"]["artefact/model.onnx"]
-        artefacts[dtype, manifest["metrics"].get("quantisation", {}).get("calibrate_mode")] = (
-            Path(manifest["folder"]) / "artefact"
+    @stage(
+        "03_compile/sensitivity",
+        ("healed", "task"),
+        COMPILE,
+        _compile_inputs,
+        lambda run: {"float": run.float_graph()},
+        _resolved_build,
+    )
+    def _sensitivity(self, work: Work) -> Mapping[str, Any]:
+        config = self.build_config()
+        options = QuantizeConfig.parse(
+            config.backend.quantize.model_dump() | {"exclude_layers": [], "quantize_mode": "manual"}
         )
-    pack = evaluation_pack(first)
-    inputs["evaluation"] = data(first)["inputs"]["evaluation"]
+        deploy = deploy_form(self.weights.model)
+        images = open_calibration_data(config.dataset, deploy.config, self.calibration)
+        graph = Path(work.used["float"]["folder"]) / "model.onnx"
+        built = build_int8(deploy, options, graph, images, self._calibration_cache)
+        measured = measure_sensitivity(
+            deploy, built, images, options.sensitivity_images, work.settings.healed
+        )
+        return {**measured, "max_drop_db": options.max_drop_db}
 
-    def build(folder: Path) -> dict[str, Any]:
-        for dtype, own in settings.items():
+    def sensitivity(self) -> Manifest:
+        """03_compile/sensitivity: which layers int8 hurts most, those that the build excludes measured too.
+
+        Returns
+        -------
+        dict
+            Metrics: as :func:`gpenlib.compile.build.measure_sensitivity`, and ``max_drop_db``, the budget of
+            ``exclude_layers: auto``.
+        """
+        return self.with_(dtype="int8")._sensitivity()
+
+    @stage(
+        "03_compile/choice",
+        ("choice_faces", "device", "dtypes"),
+        COMPILE,
+        lambda run: {**run._weights_input(), **run._data_inputs()},
+        lambda run: {dtype: run.compile(dtype) for dtype in run.settings.dtypes},
+        lambda run: {
+            "builds": {d: run.with_(dtype=d).build_config().model_dump() for d in run.settings.dtypes}
+        },
+    )
+    def choice(self, work: Work) -> Mapping[str, Any]:
+        """03_compile/choice: quality of every dtype, and of int8 in every calibration mode, on equal faces.
+
+        Returns
+        -------
+        dict
+            Metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.sensitivity.compare_artefacts`.
+        """
+        artefacts: dict[tuple[str, str | None], Path] = {}
+        for dtype in work.settings.dtypes:
+            mode = work.used[dtype]["metrics"].get("quantisation", {}).get("calibrate_mode")
+            artefacts[dtype, mode] = work.artefact(dtype)
+        aside = work.folder / "artefacts"  # only measured; notebook 04 builds the one it wants
+        graph = Path(self.float_graph()["folder"]) / "model.onnx"
+        for dtype in work.settings.dtypes:
             for mode in MODES if dtype in QUANTISED else ():
                 if (dtype, mode) not in artefacts:
-                    config = build_config(
-                        CompileSettings.parse(own.model_dump(include=FIELDS) | {"calibrate_mode": mode})
+                    config = self.with_(dtype=dtype, calibrate_mode=mode).build_config()
+                    artefacts[dtype, mode] = compile_model(
+                        self.weights.model,
+                        config,
+                        aside / f"{dtype}-{mode}",
+                        graph,
+                        self._calibration_cache,
+                        self.calibration,
                     )
-                    target = folder / f"{dtype}-{mode}"
-                    cache = calibration_cache(own)
-                    graph = float_graph(own)
-                    artefacts[dtype, mode] = compile_model(own.load().model, config, target, graph, cache)
-        rows = compare_artefacts(artefacts, pack, faces, first.device)
-        for path in folder.iterdir():
-            shutil.rmtree(path)  # these artefacts were only measured; notebook 04 builds the one it wants
-        return {"faces": min(faces, len(pack)), "rows": rows}
+        faces = min(work.settings.choice_faces, len(self.evaluation))
+        rows = compare_artefacts(artefacts, self.evaluation, faces, work.settings.device)
+        shutil.rmtree(aside, ignore_errors=True)
+        return {"faces": faces, "rows": rows}
 
-    return stage(first, "03_compile/choice", {"faces": faces}, inputs, build)
+    @stage(
+        "04_infer/{dtype}",
+        ("dtype", "device", "batch_size", "save_images", "save_npz", "weights", "task"),
+        INFER,
+        _data_inputs,  # calibration too: its mean colour makes a baseline
+        lambda run: {"compile": run.compile()},
+    )
+    def infer(self, work: Work) -> Mapping[str, Any]:
+        """04_infer: restore and score the evaluation faces with one dtype.
 
+        Writes ``results.json`` (the metrics), with ``save_images`` ``images/*.png`` and with ``save_npz`` the
+        unrounded outputs as ``npz/*.npz``.
 
-def calibration_cache(settings: RunSettings) -> Path:
-    """Return the folder that keeps what calibration found."""
-    return settings.folder / "03_compile" / "calibration"
+        Parameters
+        ----------
+        dtype : str, optional
+            Default: that of the settings.
 
+        Returns
+        -------
+        dict
+            Metrics: ``images``, ``dtype``, ``backend``, ``executed_precision``, ``device``, ``batch_size``,
+            ``weights``, ``task``, ``baseline``, ``data``, ``chroma_baseline``, a mean of every figure of
+            :func:`gpenlib.infer.scoring.score` (``psnr_mean`` in dB, ``ssim_mean``, ...), ``ms_per_image``
+            (median), and ``rows``, one per face.
 
-def replaced_keys(settings: CompileSettings) -> list[str]:
-    """Return the keys of the build file that the settings replace by other values, dotted."""
-    if settings.build is None:
-        return []
-    given = flat_keys(as_build_config(settings.build).model_dump(exclude_unset=True))
-    used = flat_keys(build_config(settings).model_dump())
-    return [key for key, value in given.items() if used.get(key, ...) != value]
-
-
-def flat_keys(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        flat |= flat_keys(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
-    return flat
-
-
-def build_config(settings: CompileSettings) -> BuildConfig:
-    """Return the build configuration of a stage: the file's, with our dtype, backend and calibration pack.
-
-    ``backend="auto"`` stays in it: what it comes to is measured, and must not decide whether a stage stands.
-    """
-    choose_backend(settings.backend, settings.dtype, settings.device)  # refuses early what cannot be run
-    base: BuildConfig = as_build_config(settings.build) if settings.build else BuildConfig()
-    values = base.model_dump()
-    values["name"] = f"{settings.weights}_{settings.dtype}".replace("/", "_")
-    values["backend"]["dtype"] = settings.dtype
-    values["backend"] |= {"type": settings.backend, "device": settings.device}
-    values["frontend"]["checkpoint"] = settings.weights
-    values["frontend"]["type"] = "onnx" if settings.weights.endswith(".onnx") else "pytorch"
-    if settings.calibrate_mode is not None:
-        values["backend"]["quantize"]["calibrate_mode"] = settings.calibrate_mode
-    if settings.dtype in QUANTISED:
-        folder = settings.folder / "02_data" / "calibration"
-        values["dataset"] |= {"path": str(folder), "task": settings.task, "sampler": {}}
-    return BuildConfig.parse(values)
-
-
-# ----------------------------------------------------------------------
-# 04_infer.
-
-
-def infer(settings: InferSettings) -> dict[str, Any]:
-    """04_infer: restore and score the evaluation faces with one dtype.
-
-    Writes ``results.json`` (the metrics), with ``save_images`` ``images/*.png`` and with ``save_npz`` the
-    unrounded outputs as ``npz/*.npz``.
-    """
-    faces = data(settings)
-    artefact = compile(settings)
-    backend = artefact["metrics"]["backend"]  # what compile_model measured, where the settings say auto
-    inputs = {
-        **faces["inputs"],  # calibration too: its mean colour makes a baseline
-        "artefact": artefact["outputs"][f"artefact/{artefact['metrics']['files'][backend]}"],
-    }
-    described = {
-        **settings.model_dump(include={"dtype", "device", "batch_size", "save_images", "save_npz"}),
-        "backend": backend,
-        "figures": fingerprint(MEANS),  # scored by another version's figures, results are void
-    }
-
-    def build(folder: Path) -> dict[str, Any]:
-        runtime = open_runtime(Path(artefact["folder"]) / "artefact", device=settings.device)
-        pack = read_pack(Path(faces["folder"]) / "evaluation")
-        images = folder / "images" if settings.save_images else None
-        npz = folder / "npz" if settings.save_npz else None
-        chroma = data_chroma(pack)
-        rows = restore_pack(runtime, pack, settings.batch_size, images, npz, chroma)
+        Raises
+        ------
+        DataError, ImageError
+            If there are too few faces, or a picture is damaged.
+        RuntimeUnavailable
+            If the backend cannot run this dtype on this device.
+        """
+        s, folder, pairs = work.settings, work.folder, self.evaluation
+        runtime = open_runtime(work.artefact(), device=s.device)
+        chroma = data_chroma(pairs, self.calibration)
+        images = folder / "images" if s.save_images else None
+        npz = folder / "npz" if s.save_npz else None
+        rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, chroma)
         results = {
             "images": len(rows),
-            "dtype": settings.dtype,
+            "dtype": s.dtype,
             "backend": runtime.backend,
             "executed_precision": runtime.executed_precision,
-            "device": settings.device,
-            "batch_size": settings.batch_size,
-            "weights": settings.weights,
-            "task": settings.task,
-            "baseline": baseline_name(settings.task),
-            "data": faces["metrics"]["label"],
+            "device": s.device,
+            "batch_size": s.batch_size,
+            "weights": s.weights,
+            "task": s.task,
+            "baseline": baseline_name(s.task),
+            "data": self.split.evaluation.label,
             "chroma_baseline": chroma.source,
             **summarise(rows),
             "rows": rows,
@@ -425,412 +510,391 @@ def infer(settings: InferSettings) -> dict[str, Any]:
         write_json(folder / "results.json", results)
         return results
 
-    return stage(settings, f"04_infer/{settings.dtype}", described, inputs, build)
+    def output_reader(self, dtype: str) -> Callable[[str], Image]:
+        """Return a function that reads the restored image of a face by name."""
+        folder = Path(self.with_(dtype=dtype, save_images=True).infer()["folder"]) / "images"
+        return lambda name: read_image(folder / f"{name}.png")
 
-
-def output_reader(manifest: Mapping[str, Any]) -> Callable[[str], Any]:
-    """Return a function that reads the restored image of a face by name."""
-    folder = Path(manifest["folder"]) / "images"
-    return lambda name: read_image(folder / f"{name}.png")
-
-
-# ----------------------------------------------------------------------
-# 05_errors/layers.
-
-STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
-STRESS_FACES = 2
-IN_FLOAT = "; all that is not rounded to 8 bits is computed in float32"
-
-
-def layer_errors(settings: ErrorSettings) -> dict[str, Any]:
-    """05_errors/layers: where int8 departs from float inside the network, and what breaks fp16.
-
-    On the first ``layer_faces`` evaluation faces. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the
-    error of int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
-    ``healing`` (:func:`gpenlib.errors.healing.analyse_layers`), ``half`` (rows of
-    :func:`gpenlib.errors.half_stress.stress_half`).
-
-    Raises
-    ------
-    SettingsError
-        If no quantised dtype is among ``dtypes``.
-    """
-    dtype = quantised_dtype(settings)
-    if dtype is None:
-        raise SettingsError(
-            f"dtypes={','.join(settings.dtypes)}: layer errors are those of int8; add one of "
-            f"{', '.join(QUANTISED)}"
+    @stage(
+        "05_errors",
+        (
+            "dtypes",
+            "features_are_inception",
+            "repeats",
+            "device",
+            "batch_size",
+            "run",
+            "weights",
+            "task",
+            "data_dir",
+            "lpips_weights",
+            "features_file",
+        ),
+        ERRORS,
+        lambda run: {**run._files_inputs(), **run._data_inputs()},
+        lambda run: run._compared(),
+    )
+    def _errors(self, work: Work) -> Mapping[str, Any]:
+        s = work.settings
+        files = {name: getattr(s, name) for name in ("lpips_weights", "features_file")}
+        results = analyse(
+            {dtype: work.used[f"infer {dtype}"]["metrics"] for dtype in s.dtypes},
+            {dtype: self.output_reader(dtype) for dtype in s.dtypes},
+            self.evaluation,
+            {name: Path(file) if file else None for name, file in files.items()},
+            s.features_are_inception,
         )
-    own = settings.for_dtype(dtype)
-    faces = data(own)
-    artefact = compile(own)
-    count = min(settings.layer_faces, faces["metrics"]["evaluation"])
-    inputs = {**faces["inputs"], "weights": artefact["inputs"]["weights"]}
-    inputs |= {name: value for name, value in artefact["outputs"].items() if name.endswith(".onnx")}
-    ranking = sensitivity(own)["metrics"]["ranking"]  # measured once, for 03 and 05
-    described = {
-        "dtype": dtype, "layer_faces": count, "stress_factors": STRESS_FACTORS, "ranking": ranking
-    }  # fmt: skip
-
-    def build(folder: Path) -> dict[str, Any]:
-        results = _analyse(own, artefact, count, folder, ranking)
-        write_json(folder / "layers.json", results)
+        # Timed in turns: times of separate runs hold the noise of their moment.
+        artefacts = {dtype: work.artefact(f"compile {dtype}") for dtype in s.dtypes}
+        runtimes = {dtype: open_runtime(path, device=s.device) for dtype, path in artefacts.items()}
+        results["latency"] = interleaved_latency(runtimes, s.repeats, warm_up=1, batch_size=s.batch_size)
+        sizes = {
+            dtype: {
+                "file_bytes": runtimes[dtype].path.stat().st_size,
+                "backend_reason": work.used[f"compile {dtype}"]["metrics"]["backend_reason"],
+            }
+            for dtype in s.dtypes
+        }
+        results["table"] = with_costs(results["table"], sizes, results["latency"])
+        results["facts"] = {
+            **{name: getattr(s, name) for name in ("run", "weights", "task", "device", "batch_size")},
+            "weights_digest": self.weights.digest,
+            "data": self.split.evaluation.label,
+            "made_here": made_here(s.data_dir),
+            "images": len(self.evaluation),
+            "calibration": self.split.note,
+            "in_size": self.evaluation.in_size,
+            "out_size": self.evaluation.out_size,
+            "faces_digest": self.evaluation.digest(),
+        }
+        write_csv(work.folder / "summary.csv", results["table"])
+        write_json(work.folder / "results.json", results)
         return results
 
-    return stage(settings, "05_errors/layers", described, inputs, build)
+    def _files_inputs(self) -> dict[str, str | None]:
+        files = {name: getattr(self.settings, name) for name in ("lpips_weights", "features_file")}
+        return {name: sha256(Path(file)) if file else None for name, file in files.items()}
 
+    def _compared(self) -> dict[str, Manifest]:
+        """Manifests of 03 and 04 for every dtype, with images saved for comparison."""
+        run, used = self.with_(save_images=True), {}
+        for dtype in self.settings.dtypes:
+            used[f"infer {dtype}"] = run.infer(dtype)
+            used[f"compile {dtype}"] = run.compile(dtype)
+        return used
 
-def quantised_dtype(settings: ErrorSettings) -> str | None:
-    """Return the quantised dtype whose layers are analysed, or None."""
-    return next((dtype for dtype in QUANTISED if dtype in settings.dtypes), None)
+    def errors(self) -> Manifest:
+        """05_errors: compare every dtype with fp32 on the same faces, time them in turns, and report.
 
+        Writes ``results.json`` (the metrics), ``summary.csv`` (their ``table``), with ``runs`` a comparison
+        with other runs, and the page ``outputs/<run>/report.html``.
 
-def _analyse(
-    own: InferSettings, artefact: Mapping[str, Any], count: int, folder: Path, ranking: Sequence[Any]
-) -> dict[str, Any]:
-    """Run the analysis on the first ``count`` evaluation faces."""
-    model = own.load().model
-    pack = evaluation_pack(own)
-    images = [to_tensor(pack.inputs(index)) for index in range(count)]
-    built = _rebuild(own, artefact)
-    stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
-    deploy = deploy_form(model)
+        Returns
+        -------
+        dict
+            Metrics: see :func:`gpenlib.errors.compare.analyse` and
+            :func:`~gpenlib.errors.compare.with_costs`; ``latency`` holds the times and ``facts`` what was run
+            on what. Beside them ``recommendation``, ``comparison`` (the manifest of :meth:`comparison`, or
+            None) and ``report`` (path of the page).
 
-    def run() -> None:
-        with torch.inference_mode():
-            deploy(stressed[:1])
+        Raises
+        ------
+        SettingsError
+            If ``dtypes`` names fp32 alone.
+        DataError
+            If one of ``runs`` has no results.
+        """
+        if len(self.settings.dtypes) < 2:
+            raise SettingsError(
+                f"dtypes={','.join(self.settings.dtypes)}: name fp32 and at least one other dtype, with commas"
+            )
+        manifest = self._errors()
+        comparison = self.comparison() if self.settings.runs else None
+        report = self._report()
+        page = self.folder / PAGE
+        if not page.is_file() or sha256(page) != report["outputs"][PAGE]:
+            with write_atomically(page) as temporary:
+                shutil.copyfile(Path(report["folder"]) / PAGE, temporary)
+        recommendation = report["metrics"]["recommendation"]
+        return manifest | {"recommendation": recommendation, "comparison": comparison, "report": str(page)}
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".qdq-") as work, measured_threads(run):
-        int8_file, arithmetic = _qdq_file(artefact, built, Path(work))
-        found = analyse_layers(built.float_path, int8_file, deploy, built.layers, images, ranking)
-    with measured_threads(run):  # again: what else the machine does may have changed
-        half = stress_half(model, stressed, STRESS_FACTORS)
-    return {
-        "dtype": own.dtype,
-        "faces": pack.names[:count],
-        "arithmetic": arithmetic,
-        "excluded": artefact["metrics"]["quantisation"]["excluded"],
-        **found,
-        "half": half,
-    }
-
-
-def _rebuild(own: InferSettings, artefact: Mapping[str, Any]) -> Int8Build:
-    """Round the artefact's layers again, from the calibration that its build kept."""
-    config = build_config(own)
-    model = own.load().model
-    # What `auto` excluded is known by now; measuring it again could come out otherwise.
-    excluded = list(artefact["metrics"]["quantisation"]["excluded"])
-    options = config.backend.quantize.model_copy(
-        update={"exclude_layers": excluded, "quantize_mode": "manual"}
+    @stage(
+        "05_layers",
+        ("layer_faces", "dtypes"),
+        ERRORS,
+        lambda run: {**run._weights_input(), **run._data_inputs()},
+        lambda run: {"float": run.float_graph(), "compile": run.compile()},
+        lambda run: {"stress_factors": STRESS_FACTORS, **run._resolved_build()},
     )
-    images = open_calibration_data(config.dataset, model.config.in_size, model.config.out_size)
-    return build_int8(deploy_form(model), options, float_graph(own), images, calibration_cache(own))
+    def _layers(self, work: Work) -> Mapping[str, Any]:
+        model, pairs = self.weights.model, self.evaluation
+        count = min(work.settings.layer_faces, len(pairs))
+        images = [to_tensor(pairs.inputs(index)) for index in range(count)]
+        deploy = deploy_form(model)
+        quantisation = work.used["compile"]["metrics"]["quantisation"]
+        config = self.build_config()
+        # What `auto` excluded is known by now; measuring it again could come out otherwise.
+        options = config.backend.quantize.model_copy(
+            update={"exclude_layers": list(quantisation["excluded"]), "quantize_mode": "manual"}
+        )
+        data = open_calibration_data(config.dataset, model.config, self.calibration)
+        graph = Path(work.used["float"]["folder"]) / "model.onnx"
+        built = build_int8(deploy, options, graph, data, self._calibration_cache)
+        stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
 
+        def call() -> None:
+            with torch.inference_mode():
+                deploy(stressed[:1])
 
-def _qdq_file(artefact: Mapping[str, Any], built: Int8Build, work: Path) -> tuple[Path, str]:
-    """Return a QDQ file of the artefact's network, and in words what its arithmetic is."""
-    forms = artefact["metrics"]["quantisation"]["forms"]
-    name = next((name for name, form in forms.items() if form == "qdq"), None)
-    if name is not None:
-        return Path(artefact["folder"]) / "artefact" / name, f"the artefact's own QDQ file{IN_FLOAT}"
-    built.write("qdq", work / "model.onnx")
-    return work / "model.onnx", (
-        "a QDQ file with the artefact's layers and scales; the artefact is in QOperator form, which rounds "
-        f"the layers' outputs too{IN_FLOAT}"
+        qdq = next((name for name, form in quantisation["forms"].items() if form == "qdq"), None)
+        int8_file = work.artefact() / qdq if qdq else work.folder / "model.onnx"
+        arithmetic = f"the artefact's own QDQ file{IN_FLOAT}"
+        if not qdq:
+            built.write("qdq", int8_file)
+            arithmetic = (
+                "a QDQ file with the artefact's layers and scales; the artefact is in QOperator form, which "
+                f"rounds the layers' outputs too{IN_FLOAT}"
+            )
+        with measured_threads(call):
+            analysed = analyse_layers(built.float_path, int8_file, deploy, built.layers, images)
+        with measured_threads(call):  # again: what else the machine does may have changed
+            half = stress_half(model, stressed, STRESS_FACTORS)
+        (work.folder / "model.onnx").unlink(missing_ok=True)
+        results = {
+            "dtype": config.backend.dtype,
+            "faces": pairs.names[:count],
+            "arithmetic": arithmetic,
+            "excluded": quantisation["excluded"],
+            **analysed,
+            "half": half,
+        }
+        write_json(work.folder / "layers.json", results)
+        return results
+
+    def layers(self) -> Manifest | None:
+        """05_layers: where int8 departs from float inside the network, and what breaks fp16.
+
+        On the first ``layer_faces`` evaluation faces, for the first quantised one of ``dtypes``.
+
+        Returns
+        -------
+        dict or None
+            None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of
+            int8 was computed), ``excluded`` (layers that the build left in float), ``rows``, ``ranking`` and
+            ``healing`` (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
+            :func:`gpenlib.errors.layers.stress_half`).
+        """
+        dtype = next((dtype for dtype in QUANTISED if dtype in self.settings.dtypes), None)
+        return self._layers(dtype) if dtype else None
+
+    @stage(
+        "05_comparison",
+        ("runs",),
+        ERRORS,
+        lambda run: {name: sha256(run._results_file(name)) for name in run.settings.runs},
     )
+    def comparison(self, work: Work) -> Mapping[str, Any]:
+        """05_comparison: this run's results beside those of others that notebook 05 has made.
 
+        Writes ``comparison.json`` (the metrics) and ``comparison.csv``. The first of ``runs`` is what the
+        others are compared with.
 
-# ----------------------------------------------------------------------
-# 05_errors/comparison: this run's results beside those of others.
+        Returns
+        -------
+        dict
+            Metrics: ``rows`` (see :func:`gpenlib.errors.compare.compare_results`) and ``runs``, what each ran
+            on what, by name.
 
-RESULTS = "05_errors/results.json"
-
-
-def compare_runs(names: Sequence[str], settings: RunSettings) -> dict[str, Any]:
-    """Compare the results of several runs that notebook 05 has made.
-
-    Writes ``comparison.json`` (the metrics) and ``comparison.csv`` to ``05_errors/comparison`` of the run
-    that ``settings`` name.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Folders beside that run; the first is what the others are compared with.
-    settings : RunSettings
-
-    Returns
-    -------
-    dict
-        The manifest. Metrics: ``rows`` (see :func:`gpenlib.errors.runs.compare_results`) and ``runs``, what
-        each ran on what, by name.
-
-    Raises
-    ------
-    DataError
-        If a run has no results, with the command that makes them.
-    ValueError
-        If fewer than two are named.
-    """
-    root = settings.folder.parent
-    files = {name: _results_file(root, name) for name in names}
-
-    def build(folder: Path) -> dict[str, Any]:
-        results = {name: read_json(path) for name, path in files.items()}
-        found: dict[str, Any] = {
+        Raises
+        ------
+        DataError
+            If a run has no results, with the command that makes them.
+        """
+        results = {name: read_json(self._results_file(name)) for name in work.settings.runs}
+        compared: dict[str, Any] = {
             "rows": compare_results(results),
             "runs": {name: result["facts"] for name, result in results.items()},
         }
-        write_csv(folder / "comparison.csv", found["rows"])
-        write_json(folder / "comparison.json", found)
-        return found
+        write_csv(work.folder / "comparison.csv", compared["rows"])
+        write_json(work.folder / "comparison.json", compared)
+        return compared
 
-    inputs = {name: sha256(path) for name, path in files.items()}
-    return stage(settings, "05_errors/comparison", {"runs": list(names)}, inputs, build)
-
-
-def _results_file(root: Path, name: str) -> Path:
-    """Return the results of a run; raise with what to do if they are missing or of an older form."""
-    path = root / name / RESULTS
-    todo = f"make them with `papermill notebooks/05_errors.ipynb out.ipynb -p run {name}` and its parameters"
-    if not path.is_file():
-        present = sorted(found.parents[1].name for found in root.glob(f"*/{RESULTS}"))
-        close = nearest(name, present, count=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        there = f"; runs with results: {', '.join(present)}" if present else ""
-        raise DataError(f"run {name!r} has no results at {path}{hint}: {todo}{there}")
-    if "facts" not in read_json(path):
-        raise DataError(f"run {name!r}: {path} does not say what it was made from (older version): {todo}")
-    return path
-
-
-# ----------------------------------------------------------------------
-# 05_errors/report: the page ``outputs/<run>/report.html``.
-
-PAGE = "report.html"
-NOTEBOOK_PARAMETERS = (
-    "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
-    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "features_are_inception", "runs",
-    "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
-)  # fmt: skip
-Manifest = dict[str, Any]
-
-
-def report(
-    settings: ErrorSettings, manifest: Manifest, runs: Mapping[str, Manifest], comparison: Manifest | None
-) -> dict[str, Any]:
-    """Write the page of a run and put a copy where it is found: ``outputs/<run>/report.html``.
-
-    Parameters
-    ----------
-    settings : ErrorSettings
-    manifest : mapping
-        Of 05_errors.
-    runs : mapping of dtype to mapping
-        Manifests of 04_infer.
-    comparison : mapping or None
-        Manifest of :func:`gpenlib.stages.compare_runs`.
-
-    Returns
-    -------
-    dict
-        The manifest, with ``page``, the path of the copy. Metrics: ``recommendation``.
-    """
-    results = manifest["metrics"]
-    choice = recommend(results["table"], settings.max_drop_db)
-    command = papermill_command(settings)
-    inputs = {"results.json": manifest["outputs"]["results.json"]}
-    if comparison:
-        inputs["comparison.json"] = comparison["outputs"]["comparison.json"]
-
-    def build(folder: Path) -> dict[str, Any]:
-        compared = comparison["metrics"] if comparison else None
-        write_report(
-            folder / PAGE, results, choice, _gallery(settings, results, choice, runs), command, compared
+    def _results_file(self, name: str) -> Path:
+        """Return the results of a run; raise with what to do if they are missing or of an older form."""
+        root = self.folder.parent
+        path = root / name / RESULTS
+        todo = (
+            f"make them with `papermill notebooks/05_errors.ipynb out.ipynb -p run {name}` and its parameters"
         )
-        return {"recommendation": choice.to_dict()}
+        if not path.is_file():
+            present = sorted(path.parents[1].name for path in root.glob(f"*/{RESULTS}"))
+            there = f"; runs with results: {', '.join(present)}" if present else ""
+            raise DataError(
+                f"run {name!r} has no results at {path}{did_you_mean(name, present)}: {todo}{there}"
+            )
+        if "facts" not in read_json(path):
+            raise DataError(
+                f"run {name!r}: {path} does not say what it was made from (older version): {todo}"
+            )
+        return path
 
-    described = {"command": command, "max_drop_db": settings.max_drop_db, "worst": settings.worst}
-    found = stage(settings, "05_errors/report", described, inputs, build)
-    page = settings.folder / PAGE
-    if not page.is_file() or sha256(page) != found["outputs"][PAGE]:
-        with write_atomically(page) as temporary:
-            shutil.copyfile(Path(found["folder"]) / PAGE, temporary)
-    return found | {"page": str(page)}
-
-
-def papermill_command(settings: ErrorSettings) -> str:
-    """Return the command that repeats a run of notebook 05; parameters that have their default are left out.
-
-    Settings that the notebook has no parameter for (such as the seed) are named behind it.
-    """
-    changed = {
-        name: value
-        for name, value in settings.model_dump(exclude_defaults=True).items()
-        if value is not None and not (isinstance(value, tuple) and not value)
-    }
-    words = ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
-    for name in NOTEBOOK_PARAMETERS:
-        if name in changed:
-            value = changed.pop(name)
-            words += ["-p", name, ",".join(value) if isinstance(value, tuple) else str(value)]
-    extra = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-    return shlex.join(words) + (f"  # and, set in Python: {extra}" if extra else "")
-
-
-def _gallery(
-    settings: ErrorSettings, results: Manifest, choice: Recommendation, runs: Mapping[str, Manifest]
-) -> tuple[str, list[FaceErrors]]:
-    """Return the faces on which the recommended precision loses most; fp32 recommended: the weakest one."""
-    rows = results["rows"]
-    dtype = choice.dtype if choice.dtype not in (None, REFERENCE) else faces_by_loss(rows)[0]
-    assert dtype is not None  # None was replaced
-    pack = evaluation_pack(settings)
-    position = {name: index for index, name in enumerate(pack.names)}
-    readers = {name: output_reader(runs[name]) for name in (REFERENCE, dtype)}
-    chosen = worst_faces(rows, dtype, settings.worst)
-    return dtype, open_face_errors(chosen, readers, lambda name: pack.inputs(position[name]))
-
-
-# ----------------------------------------------------------------------
-# 05_errors: what each precision costs, what to take, and the page for those who decide.
-
-
-def errors(settings: ErrorSettings) -> Manifest:
-    """05_errors: compare every dtype with fp32 on the same faces, time them in turns, and report.
-
-    Writes ``results.json`` (the metrics), ``summary.csv`` (their ``table``), with ``runs`` a comparison with
-    other runs, and the page ``outputs/<run>/report.html``.
-
-    Metrics: see :func:`gpenlib.errors.analysis.analyse` and :func:`gpenlib.errors.costs.with_costs`;
-    ``latency`` holds the times and ``facts`` what was run on what. Beside them the manifest gets
-    ``recommendation``, ``comparison`` (the manifest of :func:`compare_runs`, or None) and ``report`` (path).
-    """
-    runs = {str(dtype): infer(settings.for_dtype(dtype)) for dtype in settings.dtypes}
-    artefacts = {str(dtype): compile(settings.for_dtype(dtype)) for dtype in settings.dtypes}
-    faces = data(settings)
-    inputs = {dtype: manifest["outputs"]["results.json"] for dtype, manifest in runs.items()}
-    files = {name: getattr(settings, name) for name in ("lpips_weights", "features_file")}
-    inputs |= {name: sha256(Path(file)) for name, file in files.items() if file}
-    described = {
-        "dtypes": list(settings.dtypes),
-        "features_are_inception": settings.features_are_inception,
-        "repeats": settings.repeats,
-    }
-
-    def build(folder: Path) -> Manifest:
-        results = analyse(
-            {dtype: manifest["metrics"] for dtype, manifest in runs.items()},
-            {dtype: output_reader(manifest) for dtype, manifest in runs.items()},
-            evaluation_pack(settings),
-            {name: Path(file) if file else None for name, file in files.items()},
-            settings.features_are_inception,
+    @stage(
+        "05_report",
+        ("max_drop_db", "worst", "runs"),
+        REPORT,
+        uses=lambda run: {
+            "errors": run._errors(),
+            **({"comparison": run.comparison()} if run.settings.runs else {}),
+        },
+        resolved=lambda run: {"command": run.papermill_command()},
+    )
+    def _report(self, work: Work) -> Mapping[str, Any]:
+        results = work.used["errors"]["metrics"]
+        recommendation = recommend(results["table"], work.settings.max_drop_db)
+        rows = results["rows"]
+        # The faces on which the recommended precision loses most; fp32 recommended: the weakest one.
+        dtype = (
+            recommendation.dtype if recommendation.dtype not in (None, REFERENCE) else faces_by_loss(rows)[0]
         )
-        results["latency"] = _latency(artefacts, settings)
-        results["table"] = with_costs(results["table"], _files(artefacts), results["latency"])
-        results["facts"] = _facts(settings, faces, artefacts["fp32"]["inputs"]["weights"])
-        write_csv(folder / "summary.csv", results["table"])
-        write_json(folder / "results.json", results)
-        return results
+        assert dtype is not None  # None was replaced
+        pairs = self.evaluation
+        position = {name: index for index, name in enumerate(pairs.names)}
+        readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
+        worst = worst_faces(rows, dtype, work.settings.worst)
+        faces = open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
+        compared = work.used["comparison"]["metrics"] if work.settings.runs else None
+        command = self.papermill_command()
+        write_report(work.folder / PAGE, results, recommendation, (dtype, faces), command, compared)
+        return {"recommendation": recommendation.to_dict()}
 
-    manifest = stage(settings, "05_errors", described, inputs, build)
-    comparison = compare_runs(settings.runs, settings) if settings.runs else None
-    page = report(settings, manifest, runs, comparison)
-    return manifest | {
-        "recommendation": page["metrics"]["recommendation"],
-        "comparison": comparison,
-        "report": page["page"],
-    }
+    def papermill_command(self) -> str:
+        """Return the command that repeats a run of notebook 05; defaults are left out."""
+        changed = {
+            name: value
+            for name, value in self.settings.model_dump(exclude_defaults=True).items()
+            if value is not None and not (isinstance(value, tuple) and not value)
+        }
+        words = ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
+        for name in NOTEBOOK_05:
+            if name in changed:
+                value = changed.pop(name)
+                words += ["-p", name, ",".join(value) if isinstance(value, tuple) else str(value)]
+        # What the notebook has no parameter for and that changes figures.
+        extra = f"  # and, set in Python: seed={changed['seed']}" if "seed" in changed else ""
+        return shlex.join(words) + extra
 
+    def train(self) -> dict[str, Manifest]:
+        """06_train: train what the configuration files describe, one after the other.
 
-def _latency(artefacts: Mapping[str, Manifest], settings: ErrorSettings) -> list[Manifest]:
-    """Time every artefact in turn with the others: times of separate runs hold the noise of their moment."""
-    runtimes = {
-        dtype: open_runtime(Path(manifest["folder"]) / "artefact", device=settings.device)
-        for dtype, manifest in artefacts.items()
-    }
-    return interleaved_latency(runtimes, settings.repeats, warm_up=1, batch_size=settings.batch_size)
+        Each goes to ``06_train/<name of the file>``: ``checkpoint.pt`` (resumable), ``weights.safetensors``
+        (averaged, fp16: a ``weights`` of the other stages), ``log.jsonl``, ``samples/*.png``, TensorBoard's
+        files and ``results.json`` (the metrics). Unlike the others these stages are built in place: a stopped
+        training goes on from its checkpoint.
 
+        Returns
+        -------
+        dict
+            The manifest of every part by its name. Metrics: ``stage``, ``task``, ``size``, ``steps``,
+            ``batch_size``, ``data``, ``parameters``, ``device``, ``from_scratch`` (whether the
+            encoder was new), and ``terms``: the means of every logged term over the first and the
+            last fifth of the run.
 
-def _files(artefacts: Mapping[str, Manifest]) -> dict[str, Manifest]:
-    """Return the size of the file that each artefact's backend opens, and why that backend."""
-    found = {}
-    for dtype, manifest in artefacts.items():
-        metrics = manifest["metrics"]
-        file = Path(manifest["folder"]) / "artefact" / metrics["files"][metrics["backend"]]
-        found[dtype] = {"file_bytes": file.stat().st_size, "backend_reason": metrics["backend_reason"]}
-    return found
+        Raises
+        ------
+        TrainingError
+            If a checkpoint of other settings is in the way, or a loss is not finite.
+        DataError
+            If there are too few images.
+        """
+        assert isinstance(self.settings, TrainSettings)
+        return {name: self._train_part(name, config) for name, config in self.settings.configs().items()}
 
+    def _train_part(self, name: str, config: TrainConfig) -> Manifest:
+        faces = open_training_faces(config)
+        held_out = range(max(0, len(faces) - config.holdout), len(faces))
+        # Of the faces all names count, and the contents of the held-out ones: a data set of 70,000
+        # photographs is not read through before the training starts.
+        inputs = {"faces": fingerprint([*faces.names, faces.take(held_out).combined_digest()])}
+        if config.init:
+            init = weights_file(config.init)
+            inputs["init"] = sha256(init) if init.is_file() else config.init
+        key = {
+            "settings": config.model_dump(mode="json", exclude=RESUMABLE_CHANGES),
+            "inputs": inputs,
+            "packages": package_versions(),
+            "code": None,  # a training goes on under a new version: it is exact only within one anyway
+        }
 
-def _facts(settings: ErrorSettings, faces: Manifest, digest: str) -> Manifest:
-    """Return what was run on what; ``faces_digest`` covers the packed pictures and their order."""
-    packed = {name: value for name, value in faces["outputs"].items() if name.startswith("evaluation/")}
-    metrics = faces["metrics"]
-    return {
-        **settings.model_dump(include={"run", "weights", "task", "device", "batch_size"}),
-        "weights_digest": digest,
-        "data": metrics["label"],
-        "made_here": made_here(settings.data_dir),
-        "images": metrics["evaluation"],
-        "calibration": metrics["note"],
-        "in_size": metrics["in_size"],
-        "out_size": metrics["out_size"],
-        "faces_digest": fingerprint(packed),
-    }
+        def build(folder: Path) -> Mapping[str, Any]:
+            started = folder / "inputs.json"
+            # A checkpoint that grew from another prior or other faces is no beginning of this run.
+            keep = (folder / CHECKPOINT).is_file() and started.is_file() and read_json(started) == inputs
+            if not keep:
+                _clear_training(folder)
+            write_json(started, inputs)
+            results = _train(config, folder)
+            write_json(folder / "results.json", results)
+            return results
 
-
-# ----------------------------------------------------------------------
-# 06_train.
-
-STARTED_FROM = "inputs.json"
-
-
-def train(settings: TrainSettings) -> dict[str, dict[str, Any]]:
-    """06_train: train what the configuration files describe, one after the other.
-
-    Each goes to ``06_train/<name of the file>``: ``checkpoint.pt`` (resumable), ``weights.safetensors``
-    (averaged, fp16: a ``weights`` of the other stages), ``log.jsonl``, ``samples/*.png``, TensorBoard's
-    files and ``results.json`` (the metrics).
-
-    Returns
-    -------
-    dict
-        The manifest of every part by its name. Metrics: ``stage``, ``task``, ``size``, ``steps``,
-        ``batch_size``, ``data``, ``parameters``, ``device``, ``from_scratch`` (whether the
-        encoder was new), and ``terms``: the means of every logged term over the first and the
-        last fifth of the run.
-
-    Raises
-    ------
-    TrainingError
-        If a checkpoint of other settings is in the way, or a loss is not finite.
-    DataError
-        If there are too few images.
-    """
-    return {name: _part(name, config, settings) for name, config in settings.configs().items()}
-
-
-def _part(name: str, config: TrainConfig, settings: TrainSettings) -> dict[str, Any]:
-    source = open_training_faces(config)
-    inputs = _inputs(config, source)
-    folder = resolve_path(config.run_dir)
-    if not settings.resume and folder.exists():
-        shutil.rmtree(folder)
-    # A checkpoint that grew from another prior or other faces is no beginning of this run.
-    started = folder / STARTED_FROM
-    keep = (folder / CHECKPOINT).is_file() and started.is_file() and read_json(started) == inputs
-
-    def build(folder: Path) -> dict[str, Any]:
-        write_json(folder / STARTED_FROM, inputs)
-        results = _train(config, source, folder)
-        write_json(folder / "results.json", results)
-        return results
-
-    described = config.model_dump(mode="json", exclude=RESUMABLE_CHANGES)
-    return stage(settings, f"06_train/{name}", described, inputs, build, keep)
+        place = f"06_train/{name}"
+        if not self.settings.resume:
+            with self._lock(place):
+                _clear_training(self.folder / place)
+        return self._stand(place, key, build, in_place=True)
 
 
-def _train(config: TrainConfig, source: Faces, folder: Path) -> dict[str, Any]:
+def _clear_training(folder: Path) -> None:
+    """Remove what a training wrote, by its own names; anything else in the folder is refused."""
+    ours = ("checkpoint.pt", "inputs.json", "log.jsonl", MANIFEST, "results.json", "*.safetensors",
+            "samples/*.png", "tensorboard/*")  # fmt: skip
+    files = {path for pattern in ours for path in folder.glob(pattern)}
+    foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
+    if foreign:
+        raise StageError(
+            f"{folder} is to be trained anew but holds {foreign[0].relative_to(folder)}, which no training "
+            "wrote; move it to another place, or choose another run"
+        )
+    for path in files:
+        path.unlink()
+
+
+@functools.lru_cache(maxsize=1)
+def _load(weights: str, stamp: int) -> Weights:
+    """Load weights; ``stamp`` changes when the file does."""
+    return load_weights(weights)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        flat |= _flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
+    return flat
+
+
+def _export_parity(model: Any, folder: Path) -> dict[str, Any]:
+    """Measure every exported file against the training form on faces, at batch 1 and 2; assert it."""
+    source = embedded_faces(PARITY_FACES)
+    size = model.config.in_size
+    faces = to_tensor([make_pair(source.read(i), "color", size)[0] for i in range(PARITY_FACES)])
+    script = torch.jit.load(str(folder / "deploy.pt"))
+    parity: dict[str, Any] = {}
+    for batch in (1, 2):
+        image = faces[-batch:]
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(image)).numpy()
+            outputs = {"deploy.pt": script(torch.from_numpy(image)).numpy()}
+        for path in sorted(folder.glob("*.onnx")):
+            if batch == 1 or path.name != "training.onnx":  # that one is fixed at batch 1
+                outputs[path.name] = run_onnx(path, image)
+        for name, output in outputs.items():
+            what = f"{name}, batch {batch}, against the training form"
+            parity.setdefault(name, {})[str(batch)] = assert_parity(expected, output, what).to_dict()
+    return parity
+
+
+def _train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Train until the end; return the metrics."""
     trainer = Trainer(config)
     try:
@@ -841,29 +905,15 @@ def _train(config: TrainConfig, source: Faces, folder: Path) -> dict[str, Any]:
         trainer.board.finalize("done")  # closes the file, so that its hash stays
     trainer.save_weights()
     rows = read_log(folder)
-    terms = {}
-    for term in sorted({key for row in rows for key in row} - {"step"}):
-        terms[term] = dict(zip(("first", "last"), beginning_and_end(rows, term), strict=True))
+    terms = {
+        term: dict(zip(("first", "last"), beginning_and_end(rows, term), strict=True))
+        for term in sorted({key for row in rows for key in row} - {"step"})
+    }
     return {
         **config.model_dump(include={"stage", "task", "size", "steps", "batch_size"}),
-        "data": source.label,
+        "data": open_training_faces(config).label,
         "parameters": sum(p.numel() for p in model.parameters()),
         "from_scratch": config.stage == "embed" or (config.stage == "finetune" and not config.init),
         "device": str(trainer.fabric.device),
         "terms": terms,
     }
-
-
-def _inputs(config: TrainConfig, source: Faces) -> dict[str, str]:
-    """Return hashes of the faces and of the weights to start from.
-
-    Of the faces all names count, and the contents of the held-out ones: a data set of 70,000 photographs is
-    not read through before the training starts.
-    """
-    count = len(source.names)
-    held_out = range(max(0, count - config.holdout), count)
-    inputs = {"faces": fingerprint([*source.names, source.take(held_out).combined_digest()])}
-    if config.init:
-        path = resolve_path(config.init)
-        inputs["init"] = sha256(path) if path.is_file() else config.init
-    return inputs

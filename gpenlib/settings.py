@@ -1,11 +1,15 @@
-"""Validated settings: one frozen model per configuration, unknown keys and wrong values refused."""
+"""Everything a user can set: notebooks' parameters, build files, training files.
+
+One frozen model per configuration; unknown keys and wrong values are refused in plain words. Each set of
+names (dtypes, devices, backends, calibration modes) stands here once.
+"""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -15,19 +19,38 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictInt,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from gpenlib.architecture import GpenConfig
-from gpenlib.architecture.checkpoints import Weights, load_weights, trained_task, weights_file
+from gpenlib.architecture.checkpoints import trained_task
 from gpenlib.data.pairs import ProcessOp, parse_process_ops
 from gpenlib.data.tasks import TaskName
-from gpenlib.files import nearest, resolve_path
+from gpenlib.files import did_you_mean, resolve_path
 
-# ----------------------------------------------------------------------
-# Validated settings: one frozen model per configuration, unknown keys and wrong values refused.
+OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
+
+Dtype = Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
+Backend = Literal["openvino", "onnxruntime", "torch", "torchscript"]
+Device = Literal["cpu", "cuda", "tensorrt"]  # tensorrt: ONNX Runtime's way to the same GPU
+CalibrateMode = Literal["max", "percentile", "kl_divergence", "mse"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+BACKENDS: tuple[str, ...] = get_args(Backend)
+DEVICES: tuple[str, ...] = get_args(Device)
+MODES: tuple[str, ...] = get_args(CalibrateMode)
+QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
+REFERENCE = "fp32"  # what every other dtype is compared with
+
+Range = tuple[float, float]
+DEFAULT_OPS: tuple[dict[str, Any], ...] = (
+    {"type": "DecodeImage"},
+    {"type": "Resize"},
+    {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+    {"type": "ToTensor"},
+)
 
 
 class SettingsError(ValueError):
@@ -43,14 +66,9 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "settings") -> Self:
-        """Build the settings from a mapping.
+        """Build the settings from a mapping; numbers may be text (YAML's ``1e-3``, papermill's ``-r``).
 
-        Numbers may arrive as strings (YAML reads ``1e-3`` as one, papermill passes them on).
-
-        Raises
-        ------
-        SettingsError
-            Naming every key that is unknown (with the nearest known names) or has a wrong value.
+        Raises SettingsError naming every key that is unknown (with the nearest known) or has a wrong value.
         """
         try:
             return cls.model_validate(dict(values))
@@ -59,33 +77,50 @@ class Settings(BaseModel):
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
-        """Build the settings from a YAML file, with dotted overrides such as ``{"backend.dtype": "int8"}``.
-
-        Raises
-        ------
-        SettingsError
-            If the file is not a YAML mapping, or as :meth:`parse`.
-        """
+        """Build the settings from a YAML file, with overrides such as ``{"backend.dtype": "int8"}``."""
         path = resolve_path(path)
         values = read_yaml(path)
         for dotted, value in (overrides or {}).items():
             set_dotted(values, dotted, value)
         return cls.parse(values, source=str(path))
 
+    @classmethod
+    def of(cls, namespace: Mapping[str, Any]) -> Self:
+        """Build the settings from a notebook's ``globals()``: the variables that are named like settings.
+
+        papermill puts the values that it is given into a cell behind the parameters and only warns of unknown
+        names; a misspelt one is refused here.
+        """
+        for cell in namespace.get("In", ()):
+            if cell.startswith("# Parameters"):
+                targets = [target for line in ast.parse(cell).body for target in getattr(line, "targets", ())]
+                for name in (target.id for target in targets if isinstance(target, ast.Name)):
+                    if name not in cls.model_fields:
+                        hint = did_you_mean(name, cls.model_fields)
+                        raise SettingsError(f"parameters: unknown parameter {name!r}{hint}")
+        return cls.parse({k: namespace[k] for k in cls.model_fields if k in namespace}, "parameters")
+
+    def with_(self, **changes: Any) -> Self:
+        """Return a copy with other values, validated."""
+        return type(self).parse(self.model_dump(exclude_unset=True) | changes)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans_for_numbers(cls, values: Any) -> Any:
+        for name, field in cls.model_fields.items():
+            kinds = {field.annotation, *get_args(field.annotation)}
+            if isinstance(values, dict) and isinstance(values.get(name), bool) and bool not in kinds:
+                raise ValueError(f"{name}={values[name]!r}: true and false are no value here")
+        return values
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping.
-
-    Raises
-    ------
-    SettingsError
-        If the file is absent, not YAML, or not a mapping.
-    """
+    """Read a YAML file whose top level is a mapping; SettingsError says what is wrong with it."""
     if not path.is_file():
         raise SettingsError(f"{path}: no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not YAML ({error})") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected a mapping of keys to values")
@@ -110,28 +145,32 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise SettingsError(f"{word!r}: expected key=value")
-        overrides[key] = yaml.safe_load(text) if text else None
+        try:
+            overrides[key] = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{word!r}: the value is not YAML ({error})") from None
     return overrides
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """Return one line per problem."""
+    """Return the problems, each with its key, value and what is allowed."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, problem["loc"][:-1])
-            close = nearest(str(problem["loc"][-1]), known, count=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = did_you_mean(problem["loc"][-1], known)
             lines.append(f"unknown key {where!r}{hint}; allowed: {', '.join(known)}")
         elif problem["type"] == "missing":
             lines.append(f"missing key {where!r}")
+        elif problem["type"] == "value_error" and not where:
+            lines.append(message)
         else:
-            message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             if problem["type"] == "literal_error":
-                allowed = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-                close = nearest(str(problem["input"]), allowed, count=1)
-                message += f" (did you mean {close[0]!r}?)" if close else ""
+                message += did_you_mean(
+                    problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+                )
             prefix = "" if problem["type"] == "value_error" else "should be "
             lines.append(f"{where}={problem['input']!r}: {prefix}{message}")
     return "; ".join(lines)
@@ -142,29 +181,132 @@ def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[s
     current: Any = model
     for part in location:
         if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
-            candidates = [current.model_fields[str(part)].annotation]
-            candidates += list(getattr(candidates[0], "__args__", ()))
-            nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+            annotation = current.model_fields[str(part)].annotation
+            kinds = [annotation, *get_args(annotation)]
+            nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
             current = nested[0] if nested else None
     if isinstance(current, type) and issubclass(current, BaseModel):
         return list(current.model_fields)
     return []
 
 
-# ----------------------------------------------------------------------
-# The build configuration: the vendor's YAML schema, strict, with our backends.
+# What the parameters of the notebooks mean
 
-Dtype = Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
-RunnableBackend = Literal["openvino", "onnxruntime", "torch", "torchscript"]
-BackendType = Literal["auto", RunnableBackend, "tvm_vacc"]
-Device = Literal["cpu", "cuda", "tensorrt"]
-CalibrateMode = Literal["max", "percentile", "kl_divergence", "mse"]
-DEFAULT_OPS: tuple[dict[str, Any], ...] = (
-    {"type": "DecodeImage"},
-    {"type": "Resize"},
-    {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-    {"type": "ToTensor"},
-)
+
+def _listed(value: Any) -> Any:
+    """Return a list, comma-separated text (as ``-p`` passes it) or a single value as a tuple."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class RunFolder(Settings):
+    """What names the folder of a run."""
+
+    run: str = "demo"
+    weights: str = "demo-color"
+
+    @field_validator("run")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]{0,99}", value):
+            raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.')")
+        return value
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run; the variable GPEN_OUTPUTS replaces ``outputs/``."""
+        return resolve_path(os.environ.get(OUTPUTS_VARIABLE) or "outputs") / self.run
+
+
+class RunSettings(RunFolder):
+    """The parameters of notebooks 00 to 05; those of 04 are a contract with other programs."""
+
+    task: TaskName = Field("", description="empty: what the weights were trained for")
+    data_dir: str | None = None
+    dataset_size: int = Field(16, ge=1)
+    calib_dir: str | None = None
+    calib_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0, description="of the draw of calibration images, and of degradations")
+    save_packs: bool = Field(False, description="02: the pairs as the vendor's npz packs, too")
+    # 00_architecture
+    image: str | None = Field(None, description="picture of one face")
+    size: int = Field(512, description="side of the network whose cost is shown")
+    # 03_compile and later
+    dtype: Dtype = "fp32"
+    backend: Literal["auto", Backend] = "auto"
+    device: Device = "cpu"
+    calibrate_mode: CalibrateMode | None = Field(None, description="None: the build configuration's")
+    build: str | None = Field(
+        None, description="YAML build configuration; dtype, backend and data are set by us"
+    )
+    healed: int = Field(8, ge=0, description="layers left in float to see what it heals")
+    choice_faces: int = Field(16, ge=1, description="faces on which dtypes and modes are compared")
+    perf_batch: Counts = (1,)
+    perf_instances: Counts = (1, 2)
+    perf_threads: Counts = (1, 2)
+    perf_repeats: int = Field(10, ge=1)
+    # 04_infer
+    batch_size: int = Field(1, ge=1)
+    save_images: bool = True
+    save_npz: bool = False
+    # 05_errors
+    dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16", "int8")
+    lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
+    features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
+    features_are_inception: bool = False
+    worst: int = Field(4, ge=1, description="how many of the faces with the largest loss are shown")
+    runs: Words = Field((), description="runs whose results are compared, too")
+    max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
+    repeats: int = Field(9, ge=1, description="timed calls of every dtype, taken in turns")
+    layer_faces: int = Field(4, ge=1, description="faces on which the layers of int8 are compared with float")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _task_of_the_weights(cls, values: dict[str, Any]) -> dict[str, Any]:
+        name = values.get("weights", cls.model_fields["weights"].default)
+        return values if values.get("task") else values | {"task": trained_task(name)}
+
+    @field_validator(
+        "data_dir", "calib_dir", "image", "build", "calibrate_mode", "lpips_weights", "features_file",
+        mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("runs")
+    @classmethod
+    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value and len(set(value)) < max(2, len(value)):
+            raise ValueError("name two or more different runs, separated by commas, or none")
+        return tuple(cls._folder_name(name) for name in value)
+
+    @field_validator("lpips_weights", "features_file")
+    @classmethod
+    def _file_exists(cls, value: str | None) -> str | None:
+        if value and not resolve_path(value).is_file():
+            raise ValueError("no such file")
+        return str(resolve_path(value)) if value else None
+
+    @field_validator("dtypes", mode="before")
+    @classmethod
+    def _listed_dtypes(cls, value: Any) -> Any:
+        return _listed(value)
+
+    @field_validator("dtypes")
+    @classmethod
+    def _reference_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError(f"name one or more of {', '.join(DTYPES)}, separated by commas")
+        return tuple(name for name in DTYPES if name in {REFERENCE, *value})
+
+
+# The build configuration: the vendor's YAML schema, strict, with our backends
 
 
 class FrontendConfig(Settings):
@@ -200,7 +342,7 @@ class QuantizeConfig(Settings):
         "max", description="power2 rounds scales up to powers of two"
     )
     output_ddr: list[int] | None = None
-    exclude_layers: list[int | str] | Literal["auto"] = Field(
+    exclude_layers: list[StrictInt | str] | Literal["auto"] = Field(  # true is no index
         default_factory=list, description="module paths, patterns, or indices from 0; or auto"
     )
     quantize_mode: Literal["manual", "auto"] = Field("manual", description="auto: exclude_layers auto")
@@ -222,8 +364,10 @@ class QuantizeConfig(Settings):
 class BackendConfig(Settings):
     """What to build for."""
 
-    type: BackendType = Field("auto", description="auto: the fastest, measured on the finished artefact")
-    also: list[RunnableBackend] = Field(
+    type: Literal["auto", Backend, "tvm_vacc"] = Field(
+        "auto", description="auto: the fastest, measured on the finished artefact"
+    )
+    also: list[Backend] = Field(
         default_factory=list, description="further backends whose files the artefact shall hold"
     )
     dtype: Dtype = "fp32"
@@ -288,13 +432,7 @@ class BuildConfig(Settings):
 
 
 def as_build_config(build: BuildConfig | str | Path | Mapping[str, Any]) -> BuildConfig:
-    """Return a validated configuration from a BuildConfig, a YAML path, or a (partial) mapping.
-
-    Raises
-    ------
-    SettingsError
-        Naming the keys that are unknown or wrong.
-    """
+    """Return a validated configuration from a BuildConfig, a YAML path, or a (partial) mapping."""
     if isinstance(build, BuildConfig):
         return build
     if isinstance(build, Mapping):
@@ -302,11 +440,7 @@ def as_build_config(build: BuildConfig | str | Path | Mapping[str, Any]) -> Buil
     return BuildConfig.from_yaml(build)
 
 
-# ----------------------------------------------------------------------
-# Settings of a training run.
-
-Stage = Literal["prior", "embed", "finetune"]
-Range = tuple[float, float]
+# Training
 
 
 class Jitter(Settings):
@@ -371,7 +505,7 @@ class TrainConfig(Settings):
     ``init`` (or from random weights).
     """
 
-    stage: Stage
+    stage: Literal["prior", "embed", "finetune"]
     data_dir: str = Field(description="folder of aligned faces; embedded (one person); prior or prior:FILE")
     run_dir: str = Field(description="checkpoints, log and samples")
     init: str | None = Field(
@@ -422,146 +556,8 @@ class TrainConfig(Settings):
         return self
 
 
-# ----------------------------------------------------------------------
-# Settings of the stages: what a notebook's parameters mean, validated.
-
-OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
-
-
-@lru_cache(maxsize=1)
-def _load(weights: str, stamp: int) -> Weights:
-    """Load weights; ``stamp`` changes when the file does."""
-    return load_weights(weights)
-
-
-def _words(value: Any) -> Any:
-    """Split comma-separated text, as ``-p`` gives it, into its words."""
-    words = value.split(",") if isinstance(value, str) else value
-    return tuple(word.strip() for word in words if word.strip())
-
-
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-
-
-class RunSettings(Settings):
-    """What every stage needs."""
-
-    run: str = "demo"
-    weights: str = "demo-color"
-
-    @field_validator("run")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w][\w.-]*", value):
-            raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.')")
-        return value
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the run; the variable GPEN_OUTPUTS replaces ``outputs/``."""
-        return resolve_path(os.environ.get(OUTPUTS_VARIABLE) or "outputs") / self.run
-
-    def load(self) -> Weights:
-        """Load the network; stages that depend on one another share one copy, which none may change."""
-        path = weights_file(self.weights)
-        stamp = path.stat().st_mtime_ns if path.is_file() else 0
-        return _load(self.weights, stamp)
-
-
-class DataSettings(RunSettings):
-    """Settings of 02_data."""
-
-    task: TaskName = Field("", description="empty: what the weights were trained for")
-    data_dir: str | None = None
-    dataset_size: int = Field(16, ge=1)
-    calib_dir: str | None = None
-    calib_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0, description="of the draw of calibration images, and of degradations")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _task_of_the_weights(cls, values: dict[str, Any]) -> dict[str, Any]:
-        name = values.get("weights", cls.model_fields["weights"].default)
-        return values if values.get("task") else values | {"task": trained_task(name)}
-
-    @field_validator("data_dir", "calib_dir")
-    @classmethod
-    def _empty_is_none(cls, value: str | None) -> str | None:
-        return value or None
-
-
-class CompileSettings(DataSettings):
-    """Settings of 03_compile for one dtype."""
-
-    dtype: Dtype = "fp32"
-    backend: Literal["auto", RunnableBackend] = "auto"
-    device: Device = "cpu"
-    calibrate_mode: CalibrateMode | None = Field(None, description="None: the build configuration's")
-    build: str | None = Field(
-        None, description="YAML build configuration; dtype, backend and data are set by us"
-    )
-
-    @field_validator("build", "calibrate_mode", mode="before")
-    @classmethod
-    def _unset_is_none(cls, value: Any) -> Any:
-        return value or None
-
-
-class InferSettings(CompileSettings):
-    """Settings of 04_infer; the names are a contract with other programs."""
-
-    batch_size: int = Field(1, ge=1)
-    save_images: bool = True
-    save_npz: bool = False
-
-
-class ErrorSettings(InferSettings):
-    """Settings of 05_errors: infer for several dtypes, then compare with fp32."""
-
-    dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16", "int8")
-    lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
-    features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
-    features_are_inception: bool = False
-    worst: int = Field(4, ge=1, description="how many of the faces with the largest loss are shown")
-    runs: Words = Field((), description="runs whose results are compared, too")
-    max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
-    repeats: int = Field(9, ge=1, description="timed calls of every dtype, taken in turns")
-    layer_faces: int = Field(4, ge=1, description="faces on which the layers of int8 are compared with float")
-
-    @field_validator("runs")
-    @classmethod
-    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value and len(set(value)) < max(2, len(value)):
-            raise ValueError("name two or more different runs, separated by commas, or none")
-        return tuple(cls._folder_name(name) for name in value)
-
-    @field_validator("lpips_weights", "features_file")
-    @classmethod
-    def _file_exists(cls, value: str | None) -> str | None:
-        if value and not resolve_path(value).is_file():
-            raise ValueError("no such file")
-        return str(resolve_path(value)) if value else None
-
-    @field_validator("dtypes", mode="before")
-    @classmethod
-    def _comma_list(cls, value: Any) -> Any:
-        return tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("dtypes")
-    @classmethod
-    def _with_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < 2 or "fp32" not in value:
-            raise ValueError("name fp32 and at least one other dtype, separated by commas")
-        return tuple(name for name in get_args(Dtype) if name in value)
-
-    def for_dtype(self, dtype: str) -> InferSettings:
-        """Return the settings of one dtype's inference, with images saved for comparison."""
-        values = self.model_dump(include=set(InferSettings.model_fields))
-        return InferSettings.parse(values | {"dtype": dtype, "save_images": True})
-
-
-class TrainSettings(RunSettings):
-    """Settings of 06_train: configuration files, trained in turn, and what replaces their values."""
+class TrainSettings(RunFolder):
+    """The parameters of notebook 06: configuration files, trained in turn, and what replaces their values."""
 
     train: Words = Field(("params/train/small_prior.yaml", "params/train/small_embed.yaml"), min_length=1)
     data_dir: str | None = Field(None, description="as TrainConfig's; None: the configuration's")
@@ -586,21 +582,15 @@ class TrainSettings(RunSettings):
         return value
 
     def configs(self) -> dict[str, TrainConfig]:
-        """Return what is trained, by the name of its file, in order.
+        """Return what is trained, by the name of its file, in order; each in ``06_train/<name>`` of the run.
 
-        Each is trained in ``06_train/<name>`` of the run. An ``init`` inside the ``run_dir`` that an earlier
-        file names is looked for where that one is trained now.
-
-        Raises
-        ------
-        SettingsError
-            If a file is absent or not a training configuration.
+        An ``init`` inside the ``run_dir`` of an earlier file is looked for where that one is trained now.
         """
         replaced = self.model_dump(
             include={"data_dir", "task", "steps", "size", "batch_size", "seed"}, exclude_none=True
         )
         moved: dict[Path, Path] = {}
-        found = {}
+        configs = {}
         for file in self.train:
             values = read_yaml(resolve_path(file)) | replaced
             folder = self.folder / "06_train" / Path(file).stem
@@ -611,5 +601,5 @@ class TrainSettings(RunSettings):
                 if init.parent in moved:
                     values["init"] = str(moved[init.parent] / init.name)
             moved[resolve_path(str(values["run_dir"]))] = folder
-            found[Path(file).stem] = TrainConfig.parse(values | {"run_dir": str(folder)}, file)
-        return found
+            configs[Path(file).stem] = TrainConfig.parse(values | {"run_dir": str(folder)}, file)
+        return configs

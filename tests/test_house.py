@@ -25,15 +25,12 @@ LAYERS = [
     {"infer"},
     {"compile"},
     {"errors", "train"},
+    {"stages"},
     {"run"},
     {"notebooks"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FREE = {"", "__main__", "plots"}  # "" gathers the public names; plots has a rule of its own
-    "",
-    "__main__",
-    "plots",
-}  # "" is gpenlib/__init__, which gathers the public names; plots has its own rule
 PLOTS_USERS = {"plots", "errors"}
 
 

@@ -1,153 +1,330 @@
-"""Run folders and manifests: what stands is reused, what changed is found out."""
+"""Runs: what stands is reused, what changed is found out, and nothing of the user's is ever removed."""
 
+import ast
+import inspect
 import json
-import math
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from gpenlib import files as run
-from gpenlib.files import (
-    choice_error,
-    fingerprint,
-    nearest,
-    repository_root,
-    resolve_path,
-    sha256,
-    valid_manifest,
-    write_atomically,
-    write_json,
-    write_manifest,
-)
+from gpenlib import run as run_module
+from gpenlib import stages as stages_module
+from gpenlib.files import repository_root
+from gpenlib.run import Run
+from gpenlib.settings import RunSettings, SettingsError
+from gpenlib.stages import MANIFEST, StageError, code_digest, stage
 
-SETTINGS = {"dtype": "int8", "size": 64, "folder": Path("a/b")}
-INPUTS = {"weights": "0" * 64}
+
+class Toy(Run):
+    """Two small stages, the second built from the first."""
+
+    waiting = threading.Event()
+    entered = threading.Event()
+
+    @stage("one", ("size",), uses=lambda run: {})
+    def one(self, work):
+        (work.folder / "deep").mkdir()
+        (work.folder / "deep" / "size.txt").write_text(str(work.settings.size))
+        (work.folder / "same.txt").write_text("same")
+        return {"size": work.settings.size}
+
+    @stage("two/{dtype}", ("dtype",), uses=lambda run: {"one": run.one()})
+    def two(self, work):
+        text = (Path(work.used["one"]["folder"]) / "deep" / "size.txt").read_text()
+        if self.settings.worst == 99:  # only the test of two processes asks for it
+            self.entered.set()
+            assert self.waiting.wait(30)
+        (work.folder / "two.txt").write_text(f"{work.settings.dtype} of {text}")
+        return {"read": text}
+
+    @stage("greedy", ("size",))
+    def greedy(self, work):
+        return {"seed": work.settings.seed}
+
+
+def toy(**changes):
+    return Toy(RunSettings.parse({"run": "toy", "weights": "tiny-random"} | changes))
 
 
 @pytest.fixture
-def stage(tmp_path):
-    folder = tmp_path / "03_compile"
-    write_json(folder / "model" / "graph.json", {"nodes": 3})
-    (folder / "rows.csv").write_text("a,b\n", encoding="utf-8")
-    write_manifest(folder, "03_compile", SETTINGS, INPUTS, {"psnr": np.float32(24.5)})
-    return folder
+def one(outputs_root):
+    """Folder of a built first stage."""
+    assert toy().one()["built"]
+    return outputs_root / "toy/one"
 
 
-def test_manifest_records_the_stage(stage):
-    manifest = json.loads((stage / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["stage"] == "03_compile"
-    assert manifest["settings"] == {"dtype": "int8", "size": 64, "folder": "a/b"}
-    assert manifest["metrics"] == {"psnr": 24.5}
-    assert manifest["outputs"] == {name: sha256(stage / name) for name in ("model/graph.json", "rows.csv")}
-    assert manifest["packages"]["torch"] and manifest["packages"]["numpy"]
+# Keys
 
 
-def test_same_work_is_recognised(stage):
-    manifest, reason = valid_manifest(stage, SETTINGS, INPUTS)
-    assert reason == ""
-    assert manifest["outputs"].keys() == {"model/graph.json", "rows.csv"}
+def test_a_stage_is_built_once_and_records_what_it_is(one):
+    again = toy().one()
+    assert again["built"] is False and again["folder"] == str(one)
+    assert (again["stage"], again["metrics"]) == ("one", {"size": 512})
+    assert set(again["outputs"]) == {"deep/size.txt", "same.txt"}
+    assert again["packages"]["torch"] and again["settings"] == {"size": 512}
 
 
-def test_nothing_there_is_no_reason_to_complain(tmp_path):
-    assert valid_manifest(tmp_path / "absent", SETTINGS, INPUTS) == (None, "")
-    (tmp_path / "empty").mkdir()
-    assert valid_manifest(tmp_path / "empty", SETTINGS, INPUTS) == (None, "")
+def test_a_declared_setting_decides_and_another_does_not(one, caplog):
+    assert toy(seed=7).one()["built"] is False
+    with caplog.at_level(logging.WARNING, "gpenlib.run"):
+        assert toy(size=256).one()["metrics"] == {"size": 256}
+    assert "built anew: settings changed" in caplog.text
 
 
-def changed_output(stage):
-    (stage / "rows.csv").write_text("a,c\n", encoding="utf-8")
+def test_a_setting_that_is_not_declared_cannot_be_read(outputs_root):
+    with pytest.raises(AttributeError, match="seed"):
+        toy().greedy()
+    assert not (outputs_root / "toy/greedy").exists()
 
 
-def removed_output(stage):
-    (stage / "model" / "graph.json").unlink()
+def test_no_stage_reads_settings_past_its_key():
+    """Stages see their declared settings as ``work.settings``; ``self.settings`` would go past the key."""
+    tree = ast.parse(inspect.getsource(run_module))
+    stages = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and any("stage(" in ast.unparse(d) for d in node.decorator_list)
+    ]
+    assert len(stages) >= 10
+    assert [node.name for node in stages if "self.settings" in ast.unparse(node)] == []
 
 
-def removed_manifest(stage):
-    (stage / "manifest.json").unlink()
+def test_what_a_stage_uses_is_part_of_its_key(one, outputs_root):
+    assert toy().two("int8")["metrics"] == {"read": "512"}
+    assert toy().two("int8")["built"] is False
+    changed = toy(size=64).two("int8")
+    assert changed["built"] and changed["metrics"] == {"read": "64"}
+    assert (outputs_root / "toy/two/int8/two.txt").read_text() == "int8 of 64"
 
 
-def truncated_manifest(stage):
-    text = (stage / "manifest.json").read_text(encoding="utf-8")
-    (stage / "manifest.json").write_text(text[:100], encoding="utf-8")
+@pytest.mark.parametrize("what", ["package_versions", "code_digest"])
+def test_another_version_builds_anew(one, monkeypatch, what):
+    monkeypatch.setattr(stages_module, what, lambda *_: {"torch": "0"})
+    assert toy().one()["built"]
+
+
+def test_code_counts_and_its_comments_do_not(tmp_path, monkeypatch):
+    package = tmp_path / "gpenlib"
+    package.mkdir()
+    monkeypatch.setattr(stages_module, "__file__", str(package / "run.py"))
+
+    def digest(source):
+        (package / "data.py").write_text(source)
+        code_digest.cache_clear()
+        return code_digest(("data",))
+
+    first = digest('"""Doc."""\n\ndef f(x):\n    """Say."""\n    return x + 1\n')
+    assert digest("def f(x):\n    # why\n    return (x + 1)\n") == first
+    assert digest("def f(x):\n    return x + 2\n") != first
+    code_digest.cache_clear()
+
+
+def test_in_one_process_each_file_is_hashed_once(one, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        stages_module, "sha256", lambda path, real=stages_module.sha256: hashed.append(path) or real(path)
+    )
+    run = toy()
+    for _ in range(3):
+        run.one()
+        run.with_(dtype="bf16").one()
+    assert sorted(path.name for path in hashed) == ["same.txt", "size.txt"]
+
+
+# Damage
+
+
+def write(text):
+    return lambda path: path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def edit(**changes):
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"),
+    "damage",
     [
-        (changed_output, "rows.csv is missing or changed"),
-        (removed_output, "model/graph.json is missing or changed"),
-        (removed_manifest, "half-written (no manifest)"),
-        (truncated_manifest, "manifest is not JSON"),
+        write("null"), write("[]"), write("{"), write(b"\xff\xfe\x00"), write('"text"'), write("[" * 100_000),
+        edit(outputs=["deep/size.txt"]), edit(outputs=None), edit(outputs={}), edit(metrics={"size": 9}),
+        edit(stage=7), Path.unlink,
     ],
-)
-def test_damage_is_found(stage, damage, reason):
-    damage(stage)
-    assert valid_manifest(stage, SETTINGS, INPUTS) == (None, reason)
+)  # fmt: skip
+def test_a_manifest_of_any_form_is_built_anew(one, damage):
+    damage(one / MANIFEST)
+    manifest = toy().one()
+    assert manifest["built"] and manifest["metrics"] == {"size": 512}
+    assert toy().one()["built"] is False
 
 
-def test_changed_settings_inputs_and_packages_are_found(stage, monkeypatch):
-    assert valid_manifest(stage, SETTINGS | {"dtype": "fp16"}, INPUTS) == (None, "settings changed")
-    assert valid_manifest(stage, SETTINGS | {"extra": 1}, INPUTS) == (None, "settings changed")
-    assert valid_manifest(stage, SETTINGS, {"weights": "1" * 64}) == (None, "inputs changed")
-    monkeypatch.setattr(run, "package_versions", lambda: {"torch": "0"})
-    assert valid_manifest(stage, SETTINGS, INPUTS) == (None, "packages changed")
+@pytest.mark.parametrize("damage", [write("changed"), Path.unlink])
+def test_a_damaged_output_is_built_anew_and_named(one, damage, caplog):
+    damage(one / "same.txt")
+    with caplog.at_level(logging.WARNING, "gpenlib.run"):
+        assert toy().one()["built"]
+    assert "same.txt is missing or changed" in caplog.text
+    assert (one / "same.txt").read_text() == "same"
 
 
-def test_rewriting_does_not_list_the_manifest_itself(stage):
-    manifest = write_manifest(stage, "03_compile", SETTINGS, INPUTS, {})
-    assert "manifest.json" not in manifest["outputs"]
-    assert valid_manifest(stage, SETTINGS, INPUTS)[1] == ""
+def test_what_no_manifest_lists_is_kept(one):
+    """A folder whose manifest is gone may hold anything: it is moved aside."""
+    (one / MANIFEST).unlink()
+    (one / "notes.txt").write_text("mine")
+    assert toy().one()["built"]
+    assert (one.with_name("one.kept-1") / "notes.txt").read_text() == "mine"
+    assert not (one / "notes.txt").exists()
 
 
-def test_atomic_write_replaces_as_a_whole(tmp_path):
-    path = tmp_path / "deep" / "file.txt"
-    with write_atomically(path) as temporary:
-        assert temporary.suffix == ".txt" and temporary.parent == path.parent
-        temporary.write_text("new", encoding="utf-8")
-        assert not path.exists()
-    assert path.read_text(encoding="utf-8") == "new"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old", encoding="utf-8")
-    with pytest.raises(KeyboardInterrupt), write_atomically(path) as temporary:
-        temporary.write_text("half", encoding="utf-8")
+def test_an_interrupted_build_leaves_what_stood(one, monkeypatch):
+    def interrupt(*_):
         raise KeyboardInterrupt
-    assert path.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [path]
+
+    before = {path: path.read_bytes() for path in one.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(stages_module, "write_manifest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            toy(size=64).one()
+    assert {path: path.read_bytes() for path in one.rglob("*") if path.is_file()} == before
+    assert toy().one()["built"] is False
+    assert [path.name for path in one.parent.iterdir() if "building" in path.name] == []
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_json_refuses_what_json_has_not(tmp_path, value):
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "x.json", {"psnr": value})
-    assert list(tmp_path.iterdir()) == []
+def test_what_a_killed_process_left_is_cleared(one):
+    left = one.parent / ".one-building-0badcafe"
+    left.mkdir()
+    (left / "half").write_text("")
+    toy(size=64).one()
+    assert not left.exists()
 
 
-def test_json_refuses_objects(tmp_path):
-    with pytest.raises(TypeError, match="object does not go into JSON"):
-        write_json(tmp_path / "x.json", {"a": object()})
+# What belongs to the user
 
 
-def test_fingerprint_is_about_content_not_order():
-    assert fingerprint({"a": 1, "b": Path("x")}) == fingerprint({"b": "x", "a": np.int64(1)})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-    assert len(fingerprint({})) == 16
+def test_a_foreign_file_in_a_stage_folder_stops_the_build(one):
+    (one / "deep" / "mine.png").write_text("mine")
+    with pytest.raises(StageError, match="mine.png"):
+        toy(size=64).one()
+    assert (one / "deep" / "mine.png").read_text() == "mine"
+    assert (one / "deep" / "size.txt").read_text() == "512"
+    assert toy().one()["built"] is False
 
 
-def test_paths_are_resolved_from_the_repository(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    root = repository_root()
-    assert (root / "gpenlib" / "run.py").is_file()
-    assert resolve_path("params/demo.yaml") == root / "params" / "demo.yaml"
-    assert resolve_path(tmp_path) == tmp_path
+def test_a_link_in_a_stage_folder_is_foreign_and_its_target_stays(one, tmp_path):
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "1.png").write_text("mine")
+    (one / "faces").symlink_to(tmp_path / "faces")
+    with pytest.raises(StageError, match="faces"):
+        toy(size=64).one()
+    assert (tmp_path / "faces" / "1.png").read_text() == "mine"
 
 
-def test_messages_name_the_nearest():
-    assert nearest("int9", ["fp32", "int8", "bf16"])[0] == "int8"
-    message = choice_error("dtype", "int9", ["fp32", "int8"])
-    assert message == "dtype='int9': allowed are fp32, int8 (did you mean 'int8'?)"
-    assert "did you mean" not in choice_error("dtype", "zzzz", ["fp32", "int8"])
+def test_litter_of_file_managers_does_not_stop_a_build(one):
+    (one / ".DS_Store").write_text("")
+    assert toy(size=64).one()["built"]
+
+
+def test_a_manifest_cannot_name_files_elsewhere(one):
+    (one.parent / "mine.txt").write_text("mine")
+    edit(outputs={"../mine.txt": "0" * 64, "deep/size.txt": "", "same.txt": ""})(one / MANIFEST)
+    assert toy().one()["built"]
+    assert (one.parent / "mine.txt").read_text() == "mine"
+
+
+def test_stages_of_an_older_version_inside_another_are_ours(one):
+    """05_errors once held 05_errors/layers, with a manifest of its own."""
+    inner = one / "layers"
+    inner.mkdir()
+    (inner / "layers.json").write_text("{}")
+    (inner / MANIFEST).write_text(json.dumps({"stage": "one/layers", "outputs": {"layers.json": ""}}))
+    assert toy(size=64).one()["built"]
+    assert not inner.exists()
+
+
+@pytest.mark.parametrize("name", ["data_dir", "calib_dir", "weights", "build", "image"])
+@pytest.mark.parametrize("place", ["deep", "", "deep/size.txt"])
+def test_inputs_inside_a_stage_folder_are_refused(one, name, place):
+    before = sorted(one.rglob("*"))
+    with pytest.raises(SettingsError, match=name):
+        toy(**{name: str(one / place), "size": 64}).one()
+    assert sorted(one.rglob("*")) == before
+
+
+def test_a_prior_inside_a_stage_folder_is_refused_too(one):
+    with pytest.raises(SettingsError, match="data_dir"):
+        toy(data_dir=f"prior:{one / 'same.txt'}").one()
+
+
+# Two processes
+
+BUILD = """
+    import sys, time, pathlib
+    from gpenlib.run import Run
+    from gpenlib.stages import stage
+    from gpenlib.settings import RunSettings
+
+    class Slow(Run):
+        @stage("slow", ("size",))
+        def slow(self, work):
+            with open(sys.argv[1], "a") as file:
+                file.write("built\\n")
+            time.sleep(3)
+            (work.folder / "x.txt").write_text("x")
+            return {}
+
+    print(Slow(RunSettings.parse({"run": "two", "weights": "tiny-random"})).slow()["built"])
+"""
+
+
+def test_a_second_process_waits_and_finds_the_result(outputs_root, tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(tmp_path / "count.txt")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": repository_root()}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sorted(out.split()[-1] for out, _ in outputs) == ["False", "True"]
+    assert (tmp_path / "count.txt").read_text() == "built\n"
+    assert "waiting for process" in "".join(err for _, err in outputs)
+
+
+def test_results_of_inputs_that_changed_under_the_build_are_not_kept(one, outputs_root):
+    """Another process gives the first stage other settings while the second is built from it."""
+    failures = []
+
+    def build():
+        try:
+            toy(worst=99).two("int8")
+        except StageError as error:
+            failures.append(str(error))
+
+    Toy.entered.clear(), Toy.waiting.clear()
+    thread = threading.Thread(target=build)
+    thread.start()
+    assert Toy.entered.wait(30)
+    toy(size=64).one()
+    Toy.waiting.set()
+    thread.join()
+    assert len(failures) == 1 and "one" in failures[0]
+    assert not (outputs_root / "toy/two/int8").exists()
+
+
+# Parameters of a notebook
+
+
+def test_a_run_takes_the_variables_that_are_settings(outputs_root):
+    run = Run.of(
+        {"run": "a", "weights": "tiny-random", "dataset_size": "3", "perf_batch": 4, "unrelated": [1]}
+    )
+    assert run.settings.dataset_size == 3 and run.settings.perf_batch == (4,)
+    assert run.folder == outputs_root / "a"
+    assert "dataset_size=3" in repr(run) and "unrelated" not in repr(run)
+
+
+def test_a_parameter_that_papermill_was_given_and_nobody_has_is_refused():
+    cells = ["run = 'demo'  # any", "# Parameters\ndtpye = 'int8'\n"]
+    with pytest.raises(SettingsError, match=r"dtpye.*did you mean 'dtype'"):
+        Run.of({"In": cells, "run": "demo", "dtpye": "int8"})

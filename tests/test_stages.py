@@ -1,27 +1,24 @@
-"""Stages: built when needed and only then, hand-over by files, and errors in plain words."""
+"""The stages of a run: what they write, what they hand over, and errors in plain words."""
 
 import json
-import logging
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
 
-from gpenlib import run as infer_stage
-from gpenlib import run as stages
 from gpenlib.architecture import CheckpointError, save_checkpoint
-from gpenlib.compile import build as compiler
-from gpenlib.compile.calibrate import MODES, open_calibration_data
-from gpenlib.data.faces import DataError, EmbeddedSource
+from gpenlib.compile import build
+from gpenlib.compile.calibrate import open_calibration_data
+from gpenlib.data.faces import DataError, embedded_faces
 from gpenlib.data.pairs import read_pack
 from gpenlib.errors.report import SCORES, baselines
-from gpenlib.files import sha256
 from gpenlib.images import ImageError, read_image, to_tensor, write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.scoring import evaluate_npz
 from gpenlib.metrics import psnr
-from gpenlib.settings import OUTPUTS_VARIABLE, SettingsError
+from gpenlib.run import Run
+from gpenlib.settings import MODES, OUTPUTS_VARIABLE, RunSettings, SettingsError
 
 TINY = {"run": "test", "weights": "tiny-random", "dataset_size": 3, "calib_size": 4}
 CONTRACT = {
@@ -30,8 +27,12 @@ CONTRACT = {
 }  # fmt: skip
 
 
-def infer_settings(**changes):
-    return stages.InferSettings.parse(TINY | changes)
+def settings(**changes):
+    return RunSettings.parse(TINY | changes)
+
+
+def run_of(**changes):
+    return Run(settings(**changes))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def one_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("stages")
         patch.setenv(OUTPUTS_VARIABLE, str(root))
-        assert stages.infer(infer_settings(dtype="int8"))["built"]
+        assert run_of().infer("int8")["built"]
         yield root / "test"
 
 
@@ -48,18 +49,17 @@ def one_run(tmp_path_factory):
 def portraits(tmp_path):
     """Folder of six pictures, ``2.png`` before ``10.png`` in natural order."""
     folder = tmp_path / "portraits"
-    source = EmbeddedSource(6, 64)
+    faces = embedded_faces(6, 64)
     for index, number in enumerate((1, 2, 3, 9, 10, 11)):
-        write_image(folder / f"{number}.png", source.read(index))
+        write_image(folder / f"{number}.png", faces.read(index))
     return folder
 
 
-def test_what_stands_is_not_built_again(one_run, monkeypatch):
-    monkeypatch.setattr(infer_stage, "restore_pack", pytest.fail)
-    monkeypatch.setattr(infer_stage, "compile_model", pytest.fail)
-    again = stages.infer(infer_settings(dtype="int8"))
+def test_what_stands_is_not_built_again(one_run):
+    again = run_of().infer("int8")
     assert again["built"] is False
     assert again["metrics"] == json.loads((one_run / "04_infer/int8/results.json").read_text())
+    assert run_of().float_graph()["built"] is False
 
 
 def test_results_hold_the_contract(one_run):
@@ -75,22 +75,20 @@ def test_results_hold_the_contract(one_run):
 
 def test_images_lie_beside_the_results(one_run):
     names = sorted(path.stem for path in (one_run / "04_infer/int8/images").iterdir())
-    assert names == read_pack(one_run / "02_data/evaluation").names
+    assert names == run_of().evaluation.names
     assert read_image(one_run / "04_infer/int8/images" / f"{names[0]}.png").shape == (64, 64, 3)
 
 
-def test_every_stage_left_a_manifest_with_hashes(one_run):
-    for stage in ("02_data", "03_compile/float", "03_compile/int8", "04_infer/int8"):
-        manifest = json.loads((one_run / stage / "manifest.json").read_text())
-        assert manifest["stage"] == stage
-        assert manifest["outputs"] and manifest["inputs"]
-        assert all((one_run / stage / name).is_file() for name in manifest["outputs"])
-
-
-def test_int8_was_calibrated_on_the_packed_images(one_run):
-    manifest = json.loads((one_run / "03_compile/int8/artefact/manifest.json").read_text())
-    assert manifest["quantisation"]["calibration_images"] == 4
-    assert sum(manifest["quantisation"]["quantised"].values()) > 0
+def test_stage_folders_lie_flat_and_hold_what_they_list(one_run):
+    manifests = sorted(one_run.rglob("manifest.json"))
+    stages = [path.parent for path in manifests if "stage" in json.loads(path.read_text())]
+    assert {str(path.relative_to(one_run)) for path in stages} >= {"03_compile/float", "03_compile/int8"}
+    assert not any(inner.is_relative_to(outer) for inner in stages for outer in stages if inner != outer)
+    for folder in stages:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["stage"] == str(folder.relative_to(one_run))
+        assert manifest["outputs"] and manifest["inputs"] and manifest["code"]
+        assert all((folder / name).is_file() for name in manifest["outputs"])
 
 
 def test_the_settings_say_auto_and_the_artefact_what_it_came_to(one_run):
@@ -98,160 +96,135 @@ def test_the_settings_say_auto_and_the_artefact_what_it_came_to(one_run):
     assert manifest["settings"]["build"]["backend"]["type"] == "auto"
     assert manifest["metrics"]["backend"] in ("openvino", "onnxruntime")
     assert manifest["metrics"]["backend_reason"].startswith("fastest measured here")
+    assert manifest["metrics"]["quantisation"]["calibration_images"] == 4
 
 
 def test_a_measured_choice_is_kept_until_the_artefact_is_built_again(outputs_root, monkeypatch):
     """The next measurement might come out otherwise: it must not be made while the stage stands."""
     for choice in ("onnxruntime", "openvino"):
         monkeypatch.setattr(
-            compiler, "fastest_backend", lambda *_, choice=choice: (choice, "measured", [{"backend": choice}])
+            build, "fastest_backend", lambda *_, choice=choice: (choice, "measured", [{"backend": choice}])
         )
-        found = stages.infer(infer_settings())
-        assert found["built"] == (choice == "onnxruntime")
-        assert found["metrics"]["backend"] == "onnxruntime"
+        manifest = run_of().infer()
+        assert manifest["built"] == (choice == "onnxruntime")
+        assert manifest["metrics"]["backend"] == "onnxruntime"
 
 
-def test_a_torch_backend_is_compiled_and_run(outputs_root, monkeypatch):
-    manifest = stages.infer(infer_settings(dtype="bf16", backend="torch"))
-    artefact = outputs_root / "test/03_compile/bf16/artefact"
+def test_a_torch_backend_is_compiled_and_run(outputs_root):
+    manifest = run_of(backend="torch").infer("bf16")
     assert (manifest["metrics"]["backend"], manifest["metrics"]["images"]) == ("torch", 3)
-    assert manifest["inputs"]["artefact"] == sha256(artefact / "model.safetensors")
-    assert stages.infer(infer_settings(dtype="bf16", backend="torch"))["built"] is False
-    monkeypatch.setattr(infer_stage, "MEANS", infer_stage.MEANS[1:])  # as if other figures had been in use
-    assert stages.infer(infer_settings(dtype="bf16", backend="torch"))["built"] is True
+    assert run_of(backend="torch").infer("bf16")["built"] is False
 
 
-def test_other_precisions_share_data_and_float_graph(one_run):
-    assert stages.data(infer_settings())["built"] is False
+def test_other_precisions_share_the_float_graph(one_run):
     path = one_run / "03_compile/float/model.onnx"
     before = path.stat().st_mtime_ns
-    stages.compile(infer_settings(dtype="fp32"))
+    run_of().compile("fp32")
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.fixture
-def faces(outputs_root):
-    """Settings of a run of its own, with the data stage built."""
-    settings = infer_settings()
-    assert stages.data(settings)["built"]
-    return settings, outputs_root / "test/02_data"
+# Each change of a setting or input that decides a stage, and the stages that it must void.
+@pytest.mark.parametrize(
+    ("changes", "void"),
+    [
+        ({"dataset_size": 2}, {"data", "infer"}),
+        ({"calib_size": 3}, {"data", "compile", "infer"}),
+        ({"seed": 1}, {"data", "compile", "infer"}),  # other calibration faces are drawn
+        ({"task": "inpaint"}, {"data", "compile", "infer"}),
+        ({"data_dir": "embedded"}, {"data", "compile", "infer"}),
+        ({"calibrate_mode": "mse"}, {"compile", "infer"}),
+        ({"backend": "openvino"}, {"compile", "infer"}),
+        ({"batch_size": 2}, {"infer"}),
+        ({"save_images": False}, {"infer"}),
+        ({"save_npz": True}, {"infer"}),
+        ({"save_packs": True}, {"data"}),
+        ({"weights": "random-256"}, {"data", "compile", "infer"}),
+        ({"repeats": 3, "worst": 1, "max_drop_db": 1.0, "runs": "a,b", "perf_batch": 2}, set()),
+    ],
+)
+def test_the_key_of_a_stage_is_complete(one_run, monkeypatch, changes, void):
+    built = []
+
+    def note(self, name, key, *rest, **more):
+        manifest, _ = self._standing(self.folder / name, key)
+        if manifest is None:
+            built.append(name)
+        return (manifest or {"digest": f"new {name}", "metrics": {}}) | {"folder": str(self.folder / name)}
+
+    run_of().data()
+    monkeypatch.setattr(Run, "_stand", note)
+    run = run_of(**{"dtype": "int8"} | changes)
+    run.data(), run.compile(), run.infer()
+    names = {"data": "02_data", "compile": "03_compile/int8", "infer": "04_infer/int8"}
+    assert {name for name, folder in names.items() if folder in built} == void
 
 
-def test_a_changed_size_builds_anew_and_says_so(faces, caplog):
-    with caplog.at_level(logging.WARNING, "gpenlib.stages"):
-        manifest = stages.data(infer_settings(dataset_size=2))
-    assert manifest["built"] and manifest["metrics"]["evaluation"] == 2
-    assert "built anew: settings changed" in caplog.text
-    assert len(read_pack(faces[1] / "evaluation")) == 2
-
-
-def test_a_damaged_output_is_built_anew_and_named(faces, caplog):
-    settings, folder = faces
-    damaged = sorted((folder / "evaluation/input").iterdir())[1]
-    good = damaged.read_bytes()
-    damaged.write_bytes(good[:-5])
-    with caplog.at_level(logging.WARNING, "gpenlib.stages"):
-        assert stages.data(settings)["built"]
-    assert damaged.name in caplog.text and "missing or changed" in caplog.text
-    assert damaged.read_bytes() == good
-
-
-def test_a_half_written_stage_is_built_anew(faces, caplog):
-    settings, folder = faces
-    (folder / "manifest.json").unlink()
-    (folder / "left_over.txt").write_text("from an interrupted run")
-    with caplog.at_level(logging.WARNING, "gpenlib.stages"):
-        assert stages.data(settings)["built"]
-    assert "half-written (no manifest)" in caplog.text
-    assert not (folder / "left_over.txt").exists()
-    assert stages.data(settings)["built"] is False
-
-
-def test_a_manifest_that_is_not_json_is_built_anew(faces):
-    settings, folder = faces
-    (folder / "manifest.json").write_text("{")
-    assert stages.data(settings)["built"]
-
-
-def test_an_interrupted_build_leaves_no_manifest(faces, monkeypatch):
-    settings, folder = faces
-    (folder / "manifest.json").unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(infer_stage, "write_pack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            stages.data(settings)
-    assert not (folder / "manifest.json").exists()
-    assert stages.data(settings)["built"]
+def test_packs_are_written_where_they_are_asked_for(portraits, outputs_root):
+    run = run_of(data_dir=str(portraits), dataset_size=4, calib_size=2, save_packs=True)
+    folder = pathlib.Path(run.data()["folder"])
+    for name, pairs, names in (
+        ("evaluation", run.evaluation, ["1", "2", "3", "9"]),
+        ("calibration", run.calibration, ["10", "11"]),
+    ):
+        pack = read_pack(folder / name)
+        assert pack.names == pairs.names == names
+        for index in range(len(pairs)):
+            assert np.array_equal(pack.inputs(index), pairs.inputs(index))
+            assert np.array_equal(pack.truths(index), pairs.truths(index))
+    assert "evaluation" not in str(run.with_(save_packs=False).data()["outputs"])
 
 
 def test_another_picture_under_the_same_name_is_noticed(portraits, outputs_root):
-    settings = infer_settings(data_dir=str(portraits), calib_size=2)
-    first = stages.data(settings)
-    write_image(portraits / "2.png", EmbeddedSource(9, 64).read(8))
-    second = stages.data(settings)
+    changes = {"data_dir": str(portraits), "calib_size": 2}
+    first = run_of(**changes).data()
+    write_image(portraits / "2.png", embedded_faces(9, 64).read(8))
+    second = run_of(**changes).data()
     assert second["built"] and first["inputs"]["evaluation"] != second["inputs"]["evaluation"]
-
-
-def test_a_folder_is_taken_in_natural_order(portraits, outputs_root):
-    manifest = stages.data(infer_settings(data_dir=str(portraits), dataset_size=4, calib_size=2))
-    assert read_pack(f"{manifest['folder']}/evaluation").names == ["1", "2", "3", "9"]
-    assert read_pack(f"{manifest['folder']}/calibration").names == ["10", "11"]
 
 
 def test_calibration_shares_no_content_with_evaluation(portraits, outputs_root):
     for copy in ("10.png", "11.png"):
         (portraits / copy).write_bytes((portraits / "1.png").read_bytes())
-    manifest = stages.data(infer_settings(data_dir=str(portraits), dataset_size=3, calib_size=3))
-    packs = {name: read_pack(f"{manifest['folder']}/{name}") for name in ("evaluation", "calibration")}
-    contents = {
-        name: {pack.inputs(index).tobytes() for index in range(len(pack))} for name, pack in packs.items()
-    }
-    assert packs["calibration"].names == ["9"]
-    assert not contents["evaluation"] & contents["calibration"]
-    assert "dropped 2" in manifest["metrics"]["note"]
+    run = run_of(data_dir=str(portraits), dataset_size=3, calib_size=3)
+    assert run.calibration.names == ["9"]
+    assert "dropped 2" in run.data()["metrics"]["note"]
 
 
 def test_a_small_folder_is_calibrated_on_embedded_images(portraits, outputs_root):
-    manifest = stages.data(infer_settings(data_dir=str(portraits), dataset_size=6))
-    assert "embedded" in manifest["metrics"]["note"]
-    assert "portraits" in manifest["metrics"]["label"]
-    assert manifest["metrics"]["calibration"] == 4
+    metrics = run_of(data_dir=str(portraits), dataset_size=6).data()["metrics"]
+    assert "embedded" in metrics["note"] and "portraits" in metrics["label"]
+    assert metrics["calibration"] == 4
 
 
-def test_a_calibration_folder_of_its_own(portraits, outputs_root):
-    manifest = stages.data(infer_settings(calib_dir=str(portraits)))
-    names = read_pack(f"{manifest['folder']}/calibration").names
+def test_a_calibration_folder_of_its_own(portraits):
+    names = run_of(calib_dir=str(portraits)).calibration.names
     assert len(names) == 4 and set(names) <= {"1", "2", "3", "9", "10", "11"}
 
 
 @pytest.mark.parametrize("damaged", ["2.png", "10.png"])
 def test_a_damaged_picture_is_named(damaged, portraits, outputs_root):
     (portraits / damaged).write_bytes(b"this is no picture")
-    with pytest.raises(ImageError, match=f"{damaged}: not a readable image"):
-        stages.data(infer_settings(data_dir=str(portraits)))
-    assert not (outputs_root / "test/02_data/manifest.json").exists()
+    with pytest.raises(ImageError, match=damaged):
+        run_of(data_dir=str(portraits), calib_size=3).infer("int8")
+    assert not (outputs_root / "test/04_infer/int8").exists()
 
 
-def test_folders_without_pictures_are_named(tmp_path, outputs_root):
+def test_folders_that_cannot_be_used_are_named(portraits, tmp_path, outputs_root):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty: no image"):
-        stages.data(infer_settings(data_dir=str(tmp_path / "empty")))
-    with pytest.raises(DataError, match="absent: no such folder"):
-        stages.data(infer_settings(data_dir=str(tmp_path / "absent")))
-    with pytest.raises(DataError, match="absent: no such folder"):
-        stages.data(infer_settings(calib_dir=str(tmp_path / "absent")))
-
-
-def test_more_images_than_there_are(portraits, outputs_root):
-    with pytest.raises(DataError, match=r"dataset_size=7.*6 images"):
-        stages.data(infer_settings(data_dir=str(portraits), dataset_size=7))
+    for changes, said in (
+        ({"data_dir": str(tmp_path / "empty")}, "empty: no image"),
+        ({"data_dir": str(tmp_path / "absent")}, "absent: no such folder"),
+        ({"calib_dir": str(tmp_path / "absent")}, "absent: no such folder"),
+        ({"data_dir": str(portraits), "dataset_size": 7}, r"dataset_size=7.*6 images"),
+    ):
+        with pytest.raises(DataError, match=said):
+            run_of(**changes).data()
 
 
 def test_unknown_weights_are_refused_before_anything_is_written(outputs_root):
-    with pytest.raises(CheckpointError, match=r"tiny-randon.*did you mean 'tiny-random'"):
-        stages.infer(infer_settings(weights="tiny-randon"))
-    with pytest.raises(CheckpointError, match=r"no/such/file\.pth does not exist"):
-        stages.infer(infer_settings(weights="no/such/file.pth"))
+    for weights, said in (("tiny-randon", "'tiny-random'"), ("no/such/file.pth", r"file\.pth")):
+        with pytest.raises(CheckpointError, match=said):
+            run_of(weights=weights).infer()
     assert not outputs_root.exists()
 
 
@@ -262,179 +235,188 @@ def test_unknown_weights_are_refused_before_anything_is_written(outputs_root):
         ({"backend": "tensorflow"}, r"backend='tensorflow'.*auto.*openvino.*onnxruntime.*torch"),
         ({"device": "gpu"}, r"device='gpu'.*cpu.*cuda.*tensorrt"),
         ({"task": "sharpen"}, r"task='sharpen'.*color"),
-        ({"dataset_size": 0}, "dataset_size=0.*greater than or equal to 1"),
-        ({"batch_size": 0}, "batch_size=0.*greater than or equal to 1"),
+        ({"dataset_size": 0}, "dataset_size=0"),
+        ({"dataset_size": True}, "dataset_size=True"),
+        ({"healed": -1}, "healed=-1"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"dataset_size": "many"}, "dataset_size='many'"),
+        ({"perf_threads": "1,0"}, "perf_threads.*0"),
         ({"run": "../elsewhere"}, "plain folder name"),
         ({"batchsize": 2}, r"unknown key 'batchsize' \(did you mean 'batch_size'\?\)"),
+        ({"dtypes": "fp32,int3"}, "int3"),
+        ({"dtypes": ""}, "dtypes"),
+        ({"runs": "one"}, "runs"),
+        ({"runs": "a,a"}, "runs"),
+        ({"runs": "a,../b"}, "runs"),
+        ({"lpips_weights": "no/such.pt"}, "lpips_weights='no/such.pt'"),
+        ({"features_file": "no/such.pt"}, "features_file='no/such.pt'"),
     ],
 )
 def test_wrong_settings_are_refused_with_what_is_allowed(changes, said):
     with pytest.raises(SettingsError, match=said):
-        infer_settings(**changes)
+        settings(**changes)
+
+
+def test_settings_take_what_papermill_and_yaml_pass():
+    parsed = settings(dataset_size="8", save_images="False", data_dir="", calib_dir=None, perf_batch=4)
+    assert (parsed.dataset_size, parsed.save_images, parsed.perf_batch) == (8, False, (4,))
+    assert parsed.data_dir is None and parsed.calib_dir is None
+    for dtypes in ("int8, fp32", ["int8", "fp32"], "int8"):
+        assert settings(dtypes=dtypes).dtypes == ("fp32", "int8")
+    assert settings(perf_threads="1,2").perf_threads == settings(perf_threads=[1, 2]).perf_threads == (1, 2)
+    assert settings(runs="").runs == ()
+
+
+def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
+    path = save_checkpoint(tiny_model, tmp_path / "mine.safetensors", notes={"task": "restore-mild"})
+    assert RunSettings.parse({"weights": str(path)}).task == "restore-mild"
+    assert RunSettings.parse({"weights": str(path), "task": ""}).task == "restore-mild"
+    assert RunSettings.parse({"weights": str(path), "task": "color"}).task == "color"
+    assert settings().task == RunSettings.parse({}).task == "color"
+    unknown = save_checkpoint(tiny_model, tmp_path / "other.safetensors", notes={"task": "paint"})
+    with pytest.raises(SettingsError, match="task='paint'"):
+        RunSettings.parse({"weights": str(unknown)})
 
 
 @pytest.mark.parametrize("task", ["restore", "inpaint"])
 def test_another_task_runs_through_to_the_scores(task, outputs_root):
     """Weights of another task are allowed; the baseline is that task's input."""
-    settings = infer_settings(task=task, dtype="int8")
-    results = stages.infer(settings)["metrics"]
+    run = run_of(task=task)
+    results = run.infer("int8")["metrics"]
     named = {"restore": "degraded input (do nothing)", "inpaint": "masked input (do nothing)"}
     assert (results["task"], results["baseline"]) == (task, named[task])
-    pack = stages.evaluation_pack(settings)
     for index, row in enumerate(results["rows"]):
-        assert row["psnr_input"] == pytest.approx(psnr(pack.inputs(index), pack.truths(index)))
+        pairs = run.evaluation
+        assert row["psnr_input"] == pytest.approx(psnr(pairs.inputs(index), pairs.truths(index)))
     means = {f"{score}{suffix}": 0.0 for score in SCORES for suffix in ("", "_input")}
     lines = baselines([{"dtype": "fp32", **means}], task)["rows"]
     assert [line[0] for line in lines] == [named[task], "network, fp32"]
 
 
-def test_calibration_packs_are_not_degraded_twice(outputs_root):
-    settings = infer_settings(task="inpaint", dtype="int8")
-    folder = pathlib.Path(stages.data(settings)["folder"]) / "calibration"
-    images = open_calibration_data(stages.build_config(settings).dataset, 64)
+def test_calibration_pairs_are_not_degraded_twice(outputs_root):
+    run = run_of(task="inpaint", dtype="int8")
+    images = open_calibration_data(run.build_config().dataset, run.weights.model.config, run.calibration)
     for given, index in zip(images.calibration(), range(4), strict=True):
-        assert np.array_equal(given, to_tensor(read_pack(folder).inputs(index)))
+        assert np.array_equal(given, to_tensor(run.calibration.inputs(index)))
 
 
-def test_task_and_seed_decide_what_is_built_again(outputs_root):
-    def described(**changes):
-        manifest = stages.data(infer_settings(**changes))
-        assert manifest["settings"]["task"] == changes.get("task", "color")
-        assert manifest["settings"]["seed"] == changes.get("seed", 0)
-        return manifest["inputs"]["evaluation"]
+def test_task_and_seed_decide_the_digest_of_the_pairs(outputs_root):
+    def digest(**changes):
+        return run_of(**changes).evaluation.digest()
 
-    grey, again = described(), described(seed=1)
-    assert grey == again, "nothing is drawn for the evaluation faces of color"
-    first, second = described(task="inpaint"), described(task="inpaint", seed=1)
-    assert len({grey, first, second, described(task="restore"), described(task="restore-mild")}) == 5
-    assert stages.infer(infer_settings(task="inpaint"))["built"]
-    assert stages.infer(infer_settings(task="inpaint", seed=1))["built"], "other masks, other scores"
-
-
-def test_settings_take_what_papermill_passes():
-    settings = infer_settings(dataset_size="8", save_images="False", data_dir="", calib_dir=None)
-    assert settings.dataset_size == 8
-    assert settings.save_images is False
-    assert settings.data_dir is None and settings.calib_dir is None
+    assert digest() == digest(seed=1), "nothing is drawn for the evaluation faces of color"
+    tasks = [digest(task=task) for task in ("color", "inpaint", "restore", "restore-mild")]
+    assert len({*tasks, digest(task="inpaint", seed=1)}) == 5
 
 
 def test_precision_without_backend_is_refused(outputs_root):
     with pytest.raises(RuntimeUnavailable, match="onnxruntime does not run bf16"):
-        stages.infer(infer_settings(dtype="bf16", backend="onnxruntime"))
+        run_of(backend="onnxruntime").infer("bf16")
 
 
 def test_without_images_none_are_written(outputs_root):
-    manifest = stages.infer(infer_settings(save_images=False, batch_size=2))
+    manifest = run_of(save_images=False, batch_size=2).infer()
     assert set(manifest["outputs"]) == {"results.json"}
     assert manifest["metrics"]["images"] == 3 and manifest["metrics"]["batch_size"] == 2
 
 
 def test_npz_files_give_exactly_the_figures_of_the_stage(outputs_root):
-    manifest = stages.infer(infer_settings(save_images=False, save_npz=True))
-    faces = read_pack(outputs_root / "test/02_data/evaluation")
+    run = run_of(save_images=False, save_npz=True, save_packs=True)
+    manifest, packs = run.infer(), pathlib.Path(run.data()["folder"])
     assert len([name for name in manifest["outputs"] if name.startswith("npz/")]) == 3
-    rows = evaluate_npz(f"{manifest['folder']}/npz", faces)
+    rows = evaluate_npz(f"{manifest['folder']}/npz", read_pack(packs / "evaluation"))
     assert rows == [{k: v for k, v in row.items() if k != "ms"} for row in manifest["metrics"]["rows"]]
     assert manifest["metrics"]["chroma_baseline"] == "mean of 4 calibration truths"
 
 
-@pytest.mark.parametrize("dtypes", ["fp32", "int8,bf16", "fp32,fp32", ""])
-def test_a_comparison_needs_fp32_and_another(dtypes):
-    with pytest.raises(SettingsError, match=r"dtypes"):
-        stages.ErrorSettings.parse(TINY | {"dtypes": dtypes})
-
-
-def test_precisions_are_put_in_order_and_unknown_ones_refused():
-    assert stages.ErrorSettings.parse(TINY | {"dtypes": "int8, fp32"}).dtypes == ("fp32", "int8")
-    with pytest.raises(SettingsError, match="int3"):
-        stages.ErrorSettings.parse(TINY | {"dtypes": "fp32,int3"})
+def test_a_comparison_needs_another_precision(outputs_root):
+    with pytest.raises(SettingsError, match="dtypes=fp32"):
+        run_of(dtypes="fp32").errors()
 
 
 def test_comparison_has_a_row_per_precision_and_face(one_run):
-    settings = stages.ErrorSettings.parse(TINY | {"dtypes": "fp32,int8"})
-    manifest = stages.errors(settings)
-    table, rows = manifest["metrics"]["table"], manifest["metrics"]["rows"]
+    run = run_of(dtypes="fp32,int8")
+    manifest = run.errors()
+    metrics = manifest["metrics"]
+    table, rows = metrics["table"], metrics["rows"]
     assert [row["dtype"] for row in table] == ["fp32", "int8"]
     assert [(row["dtype"], row["name"]) for row in rows] == [
-        (dtype, name)
-        for dtype in ("fp32", "int8")
-        for name in read_pack(one_run / "02_data/evaluation").names
+        (dtype, name) for dtype in ("fp32", "int8") for name in run.evaluation.names
     ]
     assert table[0]["psnr_drop"] == table[0]["bias"] == 0
     assert 20 < table[1]["psnr_to_fp32"] < 100
     assert table[1]["psnr_verdict"] == "too few images"
-    found = manifest["metrics"]
-    assert {row["trait"] for row in found["groups"]} == {"ita", "lightness", "colourfulness"}
-    assert len(found["traits"]) == 3 and len(found["trends"]) == 9
-    assert [row["metric"] for row in found["perceptual"]] == ["lpips", "fid", "kid"]
-    assert stages.errors(settings)["built"] is False
+    assert {row["trait"] for row in metrics["groups"]} == {"ita", "lightness", "colourfulness"}
+    assert len(metrics["traits"]) == 3 and len(metrics["trends"]) == 9
+    assert [row["metric"] for row in metrics["perceptual"]] == ["lpips", "fid", "kid"]
+    assert run_of(dtypes="fp32,int8").errors()["built"] is False
 
 
-def test_a_file_that_is_not_there_is_refused_before_anything_runs():
-    for name in ("lpips_weights", "features_file"):
-        with pytest.raises(SettingsError, match=f"{name}='no/such.pt'.*no such file"):
-            stages.ErrorSettings.parse(TINY | {name: "no/such.pt"})
+def test_errors_that_stand_read_each_file_once(one_run, monkeypatch):
+    from gpenlib import run as run_module
+    from gpenlib.data import faces
+
+    run_of(dtypes="fp32,int8").errors()
+    hashed = []
+    for module in (run_module, faces):
+        real = module.sha256
+        monkeypatch.setattr(module, "sha256", lambda path, real=real: hashed.append(str(path)) or real(path))
+    run = run_of(dtypes="fp32,int8")
+    run.errors(), run.layers(), run.errors()
+    again = {path for path in hashed if hashed.count(path) > 1 and not path.endswith("report.html")}
+    assert again == set() and any("model.onnx" in path for path in hashed)
 
 
 def test_sensitivity_is_measured_once(outputs_root):
-    settings = infer_settings(dtype="int8")
-    found = stages.sensitivity(settings, healed=1)
-    assert found["built"] and not stages.sensitivity(settings, healed=1)["built"]
-    ranking, steps = found["metrics"]["ranking"], found["metrics"]["steps"]
-    assert len(ranking) == len(stages.compile(settings)["metrics"]["layers"])
+    run = run_of(healed=1)
+    measured = run.sensitivity()
+    assert measured["built"] and not run_of(healed=1).sensitivity()["built"]
+    ranking, steps = measured["metrics"]["ranking"], measured["metrics"]["steps"]
+    assert len(ranking) == len(run.compile("int8")["metrics"]["layers"])
     assert [step["excluded"] for step in steps] == [0, 1]
     assert steps[1]["psnr"] > steps[0]["psnr"]  # without the worst layer the output is closer to float
 
 
-def test_choice_covers_every_dtype_and_mode(outputs_root):
-    settings = {dtype: infer_settings(dtype=dtype, backend="openvino") for dtype in ("fp32", "int8")}
-    found = stages.choice(settings, faces=2)
-    assert found["built"] and not stages.choice(settings, faces=2)["built"]
-    rows = {(row["dtype"], row["mode"]): row for row in found["metrics"]["rows"]}
+def test_choice_covers_every_dtype_and_mode(outputs_root, tmp_path):
+    changes = {"dtypes": "fp32,int8", "backend": "openvino", "choice_faces": 2}
+    choice = run_of(**changes).choice()
+    assert choice["built"] and not run_of(**changes).choice()["built"]
+    rows = {(row["dtype"], row["mode"]): row for row in choice["metrics"]["rows"]}
     assert set(rows) == {("fp32", None), *(("int8", mode) for mode in MODES)}
     assert rows["fp32", None]["psnr_drop"] == 0 and rows["fp32", None]["psnr_to_fp32"] == 100
     for row in rows.values():
         assert row["psnr"] + row["psnr_drop"] == pytest.approx(rows["fp32", None]["psnr"])
-    left = [path.name for path in pathlib.Path(found["folder"]).iterdir()]
+    left = [path.name for path in pathlib.Path(choice["folder"]).iterdir()]
     assert left == ["manifest.json"]  # the artefacts were only measured
+    (tmp_path / "low.yaml").write_text("backend: {quantize: {percentile: 50}}")
+    other = run_of(**changes, build=str(tmp_path / "low.yaml")).choice()
+    assert other["built"], "percentile is part of the key"
+    lower = {(row["dtype"], row["mode"]): row["psnr_to_fp32"] for row in other["metrics"]["rows"]}
+    assert lower["int8", "percentile"] < rows["int8", "percentile"]["psnr_to_fp32"] - 3
 
 
-def test_the_vendors_file_in_a_stage_names_what_is_replaced():
+def test_the_vendors_file_names_what_is_replaced():
     """Every key of the file is used, replaced by a setting and named, or listed as not used."""
     path = pathlib.Path(__file__).parent / "data_files" / "vendor_build.yaml"
-    settings = infer_settings(dtype="int8", build=str(path))
-    replaced = stages.replaced_keys(settings)
-    assert {"backend.type", "dataset.path", "frontend.checkpoint", "dataset.sampler.get_data_num"} <= set(
-        replaced
-    )
+    run = run_of(dtype="int8", build=str(path))
+    replaced = set(run.replaced_keys())
+    assert {"backend.type", "dataset.path", "frontend.checkpoint", "dataset.sampler.get_data_num"} <= replaced
     assert "backend.quantize.calibrate_mode" not in replaced and "dataset.process_ops" not in replaced
-    config = stages.build_config(settings)
+    config = run.build_config()
     assert config.backend.quantize.calibrate_mode == "mse"
     assert "backend.compile.opt_level" in config.unused_keys()
-    assert stages.replaced_keys(infer_settings()) == []
-
-
-@pytest.mark.parametrize("runs", ["one", "a,a", "a,../b"])
-def test_runs_to_compare_are_two_or_more_names(runs):
-    with pytest.raises(SettingsError, match="runs"):
-        stages.ErrorSettings.parse(TINY | {"runs": runs})
-    assert stages.ErrorSettings.parse(TINY | {"runs": ""}).runs == ()
+    assert run_of().replaced_keys() == []
 
 
 def test_runs_are_compared(one_run):
     """The same faces twice, int8 calibrated on other numbers of images, and once other faces."""
-    common = TINY | {"dtypes": "fp32,int8", "repeats": 1}
-    stages.errors(stages.ErrorSettings.parse(common))
+    common = {"dtypes": "fp32,int8", "repeats": 1}
+    run_of(**common).errors()
     for name in ("fewer", "again"):  # what is the same, such as the float graph, is not built again
         shutil.copytree(one_run, one_run.parent / name)
-    fewer = stages.ErrorSettings.parse(common | {"run": "fewer", "dataset_size": 2})
-    stages.errors(fewer)
-    settings = stages.ErrorSettings.parse(
-        common | {"run": "again", "calib_size": 2, "runs": "test,again,fewer"}
-    )
-    manifest = stages.errors(settings)
-    comparison = manifest["comparison"]
+    run_of(**common, run="fewer", dataset_size=2).errors()
+    run = run_of(**common | {"run": "again", "calib_size": 2, "runs": "test,again,fewer"})
+    comparison = run.errors()["comparison"]
     rows = comparison["metrics"]["rows"]
     verdicts = {
         row["run"]: row["verdict"] for row in rows if (row["dtype"], row["score"]) == ("int8", "psnr")
@@ -444,33 +426,21 @@ def test_runs_are_compared(one_run):
     }  # fmt: skip
     fp32 = next(r for r in rows if (r["dtype"], r["score"], r["run"]) == ("fp32", "psnr", "again"))
     assert fp32["difference"] == 0, "the same network on the same faces"
-    written = settings.folder / "05_errors/comparison"
+    written = run.folder / "05_comparison"
     assert len((written / "comparison.csv").read_text().splitlines()) == len(rows) + 1
     assert json.loads((written / "comparison.json").read_text())["rows"] == rows
-    page = (settings.folder / "report.html").read_text(encoding="utf-8")
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
     assert "Compared with other runs" in page and "different faces: no paired test" in page
-    assert stages.compare_runs(settings.runs, settings)["built"] is False
-    stages.errors(stages.ErrorSettings.parse(common | {"run": "again", "calib_size": 2}))
-    assert "Compared with other runs" not in (settings.folder / "report.html").read_text(encoding="utf-8")
+    assert run.comparison()["built"] is False
+    run.with_(runs="").errors()
+    assert "Compared with other runs" not in (run.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_that_is_not_there_is_named_with_what_makes_it(outputs_root):
-    settings = stages.ErrorSettings.parse(TINY)
     results = outputs_root / "first/05_errors/results.json"
     results.parent.mkdir(parents=True)
     results.write_text("{}")
     with pytest.raises(DataError, match=r"run 'frst' has no results.*did you mean 'first'.*-p run frst"):
-        stages.compare_runs(("frst", "first"), settings)
+        run_of(runs="frst,first").comparison()
     with pytest.raises(DataError, match=r"run 'first'.*older version.*-p run first"):
-        stages.compare_runs(("first", "frst"), settings)
-
-
-def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
-    path = save_checkpoint(tiny_model, tmp_path / "mine.safetensors", notes={"task": "restore-mild"})
-    assert stages.DataSettings.parse({"weights": str(path)}).task == "restore-mild"
-    assert stages.InferSettings.parse({"weights": str(path), "task": ""}).task == "restore-mild"
-    assert stages.DataSettings.parse({"weights": str(path), "task": "color"}).task == "color"
-    assert infer_settings().task == stages.DataSettings.parse({}).task == "color"
-    unknown = save_checkpoint(tiny_model, tmp_path / "other.safetensors", notes={"task": "paint"})
-    with pytest.raises(SettingsError, match="task='paint'"):
-        stages.DataSettings.parse({"weights": str(unknown)})
+        run_of(runs="first,frst").comparison()

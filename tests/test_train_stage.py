@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from gpenlib import run as stages
-from gpenlib import run as train_stage
+from gpenlib import run as run_module
 from gpenlib.architecture.checkpoints import load_weights
-from gpenlib.settings import SettingsError
+from gpenlib.run import Run, StageError
+from gpenlib.settings import SettingsError, TrainSettings
 from gpenlib.train.trainer import Trainer, TrainingError
 
 TINY = {
@@ -34,7 +34,8 @@ def files(tmp_path: Path, outputs_root: Path) -> list[str]:
 
 
 def train(files: list[str], **changes: Any) -> dict[str, dict[str, Any]]:
-    return stages.train(stages.TrainSettings.parse({"run": "t", "train": ",".join(files)} | changes))
+    settings = TrainSettings.parse({"run": "t", "train": ",".join(files)} | changes)
+    return Run(settings).train()
 
 
 def test_parts_feed_one_another_and_stand(
@@ -48,7 +49,7 @@ def test_parts_feed_one_another_and_stand(
     assert (results["stage"], results["steps"], results["from_scratch"]) == ("embed", 2, True)
     assert set(results["terms"]["content"]) == {"first", "last"}
     assert load_weights(str(folder / "weights.safetensors")).model.config.in_size == 64
-    monkeypatch.setattr(train_stage, "Trainer", pytest.fail)
+    monkeypatch.setattr(run_module, "Trainer", pytest.fail)
     assert [part["built"] for part in train(files).values()] == [False, False]
 
 
@@ -82,7 +83,7 @@ def test_a_checkpoint_in_the_way_is_named_with_the_way_out(files: list[str]) -> 
 def test_values_of_the_notebook_replace_those_of_the_file(files: list[str], outputs_root: Path) -> None:
     unset = {"data_dir": "", "task": "", "steps": 0, "size": "0", "batch_size": 0}
     same, other = (
-        stages.TrainSettings.parse({"run": "t", "train": ",".join(files)} | changes).configs()
+        TrainSettings.parse({"run": "t", "train": ",".join(files)} | changes).configs()
         for changes in (unset, {"task": "inpaint", "size": 128, "seed": 7})
     )
     assert (same["b_embed"].steps, same["b_embed"].size, same["b_embed"].task) == (2, 64, "color")
@@ -92,6 +93,19 @@ def test_values_of_the_notebook_replace_those_of_the_file(files: list[str], outp
 
 def test_unusable_lists_are_explained(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="name different files"):
-        stages.TrainSettings.parse({"train": "a/x.yaml,b/x.yaml"})
+        TrainSettings.parse({"train": "a/x.yaml,b/x.yaml"})
     with pytest.raises(SettingsError, match="no such file"):
-        stages.TrainSettings.parse({"train": "a/x.yaml"}).configs()
+        TrainSettings.parse({"train": "a/x.yaml"}).configs()
+
+
+def test_another_start_removes_what_training_wrote_and_nothing_else(
+    files: list[str], outputs_root: Path
+) -> None:
+    train(files[:1])
+    folder = outputs_root / "t/06_train/a_prior"
+    (folder / "samples" / "mine.txt").write_text("mine")
+    with pytest.raises(StageError, match=r"mine\.txt"):
+        train(files[:1], resume=False)
+    assert (folder / "samples" / "mine.txt").read_text() == "mine" and (folder / "checkpoint.pt").is_file()
+    (folder / "samples" / "mine.txt").unlink()
+    assert train(files[:1], resume=False)["a_prior"]["built"]

@@ -1,4 +1,10 @@
-"""Configuration of a GPEN network."""
+"""GPEN in one file: StyleGAN2's operators, the generator embedded as decoder of a U, and the discriminator.
+
+Mathematics and state-dict keys are those of the original project's ``face_model/gpen_model.py``
+(``FullGenerator``, ``FullGenerator_SR``, ``Discriminator``); the code is our own and pure torch: nothing is
+compiled, every device works. Papers: StyleGAN2 (CVPR 2020) and "GAN Prior Embedded Network for Blind Face
+Restoration in the Wild" (CVPR 2021, figure 2).
+"""
 
 from __future__ import annotations
 
@@ -11,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# ----------------------------------------------------------------------
-# Configuration of a GPEN network.
-
+# Fixed by the original
 STYLE_DIM = 512
 MAPPING_LAYERS = 8
 MIN_SIZE, MAX_SIZE = 32, 2048
+LEAKY_SLOPE = 0.2
+LEAKY_GAIN = math.sqrt(2.0)
+FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
+STDDEV_GROUP = 4
+
+Modulation = Literal["weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,6 @@ class GpenConfig:
     ------
     ValueError
         If a size is not a power of two in range, ``out_size < in_size``, or a width is not positive.
-
-    Notes
-    -----
-    Fixed by the original: style dimension 512, 8 mapping layers, FIR taps (1, 3, 3, 1).
     """
 
     in_size: int = 512
@@ -87,15 +93,7 @@ class GpenConfig:
         return asdict(self)
 
 
-# ----------------------------------------------------------------------
-# StyleGAN2's operators in pure torch: nothing is compiled, every device works.
-#
-# An operator with a fast form keeps a slow reference beside it (``impl="reference"``), which the tests
-# compare; the idea and the ``upfirdn2d`` signature follow StyleGAN2.
-
-LEAKY_SLOPE = 0.2
-LEAKY_GAIN = math.sqrt(2.0)
-FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
+# Operators
 
 
 def fir_kernel(gain: float = 1.0) -> Tensor:
@@ -105,53 +103,19 @@ def fir_kernel(gain: float = 1.0) -> Tensor:
     return kernel / kernel.sum() * gain
 
 
-def upfirdn2d(
-    x: Tensor,
-    kernel: Tensor,
-    up: int = 1,
-    down: int = 1,
-    pad: tuple[int, int] = (0, 0),
-    impl: Literal["fast", "reference"] = "fast",
-) -> Tensor:
-    """Upsample by zero insertion, pad, filter with an FIR kernel, and downsample.
+def upfirdn2d(x: Tensor, kernel: Tensor, up: int = 1, pad: tuple[int, int] = (0, 0)) -> Tensor:
+    """Insert ``up - 1`` zeros after every pixel, pad both axes, filter (true convolution with [k, k]).
 
-    Parameters
-    ----------
-    x : Tensor
-        Input [N, C, H, W].
-    kernel : Tensor
-        FIR kernel [k, k]; applied as a true convolution (flipped correlation).
-    up, down : int
-        Integer factors. ``up > 1`` is fastest without ``down`` and with ``0 <= pad[0] - pad[1] < up``.
-    pad : (int, int)
-        Zeros before and after each spatial axis, counted after upsampling.
-    impl : {"fast", "reference"}
-        ``"reference"`` follows the definition step by step.
-
-    Returns
-    -------
-    Tensor
-        [N, C, (H*up + pad0 + pad1 - k) // down + 1, likewise W].
+    [N, C, H, W] -> [N, C, H*up + pad0 + pad1 - k + 1, likewise W], for 0 <= pad0 - pad1 < up and pad0 < k.
     """
-    channels = x.shape[1]
-    weight = kernel.flip(0, 1).to(x.dtype)[None, None].expand(channels, 1, -1, -1)  # [C, 1, kh, kw]
-    if impl == "fast" and up > 1 and down == 1 and pad[0] < kernel.shape[0] and 0 <= pad[0] - pad[1] < up:
-        # Zero insertion followed by filtering is a transposed convolution with the unflipped kernel.
-        crop = kernel.shape[0] - 1 - pad[0]
-        extra = pad[1] - pad[0] + up - 1
-        weight = kernel.to(x.dtype)[None, None].expand(channels, 1, -1, -1)
-        return F.conv_transpose2d(x, weight, stride=up, padding=crop, output_padding=extra, groups=channels)
-    if up > 1:
-        n, c, h, w = x.shape
-        spread = x.new_zeros(n, c, h, up, w, up)
-        spread[:, :, :, 0, :, 0] = x
-        x = spread.reshape(n, c, h * up, w * up)
-    if impl == "fast":
-        if pad[0] == pad[1]:
-            return F.conv2d(x, weight, stride=down, padding=pad[0], groups=channels)
-        return F.conv2d(F.pad(x, (*pad, *pad)), weight, stride=down, groups=channels)
-    x = F.conv2d(F.pad(x, (*pad, *pad)), weight, groups=channels)
-    return x[:, :, ::down, ::down]
+    channels, k = x.shape[1], kernel.shape[0]
+    if up == 1:
+        weight = kernel.flip(0, 1).to(x.dtype).expand(channels, 1, k, k)
+        return F.conv2d(x, weight, padding=pad[0], groups=channels)
+    # Zero insertion followed by filtering is a transposed convolution with the unflipped kernel.
+    crop, extra = k - 1 - pad[0], pad[1] - pad[0] + up - 1
+    weight = kernel.to(x.dtype).expand(channels, 1, k, k)
+    return F.conv_transpose2d(x, weight, stride=up, padding=crop, output_padding=extra, groups=channels)
 
 
 class Blur(nn.Module):
@@ -159,14 +123,14 @@ class Blur(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self, pad: tuple[int, int], gain: float = 1.0) -> None:
+    def __init__(self, pad: int, gain: float = 1.0) -> None:
         super().__init__()
         self.register_buffer("kernel", fir_kernel(gain))
         self.pad = pad
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filter [N, C, H, W]; the size changes by ``pad0 + pad1 - 3``."""
-        return upfirdn2d(x, self.kernel, pad=self.pad)
+        """Filter [N, C, H, W]; the size changes by ``2 * pad - 3``."""
+        return upfirdn2d(x, self.kernel, pad=(self.pad, self.pad))
 
 
 class Upsample(nn.Module):
@@ -207,22 +171,17 @@ class EqualLinear(nn.Module):
     """Linear layer with equalised learning rate; ``lr_mul`` slows the mapping network down."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias_init: float = 0.0,
-        lr_mul: float = 1.0,
-        activation: bool = False,
+        self, c_in: int, c_out: int, bias_init: float = 0.0, lr_mul: float = 1.0, activation: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_mul)
-        self.bias = nn.Parameter(torch.full((out_features,), bias_init))
-        self.scale = lr_mul / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.randn(c_out, c_in) / lr_mul)
+        self.bias = nn.Parameter(torch.full((c_out,), bias_init))
+        self.scale = lr_mul / math.sqrt(c_in)
         self.lr_mul = lr_mul
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_features] -> [N, out_features]."""
+        """[N, Cin] -> [N, Cout]."""
         y = F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
         return F.leaky_relu(y, LEAKY_SLOPE) * LEAKY_GAIN if self.activation else y
 
@@ -230,12 +189,10 @@ class EqualLinear(nn.Module):
 class EqualConv2d(nn.Module):
     """Convolution with equalised learning rate and no bias (the activation after it adds one)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
-    ) -> None:
+    def __init__(self, c_in: int, c_out: int, k: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        self.scale = 1.0 / math.sqrt(in_channels * kernel_size**2)
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, k, k))
+        self.scale = 1.0 / math.sqrt(c_in * k**2)
         self.stride = stride
         self.padding = padding
 
@@ -245,66 +202,47 @@ class EqualConv2d(nn.Module):
 
 
 class ConvLayer(nn.Sequential):
-    """(Blur) + EqualConv2d + (FusedLeakyReLU): the encoder's and the discriminator's layer."""
+    """(Blur) + EqualConv2d + (FusedLeakyReLU), halving H and W if ``downsample``: encoder, discriminator."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        downsample: bool = False,
-        activate: bool = True,
+        self, c_in: int, c_out: int, k: int, downsample: bool = False, activate: bool = True
     ) -> None:
         layers: list[nn.Module] = []
         if downsample:
-            total = 2 + (kernel_size - 1)  # keeps the stride-2 convolution's output at half the input size
-            layers.append(Blur(pad=((total + 1) // 2, total // 2)))
-            layers.append(EqualConv2d(in_channels, out_channels, kernel_size, stride=2))
+            layers.append(Blur(pad=(k + 1) // 2))  # so that the stride-2 convolution halves the size
+            layers.append(EqualConv2d(c_in, c_out, k, stride=2))
         else:
-            layers.append(EqualConv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2))
+            layers.append(EqualConv2d(c_in, c_out, k, padding=k // 2))
         if activate:
-            layers.append(FusedLeakyReLU(out_channels))
+            layers.append(FusedLeakyReLU(c_out))
         super().__init__(*layers)
 
 
-# ----------------------------------------------------------------------
-# GPEN: a StyleGAN2 generator embedded as the decoder of a U-shaped network.
-#
-# Follows ``face_model/gpen_model.py`` of the original project (``FullGenerator`` and
-# ``FullGenerator_SR``) in mathematics and state-dict keys; the code is our own. Paper: "GAN Prior
-# Embedded Network for Blind Face Restoration in the Wild", CVPR 2021, figure 2.
-
-Modulation = Literal["weights", "activations"]
+# Generator
 
 
 class ModulatedConv2d(nn.Module):
     """Convolution whose weights are scaled by a style and normalised (StyleGAN2, section 2.2).
 
-    ``modulation_impl`` chooses between two equal formulations: ``"weights"`` builds one weight tensor
-    per image and runs a grouped convolution (the original); ``"activations"`` scales the input channels
-    and then the output channels around one shared convolution (cheaper to train, and the seed of the
-    deploy form).
+    Two equal formulations: ``"weights"`` builds one weight tensor per image and runs a grouped convolution
+    (the original); ``"activations"`` scales input and output channels around one shared convolution (cheaper
+    to train, and the seed of the deploy form).
     """
 
     modulation_impl: Modulation = "weights"
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        demodulate: bool = True,
-        upsample: bool = False,
+        self, c_in: int, c_out: int, k: int, demodulate: bool = True, upsample: bool = False
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, out_channels, in_channels, kernel_size, kernel_size))
-        self.scale = 1.0 / math.sqrt(in_channels * kernel_size**2)
-        self.modulation = EqualLinear(STYLE_DIM, in_channels, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(1, c_out, c_in, k, k))
+        self.scale = 1.0 / math.sqrt(c_in * k**2)
+        self.modulation = EqualLinear(STYLE_DIM, c_in, bias_init=1.0)
         self.demodulate = demodulate
         self.upsample = upsample
-        self.padding = kernel_size // 2
+        self.padding = k // 2
         if upsample:
-            self.blur = Blur(pad=(1, 1), gain=4.0)
+            self.blur = Blur(pad=1, gain=4.0)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Convolve ``x`` [N, Cin, H, W] under the latent ``w`` [N, 512] -> [N, Cout, H or 2H, ...]."""
@@ -317,23 +255,23 @@ class ModulatedConv2d(nn.Module):
         n, c_in, height, width = x.shape
         weight = self.scale * self.weight * style.view(n, 1, c_in, 1, 1)  # [N, O, I, k, k]
         if self.demodulate:
-            norm = torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
+            norm = torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)  # [N, O, 1, 1, 1]
             weight = weight * norm
-        x = x.reshape(1, n * c_in, height, width)
+        x = x.reshape(1, n * c_in, height, width)  # images become groups: [1, N*I, H, W]
         if self.upsample:
             weight = weight.transpose(1, 2).flatten(0, 1)  # [N*I, O, k, k]
-            y = F.conv_transpose2d(x, weight, stride=2, groups=n)
+            y = F.conv_transpose2d(x, weight, stride=2, groups=n)  # [1, N*O, 2H+1, 2W+1]
         else:
-            y = F.conv2d(x, weight.flatten(0, 1), padding=self.padding, groups=n)
-        return y.view(n, -1, y.shape[2], y.shape[3])
+            y = F.conv2d(x, weight.flatten(0, 1), padding=self.padding, groups=n)  # [1, N*O, H, W]
+        return y.view(n, -1, y.shape[2], y.shape[3])  # [N, O, ...]
 
     def _scale_activations(self, x: Tensor, style: Tensor) -> Tensor:
         weight = self.scale * self.weight[0]  # [O, I, k, k]
         x = x * style.to(x.dtype)[:, :, None, None]
         if self.upsample:
-            y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+            y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [N, O, 2H+1, 2W+1]
         else:
-            y = F.conv2d(x, weight, padding=self.padding)
+            y = F.conv2d(x, weight, padding=self.padding)  # [N, O, H, W]
         if self.demodulate:
             energy = weight.square().sum(dim=(2, 3))  # [O, I]
             norm = torch.rsqrt(style.square() @ energy.T + 1e-8)  # [N, O]
@@ -344,9 +282,8 @@ class ModulatedConv2d(nn.Module):
 class NoiseInjection(nn.Module):
     """Concatenate ``weight * noise`` to the features (GPEN's change to StyleGAN2, which adds it).
 
-    In the embedded network the "noise" is the encoder's feature map of the same resolution. Where the
-    encoder has none (levels above ``in_size``), training draws normal noise and evaluation uses zeros,
-    so that results and exports are deterministic.
+    In the embedded network it is the encoder's feature map of the same resolution. Where there is none
+    (levels above ``in_size``), training draws normal noise, and evaluation takes zeros, to be deterministic.
     """
 
     def __init__(self) -> None:
@@ -368,11 +305,11 @@ def noise_weights(network: nn.Module) -> list[nn.Parameter]:
 class StyledConv(nn.Module):
     """Modulated convolution, concatenated noise, activation: one half of a GAN block."""
 
-    def __init__(self, in_channels: int, out_channels: int, upsample: bool = False) -> None:
+    def __init__(self, c_in: int, c_out: int, upsample: bool = False) -> None:
         super().__init__()
-        self.conv = ModulatedConv2d(in_channels, out_channels, 3, upsample=upsample)
+        self.conv = ModulatedConv2d(c_in, c_out, 3, upsample=upsample)
         self.noise = NoiseInjection()
-        self.activate = FusedLeakyReLU(2 * out_channels)
+        self.activate = FusedLeakyReLU(2 * c_out)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         """[N, Cin, H, W] -> [N, 2*Cout, H or 2H, ...]."""
@@ -382,11 +319,11 @@ class StyledConv(nn.Module):
 class ToRGB(nn.Module):
     """Project features to RGB and add the upsampled image of the level below."""
 
-    def __init__(self, in_channels: int, upsample: bool = True) -> None:
+    def __init__(self, c_in: int, upsample: bool = True) -> None:
         super().__init__()
         if upsample:
             self.upsample = Upsample()
-        self.conv = ModulatedConv2d(in_channels, 3, 1, demodulate=False)
+        self.conv = ModulatedConv2d(c_in, 3, 1, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     def forward(self, x: Tensor, w: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -434,12 +371,26 @@ class Generator(nn.Module):
         """Map ``z`` [N, 512] to an image [N, 3, out_size, out_size], nominally in [-1, 1]."""
         return self.synthesis(self.latents(z), noise)
 
-    def set_modulation(self, impl: Modulation) -> Generator:
-        """Choose how every modulated convolution computes (see :class:`ModulatedConv2d`)."""
-        for module in self.modules():
-            if isinstance(module, ModulatedConv2d):
-                module.modulation_impl = impl
-        return self
+    def latents(self, z: Tensor) -> Tensor:
+        """Return the latent ``w`` of every layer, [N, num_latents, 512]."""
+        return self.style(z).unsqueeze(1).expand(-1, self.config.num_latents, -1)
+
+    def synthesis(self, w: Tensor, noise: Sequence[Tensor | None] | None = None) -> Tensor:
+        """Grow an image from latents [N, num_latents, 512] and one map of noise per resolution, from 4 px up.
+
+        Both convolutions of a resolution share it; where it is missing or None see :class:`NoiseInjection`.
+        """
+        levels = self.config.log_out - 1
+        maps = [*(noise or ()), *[None] * levels][:levels]
+        x = self.input(w.shape[0])  # [N, C, 4, 4]
+        x = self.conv1(x, w[:, 0], maps[0])  # [N, 2C, 4, 4]
+        rgb = self.to_rgb1(x, w[:, 1])  # [N, 3, 4, 4]
+        for level in range(1, levels):  # S = 4 * 2**level
+            first = 2 * level - 1
+            x = self.convs[first - 1](x, w[:, first], maps[level])  # [N, 2C, S, S]
+            x = self.convs[first](x, w[:, first + 1], maps[level])  # [N, 2C, S, S]
+            rgb = self.to_rgbs[level - 1](x, w[:, first + 2], rgb)  # [N, 3, S, S]
+        return rgb
 
     def noise_maps(self, batch: int, seed: int) -> list[Tensor]:
         """Return seeded normal noise for :meth:`synthesis`, [batch, C, S, S] from 4 px up.
@@ -448,37 +399,25 @@ class Generator(nn.Module):
         """
         random = torch.Generator().manual_seed(seed)
         sides = [2**level for level in range(2, self.config.log_out + 1)]
-        device = self.input.input.device
-        return [
-            torch.randn(batch, self.config.channels(side), side, side, generator=random).to(device)
-            for side in sides
-        ]
+        maps = [torch.randn(batch, self.config.channels(s), s, s, generator=random) for s in sides]
+        return [values.to(self.input.input.device) for values in maps]
 
-    def latents(self, z: Tensor) -> Tensor:
-        """Return the latent ``w`` of every layer, [N, num_latents, 512]."""
-        return self.style(z).unsqueeze(1).expand(-1, self.config.num_latents, -1)
-
-    def synthesis(self, w: Tensor, noise: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Grow an image from latents [N, num_latents, 512].
-
-        ``noise`` holds one feature map per resolution, from 4 px up; both convolutions of a resolution
-        share it. Missing or None entries count as unknown noise (see :class:`NoiseInjection`).
-        """
-        levels = self.config.log_out - 1
-        maps = [*(noise or ()), *[None] * levels][:levels]
-        x = self.input(w.shape[0])
-        x = self.conv1(x, w[:, 0], maps[0])
-        rgb = self.to_rgb1(x, w[:, 1])
-        for level in range(1, levels):
-            first = 2 * level - 1
-            x = self.convs[first - 1](x, w[:, first], maps[level])
-            x = self.convs[first](x, w[:, first + 1], maps[level])
-            rgb = self.to_rgbs[level - 1](x, w[:, first + 2], rgb)
-        return rgb
+    def set_modulation(self, impl: Modulation) -> Generator:
+        """Choose how every modulated convolution computes (see :class:`ModulatedConv2d`)."""
+        for module in self.modules():
+            if isinstance(module, ModulatedConv2d):
+                module.modulation_impl = impl
+        return self
 
 
 class Gpen(nn.Module):
-    """The embedded network: encoder, latent projection, and the GAN prior as decoder."""
+    """The embedded network: encoder, latent projection, and the GAN prior as decoder.
+
+    Parameters
+    ----------
+    config : GpenConfig
+        Sizes and widths; the weights are random until a state dict is loaded.
+    """
 
     def __init__(self, config: GpenConfig) -> None:
         super().__init__()
@@ -499,31 +438,14 @@ class Gpen(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the latent ``z`` [N, 512] and the feature maps from 4 px up to ``in_size``."""
-        features = []
-        x = image
+        x, features = image, []
         for stage in self.encoder:
-            x = stage(x)
+            x = stage(x)  # [N, C, S, S], S halves with every stage
             features.append(x)
-        return self.final_linear(x.flatten(1)), features[::-1]
+        return self.final_linear(x.flatten(1)), features[::-1]  # flattened: [N, C*4*4]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Restore ``image``.
-
-        Parameters
-        ----------
-        image : Tensor
-            [N, 3, in_size, in_size], RGB in [-1, 1]; any N.
-
-        Returns
-        -------
-        Tensor
-            [N, 3, out_size, out_size], RGB, nominally in [-1, 1] (not clipped).
-
-        Raises
-        ------
-        ValueError
-            If the input has another shape.
-        """
+        """Restore RGB [N, 3, in_size, in_size] in [-1, 1] -> [N, 3, out_size, out_size], not clipped."""
         size = self.config.in_size
         if image.ndim != 4 or image.shape[1:] != (3, size, size):
             raise ValueError(f"input of shape {tuple(image.shape)}: expected [N, 3, {size}, {size}]")
@@ -536,20 +458,17 @@ class Gpen(nn.Module):
         return self
 
 
-# ----------------------------------------------------------------------
-# StyleGAN2's residual discriminator, as GPEN trains against it.
-
-STDDEV_GROUP = 4
+# StyleGAN2's residual discriminator, as GPEN trains against it
 
 
 class ResBlock(nn.Module):
     """Two convolutions and a linear skip, halving height and width."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.conv1 = ConvLayer(in_channels, in_channels, 3)
-        self.conv2 = ConvLayer(in_channels, out_channels, 3, downsample=True)
-        self.skip = ConvLayer(in_channels, out_channels, 1, downsample=True, activate=False)
+        self.conv1 = ConvLayer(c_in, c_in, 3)
+        self.conv2 = ConvLayer(c_in, c_out, 3, downsample=True)
+        self.skip = ConvLayer(c_in, c_out, 1, downsample=True, activate=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, Cin, H, W] -> [N, Cout, H/2, W/2]."""
@@ -586,17 +505,16 @@ class Discriminator(nn.Module):
 
     def logits_and_features(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the logits [N, 1] and every block's features [N, C, H, W], from S px down to 4 px."""
-        features = []
-        x = image
+        x, features = image, []
         for block in self.convs:
-            x = block(x)
+            x = block(x)  # [N, C, S, S], S halves with every block
             features.append(x)
         return self.head(x), features
 
     def head(self, features: Tensor) -> Tensor:
         """Return logits [N, 1] from the last block's features [N, C, 4, 4]."""
-        x = torch.cat((features, minibatch_stddev(features)), dim=1)
-        logits: Tensor = self.final_linear(self.final_conv(x).flatten(1))
+        x = torch.cat((features, minibatch_stddev(features)), dim=1)  # [N, C + 1, 4, 4]
+        logits: Tensor = self.final_linear(self.final_conv(x).flatten(1))  # flattened: [N, C*4*4]
         return logits
 
 
@@ -608,7 +526,7 @@ def minibatch_stddev(x: Tensor) -> Tensor:
     """
     n, _, h, w = x.shape
     group = max(g for g in range(1, STDDEV_GROUP + 1) if n % g == 0)
-    grouped = x.view(group, n // group, -1, h, w)
+    grouped = x.view(group, n // group, -1, h, w)  # [g, N/g, C, H, W]
     std = torch.sqrt(grouped.var(dim=0, unbiased=False) + 1e-8)  # [N/g, C, H, W]
     mean = std.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1)  # [N/g, 1, 1, 1]
     return mean.repeat(group, 1, h, w)

@@ -1,8 +1,8 @@
-"""Histograms of activation magnitudes and the clipping thresholds drawn from them.
+"""Calibration: the images, one streaming pass that records what layers see, and thresholds drawn from it.
 
 Quantisation is symmetric s8, so only magnitudes matter: 127 levels between 0 and the threshold. One
-histogram serves every mode. Its memory is fixed: when a larger value arrives, neighbouring bins merge and
-the range doubles.
+histogram per tensor serves every mode. Its memory is fixed: when a larger value arrives, neighbouring bins
+merge and the range doubles.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import logging
 import math
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,37 +23,35 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from gpenlib.data.faces import DataError, embedded_faces, open_folder
+from gpenlib.architecture import GpenConfig
+from gpenlib.data.faces import DataError, Faces, embedded_faces, open_folder
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_pack
+from gpenlib.data.tasks import find_task
 from gpenlib.files import choice_error, fingerprint, progress, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
-from gpenlib.settings import DatasetConfig
-
-# ----------------------------------------------------------------------
-# Histograms of activation magnitudes and the clipping thresholds drawn from them.
-#
-# Quantisation is symmetric s8, so only magnitudes matter: 127 levels between 0 and the threshold. One
-# histogram serves every mode. Its memory is fixed: when a larger value arrives, neighbouring bins merge and
-# the range doubles.
+from gpenlib.settings import MODES, DatasetConfig
 
 LEVELS = 127  # symmetric s8
 BINS = 4096
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
-MODES = ("max", "percentile", "kl_divergence", "mse")
 Counts = NDArray[np.float64]
+
+log = logging.getLogger("gpenlib.compile")
+
+
+class CalibrationError(RuntimeError):
+    """Calibration that cannot give usable ranges."""
+
+
+# Histograms and thresholds
 
 
 class MagnitudeHistogram:
     """Histogram of ``|x|`` over any number of arrays, in constant memory.
 
-    Attributes
-    ----------
-    counts : float64 [bins]
-    limit : float
-        Upper edge of the last bin; 0 before the first value.
-    largest : float
-        The exact largest magnitude.
+    ``counts`` is float64 [bins], ``limit`` the upper edge of the last bin (0 before the first value other
+    than zero), ``largest`` the exact largest magnitude.
     """
 
     def __init__(self, bins: int = BINS) -> None:
@@ -73,43 +72,30 @@ class MagnitudeHistogram:
             self.counts[0] += magnitudes.numel()
             return
         while top > self.limit:
-            self._double()
+            half = len(self.counts) // 2
+            merged = self.counts.reshape(half, 2).sum(axis=1)
+            self.counts = np.concatenate([merged, np.zeros(half)])
+            self.limit *= 2
         self.counts += torch.histc(magnitudes, len(self.counts), 0.0, self.limit).double().numpy()
 
-    def _double(self) -> None:
-        half = len(self.counts) // 2
-        merged = self.counts.reshape(half, 2).sum(axis=1)
-        self.counts = np.concatenate([merged, np.zeros(half)])
-        self.limit *= 2
-
-    @property
-    def centres(self) -> Counts:
-        """Centres of the bins, [bins]."""
-        return bin_centres(len(self.counts), self.limit)
-
     def threshold(self, mode: str, percentile: float = 99.99) -> float:
-        """Return the largest magnitude that stays representable under ``mode``.
+        """Return the largest magnitude that stays representable under a mode of :data:`MODES`.
 
-        Parameters
-        ----------
-        mode : {"max", "percentile", "kl_divergence", "mse"}
-            ``"max"`` clips nothing; ``"percentile"`` clips the given share; ``"kl_divergence"`` keeps the
-            most information (Migacz, TensorRT, 2017); ``"mse"`` minimises the mean square error of rounding
-            and clipping together.
-        percentile : float
-            Share in per cent that ``"percentile"`` keeps, in (0, 100].
-
-        Raises
-        ------
-        ValueError
-            If the mode is unknown, the percentile out of range, or nothing but zeros was seen.
+        ``max`` clips nothing; ``percentile`` keeps that many per cent of the values, in (0, 100];
+        ``kl_divergence`` keeps the most information (Migacz, *8-bit Inference with TensorRT*, 2017);
+        ``mse`` minimises the mean square error of rounding and clipping together.
         """
         if mode not in MODES:
             raise ValueError(choice_error("calibrate_mode", mode, MODES))
         if not self.largest > 0:
             raise ValueError("no value other than zero was seen")
         if mode == "percentile":
-            return min(percentile_threshold(self.counts, self.limit, percentile), self.largest)
+            if not 0 < percentile <= 100:
+                raise ValueError(f"percentile={percentile}: must be in (0, 100]")
+            cumulative = np.cumsum(self.counts)
+            place = int(np.searchsorted(cumulative, cumulative[-1] * percentile / 100.0))
+            edge = (min(place, len(self.counts) - 1) + 1) * self.limit / len(self.counts)
+            return min(edge, self.largest)
         if mode == "mse":
             return mse_threshold(self.counts, self.limit, self.largest)
         if mode == "kl_divergence":
@@ -126,22 +112,13 @@ class MagnitudeHistogram:
 
     def clipped_share(self, threshold: float) -> float:
         """Return the share of values in bins that lie wholly above ``threshold``."""
-        lower_edges = self.centres - 0.5 * self.limit / len(self.counts)
+        lower_edges = bin_centres(len(self.counts), self.limit) - 0.5 * self.limit / len(self.counts)
         return float(self.counts[lower_edges >= threshold].sum() / max(self.counts.sum(), 1.0))
 
 
 def bin_centres(bins: int, limit: float) -> Counts:
     """Return the centres of ``bins`` equal bins between 0 and ``limit``."""
     return (np.arange(bins, dtype=np.float64) + 0.5) * (limit / bins)
-
-
-def percentile_threshold(counts: Counts, limit: float, percentile: float) -> float:
-    """Return the upper edge of the first bin by which ``percentile`` per cent of the values lie."""
-    if not 0 < percentile <= 100:
-        raise ValueError(f"percentile={percentile}: must be in (0, 100]")
-    cumulative = np.cumsum(counts)
-    place = int(np.searchsorted(cumulative, cumulative[-1] * percentile / 100.0))
-    return (min(place, len(counts) - 1) + 1) * limit / len(counts)
 
 
 def candidate_thresholds(largest: float) -> Counts:
@@ -191,12 +168,7 @@ def kl_divergence(reference: Counts, candidate: Counts, floor: float = 1e-9) -> 
     return float(np.sum(p[mask] * np.log(p[mask] / np.maximum(q[mask], floor))))
 
 
-# ----------------------------------------------------------------------
-# Calibration: one streaming pass that records what the quantised layers read and write.
-
-
-class CalibrationError(RuntimeError):
-    """Calibration that cannot give usable ranges."""
+# The pass over the images
 
 
 @dataclass
@@ -215,17 +187,11 @@ class ChannelRange:
 
 @dataclass
 class Calibration:
-    """What one pass over the calibration images found; its size does not depend on their number.
+    """What one pass over the images saw; its size does not depend on their number.
 
-    Attributes
-    ----------
-    histograms : dict of MagnitudeHistogram by name of an input tensor
-    input_means : dict of float64 [Cin] by name of an input tensor
-        Mean of every channel.
-    output_ranges : dict of ChannelRange by name of an output tensor
-    picture_mean : float64 [3]
-        Mean of every channel of the network's output, in [-1, 1].
-    images : int
+    By name of a tensor that layers read: ``histograms``, and ``input_means``, float64 [Cin]. By name of one
+    that they write: ``output_ranges``. ``picture_mean`` is the mean output of the network, float64 [3] in
+    [-1, 1].
     """
 
     histograms: dict[str, MagnitudeHistogram]
@@ -237,22 +203,12 @@ class Calibration:
     def thresholds(self, mode: str, percentile: float) -> dict[str, float]:
         """Return the clipping threshold of every input tensor under a calibration mode; 0 if it was zero."""
         return {
-            name: found.threshold(mode, percentile) if found.largest > 0 else 0.0
-            for name, found in self.histograms.items()
+            name: histogram.threshold(mode, percentile) if histogram.largest > 0 else 0.0
+            for name, histogram in self.histograms.items()
         }
 
     def check_alive(self, layers: Iterable[Sequence[str]]) -> None:
-        """Fail if all that a layer reads was zero; one half may be (encoder features that do not exist).
-
-        Parameters
-        ----------
-        layers : iterable of sequence of str
-            The input tensors of each layer.
-
-        Raises
-        ------
-        CalibrationError
-        """
+        """Fail if all that a layer reads was zero; one half may be (encoder features that do not exist)."""
         dead = [
             ", ".join(names) for names in layers if not any(self.histograms[n].largest > 0 for n in names)
         ]
@@ -266,25 +222,11 @@ def calibrate(
     outputs: Sequence[str],
     images: Iterable[FloatArray],
 ) -> Calibration:
-    """Run the float model over the calibration images; record what layers read and write, and its output.
+    """Run the float model over images, float32 [1, 3, S, S], one at a time; record what layers see.
 
-    Parameters
-    ----------
-    model : Path or ModelProto
-        The float ONNX model.
-    inputs : sequence of str
-        Tensors that quantised layers read, [N, C, H, W].
-    outputs : sequence of str
-        Tensors that they write.
-    images : iterable of float32 [1, 3, S, S]
-        Read once, one at a time; memory does not grow with their number.
-
-    Raises
-    ------
-    CalibrationError
-        If there is no image, or a tensor is not finite.
+    ``inputs`` are the tensors that quantised layers read, ``outputs`` those that they write, [N, C, H, W].
     """
-    found = Calibration({name: MagnitudeHistogram() for name in inputs})
+    result = Calibration({name: MagnitudeHistogram() for name in inputs})
     session = watching_session(model, [*inputs, *outputs])
     feed, picture = session.get_inputs()[0].name, session.get_outputs()[0].name
     watched = list(dict.fromkeys([*inputs, *outputs, picture]))
@@ -292,33 +234,22 @@ def calibrate(
         values = dict(zip(watched, session.run(watched, {feed: image}), strict=True))
         for name, value in values.items():
             if not all(map(math.isfinite, torch.from_numpy(value).aminmax())):  # NaN prevails in both
-                raise CalibrationError(f"tensor {name} is not finite on calibration image {found.images}")
-        _record(found, values, inputs, outputs)
-        found.picture_mean += values[picture].mean(axis=(0, 2, 3), dtype=np.float64)
-        found.images += 1
-    if not found.images:
+                raise CalibrationError(f"tensor {name} is not finite on calibration image {result.images}")
+        for name in inputs:
+            result.histograms[name].update(values[name])
+            means = torch.from_numpy(values[name]).mean(dim=(0, 2, 3)).double().numpy()
+            result.input_means[name] = result.input_means.get(name, 0.0) + means
+        for name in outputs:
+            channels = values[name].shape[1]
+            empty = ChannelRange(np.full(channels, np.inf), np.full(channels, -np.inf))
+            result.output_ranges.setdefault(name, empty).update(values[name])
+        result.picture_mean += values[picture].mean(axis=(0, 2, 3), dtype=np.float64)
+        result.images += 1
+    if not result.images:
         raise CalibrationError("no calibration image was given")
-    for mean in (*found.input_means.values(), found.picture_mean):
-        mean /= found.images
-    return found
-
-
-def _record(
-    found: Calibration,
-    values: Mapping[str, NDArray[np.float32]],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> None:
-    """Add the tensors of one image."""
-    for name in inputs:
-        value = values[name]
-        found.histograms[name].update(value)
-        means = torch.from_numpy(value).mean(dim=(0, 2, 3)).double().numpy()
-        found.input_means[name] = found.input_means.get(name, 0.0) + means
-    for name in outputs:
-        channels = values[name].shape[1]
-        empty = ChannelRange(np.full(channels, np.inf), np.full(channels, -np.inf))
-        found.output_ranges.setdefault(name, empty).update(values[name])
+    for mean in (*result.input_means.values(), result.picture_mean):
+        mean /= result.images
+    return result
 
 
 def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
@@ -335,75 +266,61 @@ def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> 
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-# ----------------------------------------------------------------------
-# Keep what calibration found: a file per model, images and preprocessing.
-#
-# Every calibration mode and every form of int8 comes from the same pass, so that trying another mode costs
+# The cache: every mode and every form of int8 comes from the same pass, so that trying another one costs
 # seconds where calibration costs minutes.
 
-log = logging.getLogger("gpenlib.compile")
-FORMAT = 2  # raise it when the meaning of a field changes
+FORMAT = 3  # raise it when the meaning of a field changes
+DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 
 def cache_key(model_digest: str, images_digest: str, settings: Any) -> str:
-    """Return the name of a cache entry.
-
-    Parameters
-    ----------
-    model_digest, images_digest : str
-        Of the float graph's file, and of the calibration pictures in order.
-    settings : JSON-like
-        Everything else that changes what the layers see: preprocessing, task, size, watched tensors.
-    """
+    """Return the name of a cache entry; ``settings`` (JSON-like) is all else that changes what layers see."""
     content = {"model": model_digest, "images": images_digest, "settings": settings, "bins": BINS}
     return fingerprint(content | {"format": FORMAT})
 
 
-def save_calibration(found: Calibration, path: Path) -> None:
-    """Write a calibration as npz."""
-    arrays: dict[str, Any] = {"images": np.array(found.images), "picture_mean": found.picture_mean}
-    for name, histogram in found.histograms.items():
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write a calibration as npz; the file holds its own name, ``<key>.npz``, to tell copies of others."""
+    arrays: dict[str, Any] = {
+        "key": np.array(path.stem),
+        "images": np.array(calibration.images),
+        "picture_mean": calibration.picture_mean,
+    }
+    for name, histogram in calibration.histograms.items():
         arrays[f"counts/{name}"] = histogram.counts
         arrays[f"range/{name}"] = np.array([histogram.limit, histogram.largest])
-        arrays[f"mean/{name}"] = found.input_means[name]
-    for name, seen in found.output_ranges.items():
+        arrays[f"mean/{name}"] = calibration.input_means[name]
+    for name, seen in calibration.output_ranges.items():
         arrays[f"output/{name}"] = np.stack([seen.low, seen.high])
-    path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def load_calibration(path: Path) -> Calibration | None:
-    """Return a stored calibration; None if there is none, or the file is damaged (which is logged)."""
+    """Return a stored calibration; None if there is none, or the file is damaged or another's (logged)."""
     if not path.is_file():
         return None
     try:
         with np.load(path) as arrays:
-            found = Calibration({}, picture_mean=arrays["picture_mean"], images=int(arrays["images"]))
+            if str(arrays["key"]) != path.stem:
+                raise ValueError(f"it is {arrays['key']}")
+            result = Calibration({}, picture_mean=arrays["picture_mean"], images=int(arrays["images"]))
             for key in arrays.files:
                 kind, _, name = key.partition("/")
                 if kind == "counts":
-                    found.histograms[name] = _histogram(arrays[key], arrays[f"range/{name}"])
-                elif kind == "mean":
-                    found.input_means[name] = arrays[key]
+                    histogram = result.histograms[name] = MagnitudeHistogram()
+                    histogram.counts = arrays[key]
+                    histogram.limit, histogram.largest = arrays[f"range/{name}"].tolist()
+                    result.input_means[name] = arrays[f"mean/{name}"]
                 elif kind == "output":
-                    found.output_ranges[name] = ChannelRange(*arrays[key])
-            return found
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+                    result.output_ranges[name] = ChannelRange(*arrays[key])
+            return result
+    except DAMAGE as error:
         log.warning("%s: damaged calibration cache, calibrating anew (%s)", path, error)
         return None
 
 
-def _histogram(counts: np.ndarray, limits: np.ndarray) -> MagnitudeHistogram:
-    """Restore a histogram from its arrays."""
-    histogram = MagnitudeHistogram(len(counts))
-    histogram.counts = counts
-    histogram.limit, histogram.largest = float(limits[0]), float(limits[1])
-    return histogram
-
-
-# ----------------------------------------------------------------------
-# The images a build calibrates on, and other ones to verify it with.
+# The images
 
 DEFAULT_COUNT = 32
 HELD_OUT = 4
@@ -412,23 +329,12 @@ EMBEDDED_OFFSET = 100_000  # embedded faces from here on are never calibrated on
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Disjoint calibration and verification images, already as network input when iterated."""
+    """Disjoint calibration and verification images, as network input when iterated."""
 
-    chosen: Pairs | Pack  # a pack's inputs are degraded already
+    chosen: Pairs | Pack  # whose inputs are degraded already: a second time would be too much
     verification: Pairs | Pack
     operators: tuple[ProcessOp, ...]
-    task: str
     size: int
-
-    @property
-    def label(self) -> str:
-        """Where the calibration images come from."""
-        return self.chosen.label
-
-    @property
-    def digest(self) -> str:
-        """Hash of the calibration images, in order."""
-        return self.chosen.digest()
 
     def calibration(self, purpose: str = "calibrate") -> Iterator[FloatArray]:
         """Yield float32 [1, 3, S, S], one image at a time; ``purpose`` labels the progress bar."""
@@ -436,17 +342,7 @@ class CalibrationData:
         return (self._prepare(self.chosen, index) for index in bar)
 
     def pairs(self, count: int) -> Iterator[tuple[FloatArray, Image]]:
-        """Yield the first ``count`` calibration images (or all, if fewer) with their truths.
-
-        Returns
-        -------
-        iterator of (float32 [1, 3, S, S], uint8 [out_size, out_size, 3])
-
-        Raises
-        ------
-        DataError
-            If the images are a pack without truths.
-        """
+        """Yield the first ``count`` calibration images with their truths, uint8 [out_size, out_size, 3]."""
         for index in range(min(count, len(self.chosen))):
             yield self._prepare(self.chosen, index), self.chosen.truths(index)
 
@@ -454,50 +350,57 @@ class CalibrationData:
         """Return one picture as network input, uint8 [size, size, 3]."""
         return resize(pairs.inputs(index), self.size)
 
-    def preprocessing(self) -> dict[str, Any]:
-        """Return what happens to a picture on its way into the network, as JSON-like values."""
-        operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
-        return {"task": self.task, "size": self.size, "process_ops": operators}
-
     def held_out(self) -> Iterator[FloatArray]:
         """Yield a few images that calibration does not see."""
         return (self._prepare(self.verification, index) for index in range(len(self.verification)))
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return what happens to a picture on its way into the network, as JSON-like values."""
+        made: dict[str, Any] = {}
+        if isinstance(self.chosen, Pairs):
+            recipe = find_task(self.chosen.task).recipe
+            made = {"task": self.chosen.task, "recipe": recipe, "out_size": self.chosen.out_size}
+        operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
+        return {"size": self.size, "process_ops": operators, **made}
 
     def _prepare(self, pairs: Pairs | Pack, index: int) -> FloatArray:
         return preprocess(self.network_input(pairs, index), self.operators, self.size)
 
 
-def open_calibration_data(config: DatasetConfig, size: int, out_size: int | None = None) -> CalibrationData:
-    """Resolve a build's data set; pictures are degraded with their index as the seed.
+def open_calibration_data(
+    config: DatasetConfig, network: GpenConfig, calibration: Pairs | Pack | None = None
+) -> CalibrationData:
+    """Resolve a build's data set for a network, or take ``calibration`` in its place.
 
-    Raises
-    ------
-    DataError
-        If the folder is absent, empty, or holds fewer images than ``sampler.get_data_num`` asks for.
-        Unset, it takes up to 32 pictures of a folder, or a whole pack.
+    Without ``sampler.get_data_num`` it takes up to 32 pictures of a folder, or a whole pack; up to 4 beyond
+    them, or else embedded faces, are for verification. Pictures are degraded at the size of the network's
+    output, as in training, with their index as the seed.
     """
-    asked = config.sampler.get_data_num
-    pack, source = None, embedded_faces(asked or DEFAULT_COUNT)
-    if config.path is not None:
-        folder = resolve_path(config.path)
-        if (folder / DATALIST).is_file():
-            pack = read_pack(folder)
-        else:
-            source = open_folder(folder, config.sampler.suffix)
-    images = source if pack is None else pack
-    count = asked or (min(DEFAULT_COUNT, len(images)) if pack is None else len(images))
-    if len(images) < count:
-        raise DataError(f"{images.label}: {len(images)} images, sampler.get_data_num asks for {count}")
 
-    def pairs(indices: range) -> Pairs | Pack:
-        if pack is not None:
-            return pack.take(indices)
-        return Pairs(source.take(indices), config.task, size, out_size, seed=())
+    def pairs(faces: Faces, indices: range) -> Pairs:
+        return Pairs(faces.take(indices), config.task, network.in_size, network.out_size, seed=())
 
-    rest = range(count, min(count + HELD_OUT, len(images)))
-    if rest:
-        verification = pairs(rest)
+    count = config.sampler.get_data_num
+    source: Faces | Pack
+    rest = range(0)
+    if calibration is not None:
+        chosen = calibration
     else:
+        if config.path is None:
+            source = embedded_faces(count or DEFAULT_COUNT)
+        else:
+            folder = resolve_path(config.path)
+            packed = (folder / DATALIST).is_file()
+            source = read_pack(folder) if packed else open_folder(folder, config.sampler.suffix)
+        count = count or (len(source) if isinstance(source, Pack) else min(DEFAULT_COUNT, len(source)))
+        if len(source) < count:
+            raise DataError(f"{source.label}: {len(source)} images, sampler.get_data_num asks for {count}")
+        rest = range(count, min(count + HELD_OUT, len(source)))
+        chosen, verification = (
+            source.take(indices) if isinstance(source, Pack) else pairs(source, indices)
+            for indices in (range(count), rest)
+        )
+    if not rest:
         spare = range(EMBEDDED_OFFSET, EMBEDDED_OFFSET + HELD_OUT)
-        verification = Pairs(embedded_faces(spare.stop).take(spare), config.task, size, out_size, seed=())
-    return CalibrationData(pairs(range(count)), verification, tuple(config.operators()), config.task, size)
+        verification = pairs(embedded_faces(spare.stop), spare)
+    return CalibrationData(chosen, verification, tuple(config.operators()), network.in_size)

@@ -1,4 +1,7 @@
-"""The arithmetic of rounding to int8: steps of activations, scales of weights, what rounding costs."""
+"""The arithmetic of int8: layers and their halves, steps of activations, scales of weights, what-if.
+
+Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are symmetric 8-bit numbers.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import fnmatch
 import math
 from collections import defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,39 +27,29 @@ from gpenlib.export.graphs import CONVOLUTIONS
 from gpenlib.files import nearest
 from gpenlib.images import RGB_CHANNELS
 
-# ----------------------------------------------------------------------
 # The deploy graph without Concat: its decoder convolutions in two halves whose outputs are added.
 #
 # A decoder layer reads as many channels of the decoder (the *main* half) as of the encoder (the *skip* half),
 # joined in front of an activation and the style's scale. Both work per channel, and a convolution is linear:
-#
-#     conv(style * lrelu(cat(x, skip))) = conv_main(style_main * lrelu(x)) + conv_skip(style_skip *
-# lrelu(skip))
-#
-# This is exact. In 8 bits each half then gets a step of its own (encoder and decoder features often differ in
-# size by a factor of two to four), and the writers of 8-bit files join the halves again behind the rounding,
-# where a copy moves a quarter of the bytes: OpenVINO would copy the float maps. In float the split gains
-# nothing, so that float files keep the Concat.
-#
-# A layer stays one layer with one name: its nodes are called ``<layer>``, ``<layer>.skip`` and
-# ``<layer>.sum``.
+#     conv(s * lrelu(cat(x, skip))) = conv_main(s_main * lrelu(x)) + conv_skip(s_skip * lrelu(skip)), exactly.
+# In 8 bits each half then gets a step of its own (encoder and decoder features often differ in size by a
+# factor of two to four), and the writers of 8-bit files join the halves again behind the rounding, where a
+# copy moves a quarter of the bytes: OpenVINO would copy the float maps. Float files keep the Concat.
+# A layer stays one layer with one name: its nodes are called <layer>, <layer>.skip and <layer>.sum.
 
 SKIP, SUM = ".skip", ".sum"  # what follows a layer's name
 HALVES = (".main", SKIP)  # what follows a joined tensor's name
 
 
+class QuantisationError(ValueError):
+    """A quantisation that was asked for and cannot be done; nothing is skipped in silence."""
+
+
 @dataclass(frozen=True)
 class ConvolutionLayer:
-    """A convolution as the user knows it: one node, or the two halves and what adds them.
+    """A convolution as the user knows it: one node, or the two halves (main, skip) and what adds them.
 
-    Attributes
-    ----------
-    name : str
-        Module path.
-    nodes : tuple of NodeProto
-        The convolution, or its main and its skip half.
-    output : str
-        The tensor with the layer's result.
+    ``name`` is its module path, ``output`` the tensor with its result.
     """
 
     name: str
@@ -73,21 +66,6 @@ class ConvolutionLayer:
         """The activation that each node reads."""
         return tuple(node.input[0] for node in self.nodes)
 
-    @property
-    def written(self) -> tuple[str, ...]:
-        """Every tensor that the layer's nodes write: the result, and that of each half."""
-        return (self.output, *(node.output[0] for node in self.nodes))
-
-    @property
-    def output_axis(self) -> int:
-        """Axis of the output channels in the weight; that of the input channels is the other of 0 and 1."""
-        return 0 if self.operator == "Conv" else 1
-
-
-def layer_name(node: str) -> str:
-    """Return the name of the layer that a node belongs to."""
-    return node.removesuffix(SKIP).removesuffix(SUM)
-
 
 def convolution_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
     """Return all convolutions in graph order, the halves of a layer as one."""
@@ -95,7 +73,7 @@ def convolution_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
     sums = {node.name: node.output[0] for node in model.graph.node if node.name.endswith(SUM)}
     for node in model.graph.node:
         if node.op_type in CONVOLUTIONS:
-            groups[layer_name(node.name)].append(node)
+            groups[node.name.removesuffix(SKIP)].append(node)
     return [
         ConvolutionLayer(name, tuple(nodes), sums[name + SUM] if len(nodes) > 1 else nodes[0].output[0])
         for name, nodes in groups.items()
@@ -105,39 +83,23 @@ def convolution_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
 def nodes_and_layers(
     model: onnx.ModelProto, names: Container[str]
 ) -> Iterator[tuple[NodeProto, ConvolutionLayer | None]]:
-    """Walk through a graph, taking some layers as a whole.
+    """Walk through a graph, taking the layers of some names as a whole.
 
-    Parameters
-    ----------
-    model : ModelProto
-    names : container of str
-        Layers to take as a whole.
-
-    Yields
-    ------
-    (NodeProto, ConvolutionLayer or None)
-        A node of none of these layers with None; or a layer's first node with the layer, whose other nodes
-        (its other half, and the sum of both) are passed over.
+    Yields a node of none of them with None; or a layer's first node with the layer, whose other nodes (its
+    other half, and the sum of both) are passed over.
     """
-    layers = {found.nodes[0].name: found for found in convolution_layers(model) if found.name in names}
-    written = {name for found in layers.values() for name in found.written}
+    layers = {layer.nodes[0].name: layer for layer in convolution_layers(model) if layer.name in names}
+    written = {layer.output for layer in layers.values()}
+    written |= {node.output[0] for layer in layers.values() for node in layer.nodes}
     for node in model.graph.node:
         if node.name in layers or node.output[0] not in written:
             yield node, layers.get(node.name)
 
 
 def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the deploy graph with every Concat in front of a decoder layer split away.
+    """Return a copy of the float deploy graph with every Concat in front of a decoder layer split away.
 
-    Parameters
-    ----------
-    model : ModelProto
-        The float deploy graph; not changed.
-
-    Returns
-    -------
-    ModelProto
-        The same function. A Concat that is not followed by activation, scale and convolution stays.
+    It computes the same. A Concat that is not followed by activation, scale and convolution stays.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -148,18 +110,21 @@ def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in result.graph.initializer}
     replaced: dict[str, list[NodeProto]] = {}  # by output of the joined node
     for node in result.graph.node:
-        found = _pattern(node, readers, constants)
-        if found is None:
+        match = _pattern(node, readers, constants)
+        if match is None:
             continue
-        activation, scales, convolutions = found
+        activation, scales, convolutions = match
         replaced[node.output[0]] = []
-        replaced[activation.output[0]] = list(_split_activation(activation, node.input))
+        replaced[activation.output[0]] = [
+            _rewired(activation, [tensor], activation.output[0] + half, activation.name + half)
+            for half, tensor in zip(HALVES, node.input, strict=True)
+        ]
         for scale, convolution in zip(scales, convolutions, strict=True):
-            style = next(name for name in scale.input if name != activation.output[0])
-            replaced[scale.output[0]] = list(_split_scale(scale, activation.output[0], style))
+            replaced[scale.output[0]] = list(_split_scale(scale, activation.output[0]))
             weight = numpy_helper.to_array(constants[convolution.input[1]])
             names = [f"{convolution.input[1]}{half}" for half in HALVES]
-            for name, part in zip(names, split_weight(weight, convolution.op_type, 2), strict=True):
+            parts = np.split(weight, 2, axis=1 if convolution.op_type == "Conv" else 0)
+            for name, part in zip(names, parts, strict=True):
                 result.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(part), name))
             replaced[convolution.output[0]] = list(_split_convolution(convolution, names))
     nodes = [new for node in result.graph.node for new in replaced.get(node.output[0], [node])]
@@ -167,11 +132,6 @@ def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     result.graph.node.extend(nodes)
     drop_unused_constants(result)
     return result
-
-
-def split_weight(weight: NDArray[Any], operator: str, parts: int) -> list[NDArray[Any]]:
-    """Cut a convolution's weight into equal parts along its input channels."""
-    return np.split(weight, parts, axis=1 if operator == "Conv" else 0)
 
 
 def drop_unused_constants(model: onnx.ModelProto) -> None:
@@ -193,7 +153,7 @@ def _pattern(
         return None
     scales = readers[behind[0].output[0]]
     following = [readers[scale.output[0]] for scale in scales]
-    convolutions = [found[0] for found in following if len(found) == 1]
+    convolutions = [nodes[0] for nodes in following if len(nodes) == 1]
     fits = (
         len(convolutions) == len(scales) > 0
         and all(scale.op_type == "Mul" for scale in scales)
@@ -202,40 +162,32 @@ def _pattern(
     return (behind[0], scales, convolutions) if fits else None
 
 
-def _split_activation(node: NodeProto, inputs: Sequence[str]) -> Iterator[NodeProto]:
-    """Yield the activation of each half."""
-    for half, tensor in zip(HALVES, inputs, strict=True):
-        own = copy.deepcopy(node)
-        own.name = f"{node.name}{half}"
-        own.input[:] = [tensor]
-        own.output[:] = [f"{node.output[0]}{half}"]
-        yield own
+def _rewired(node: NodeProto, inputs: Sequence[str], output: str, name: str) -> NodeProto:
+    """Return a copy of a node with other inputs, output and name."""
+    result = copy.deepcopy(node)
+    result.input[:], result.output[:], result.name = inputs, [output], name
+    return result
 
 
-def _split_scale(node: NodeProto, joined: str, style: str) -> Iterator[NodeProto]:
+def _split_scale(node: NodeProto, joined: str) -> Iterator[NodeProto]:
     """Yield what cuts the style in two, and the scale of each half."""
+    style = next(name for name in node.input if name != joined)
     styles = [f"{node.output[0]}.style{half}" for half in HALVES]
     yield helper.make_node("Split", [style], styles, f"{node.name}.style", axis=1, num_outputs=2)
     for half, part in zip(HALVES, styles, strict=True):
-        yield helper.make_node(
-            "Mul", [f"{joined}{half}", part], [f"{node.output[0]}{half}"], node.name + half
-        )
+        yield helper.make_node("Mul", [joined + half, part], [node.output[0] + half], node.name + half)
 
 
 def _split_convolution(node: NodeProto, weights: Sequence[str]) -> Iterator[NodeProto]:
     """Yield both halves (the main one keeps name and bias) and their sum."""
     outputs = [f"{node.output[0]}{half}" for half in HALVES]
-    for half, weight, output in zip(HALVES, weights, outputs, strict=True):
-        own = copy.deepcopy(node)
-        own.input[:] = [f"{node.input[0]}{half}", weight, *(node.input[2:] if half != SKIP else ())]
-        own.output[:] = [output]
-        own.name = node.name + (SKIP if half == SKIP else "")
-        yield own
+    bias = node.input[2:]
+    yield _rewired(node, [node.input[0] + HALVES[0], weights[0], *bias], outputs[0], node.name)
+    yield _rewired(node, [node.input[0] + SKIP, weights[1]], outputs[1], node.name + SKIP)
     yield helper.make_node("Add", outputs, list(node.output), node.name + SUM)
 
 
-# ----------------------------------------------------------------------
-# The arithmetic of rounding to int8: steps of activations, scales of weights, what rounding costs.
+# Steps and scales
 
 
 def activation_steps(thresholds: Sequence[float], power2: bool) -> tuple[float, ...]:
@@ -299,15 +251,7 @@ def along(scales: NDArray[np.float32], axis: int, ndim: int) -> NDArray[np.float
     return scales.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
-# ----------------------------------------------------------------------
-# What int8 is about: which convolutions are quantised, how their weights are rounded, what is reported.
-#
-# Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are symmetric 8-bit numbers. The
-# files are written by :mod:`gpenlib.compile.qdq` and :mod:`gpenlib.compile.qoperator`.
-
-
-class QuantisationError(ValueError):
-    """A quantisation that was asked for and cannot be done; nothing is skipped in silence."""
+# Layers in 8 bits
 
 
 @dataclass(frozen=True)
@@ -323,10 +267,6 @@ class QuantisedLayer:
     weight_scale_max: float
     weight_sqnr_db: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class RoundedLayer:
@@ -334,34 +274,19 @@ class RoundedLayer:
 
     A layer in halves has a step for each half's input. The product of activation and weight step is the same
     in both, so that their integer sums can be added: QOperator form computes them in one convolution.
-
-    Attributes
-    ----------
-    activation_scales : tuple of float
-        Step of the input, or of each half of its channels.
-    weight : int8, shaped as the float weight of the whole layer
-    scales : float32 [1 or 2, Cout]
-        Step of each output channel's weights, for the whole or for each half of the input channels.
-    axis : int
-        The output channels' axis in ``weight``: 0 for Conv, 1 for ConvTranspose.
-    per_channel : bool
-        False: the ``scales`` of all output channels are equal.
-    bias : float32 [Cout] or None
-        The convolution's bias, corrected if that was asked for.
-    report : QuantisedLayer
     """
 
-    activation_scales: tuple[float, ...]
-    weight: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    axis: int
-    per_channel: bool
-    bias: NDArray[np.float32] | None
+    activation_scales: tuple[float, ...]  # step of the input, or of each half of its channels
+    weight: NDArray[np.int8]  # of the whole layer, shaped as the float weight
+    scales: NDArray[np.float32]  # [1 or 2, Cout]: steps of the weights, for the whole or for each half
+    axis: int  # of the output channels in ``weight``: 0 for Conv, 1 for ConvTranspose
+    per_channel: bool  # False: the scales of all output channels are equal
+    bias: NDArray[np.float32] | None  # [Cout], corrected if that was asked for
     report: QuantisedLayer
 
     def weights(self) -> list[NDArray[np.int8]]:
         """Return the integer weights of the whole, or of each half."""
-        return split_weight(self.weight, self.report.operator, len(self.activation_scales))
+        return np.split(self.weight, len(self.activation_scales), axis=1 - self.axis)
 
     def restored_weight(self) -> NDArray[np.float32]:
         """Return the whole layer's weight as the rounded one stands for it."""
@@ -386,33 +311,25 @@ def quantisable_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
     10 dB larger, because nothing behind them averages it out).
     """
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    return [
-        layer
-        for layer in convolution_layers(model)
-        if all(
-            _group(node) == 1 and min(shapes.get(node.input[1], (0, 0))[:2]) > RGB_CHANNELS
-            for node in layer.nodes
-        )
-    ]
+
+    def worth(node: NodeProto) -> bool:
+        groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+        return groups == 1 and min(shapes.get(node.input[1], (0, 0))[:2]) > RGB_CHANNELS
+
+    return [layer for layer in convolution_layers(model) if all(map(worth, layer.nodes))]
 
 
 def select_layers(names: Sequence[str], exclude: Sequence[int | str]) -> list[str]:
-    """Return ``names`` without the excluded ones.
+    """Return the names of layers, in graph order, without the excluded ones.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Module paths of the quantisable layers, in graph order.
-    exclude : sequence of int or str
-        Indices into ``names`` (the vendor's way), module paths, or glob patterns of them.
-
-    Raises
-    ------
-    QuantisationError
-        If an entry matches nothing (with the nearest names), or nothing is left.
+    These are indices into ``names`` (the vendor's way), module paths, or glob patterns of them. An entry that
+    stands twice or matches nothing is an error, and so is leaving no layer.
     """
     dropped: set[str] = set()
-    for entry in exclude:
+    for place, entry in enumerate(exclude):
+        if isinstance(entry, bool) or entry in exclude[:place]:
+            what = "no index, path or pattern" if isinstance(entry, bool) else "there twice"
+            raise QuantisationError(f"exclude_layers={list(exclude)}: {entry!r} is {what}")
         if isinstance(entry, int):
             if not 0 <= entry < len(names):
                 raise QuantisationError(f"exclude_layers: index {entry} is outside 0..{len(names) - 1}")
@@ -438,143 +355,83 @@ def round_layers(
     power2: bool = False,
     input_means: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> dict[str, RoundedLayer]:
-    """Round weights and choose scales.
+    """Round the weights of some layers of the float deploy graph, joined or in halves, and choose scales.
 
-    Parameters
-    ----------
-    model : ModelProto
-        The float deploy graph, joined or in halves (:mod:`gpenlib.compile.halves`); not changed.
-    thresholds : mapping
-        Clipping threshold (largest magnitude that is represented) by activation tensor name.
-    layers : sequence of str
-        Names of the layers to quantise.
-    per_channel : bool
-        One weight scale per output channel, else one per tensor.
-    power2 : bool
-        Round weight scales up to powers of two (the vendor's shift hardware); the activation steps of two
-        halves then differ by a power of two.
-    input_means : mapping of tensor name to float64 [Cin], optional
-        Mean of each input channel over the calibration images: corrects the bias (:func:`bias_correction`).
-
-    Returns
-    -------
-    dict of RoundedLayer by layer name, in graph order
-
-    Raises
-    ------
-    QuantisationError
-        If not exactly the asked layers could be quantised.
+    ``thresholds`` (largest magnitudes that are represented) and ``input_means`` (float64 [Cin], for
+    :func:`bias_correction`; None: not corrected) are by name of an activation. Returns exactly the asked
+    layers, in graph order, or fails. ``power2`` rounds weight scales up to powers of two (the vendor's shift
+    hardware); the activation steps of two halves then differ by a power of two.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    wanted = set(layers)
     rounded: dict[str, RoundedLayer] = {}
     for layer in convolution_layers(model):
-        if layer.name not in wanted:
+        if layer.name not in layers:
             continue
         for node in layer.nodes:
             if node.input[1] not in constants or node.input[0] not in thresholds:
                 raise QuantisationError(
                     f"{node.name}: weight is not constant, or {node.input[0]} was not calibrated"
                 )
+        axis = 0 if layer.operator == "Conv" else 1
         weights = [numpy_helper.to_array(constants[node.input[1]]) for node in layer.nodes]
         biases = [constants[node.input[2]] for node in layer.nodes if len(node.input) > 2]
         bias = numpy_helper.to_array(biases[0]) if biases else None  # the skip half has none
         steps = activation_steps([thresholds[name] for name in layer.inputs], power2)
-        found = _round_layer(layer, weights, bias, steps, per_channel, power2)
+        each = [weight_scales(weight, axis, per_channel, power2) for weight in weights]
+        units = np.max([step * own.astype(np.float64) for step, own in zip(steps, each, strict=True)], axis=0)
+        scales = np.stack([units / step for step in steps]).astype(np.float32)
+        stored = [quantise_weight(weight, part, axis) for weight, part in zip(weights, scales, strict=True)]
+        report = QuantisedLayer(
+            name=layer.name,
+            operator=layer.operator,
+            tensors=layer.inputs,
+            activation_scales=steps,
+            activation_ranges=tuple(LEVELS * step for step in steps),
+            weight_scale_min=float(scales.min()),
+            weight_scale_max=float(scales.max()),
+            weight_sqnr_db=0.0,
+        )
+        joined = np.concatenate(stored, axis=1 - axis)
+        result = RoundedLayer(steps, joined, scales, axis, per_channel, bias, report)
+        whole, restored = np.concatenate(weights, axis=1 - axis), result.restored_weight()
         if input_means is not None:
-            error = np.concatenate(weights, axis=1 - found.axis) - found.restored_weight()
             means = np.concatenate([input_means[name] for name in layer.inputs])
-            correction = bias_correction(layer.nodes[0], error, means)
-            corrected = correction if bias is None else bias + correction
-            found = replace(found, bias=corrected.astype(np.float32))
-        rounded[layer.name] = found
-    if set(rounded) != wanted:
-        missing = sorted(wanted - set(rounded))
+            correction = bias_correction(layer.nodes[0], whole - restored, means)
+            bias = (correction if bias is None else bias + correction).astype(np.float32)
+        report = replace(report, weight_sqnr_db=sqnr_db(whole, restored))
+        rounded[layer.name] = replace(result, bias=bias, report=report)
+    if missing := sorted(set(layers) - rounded.keys()):
         raise QuantisationError(f"layers that are not convolutions of this graph: {', '.join(missing)}")
     return rounded
 
 
-def _round_layer(
-    layer: ConvolutionLayer,
-    weights: Sequence[NDArray[np.float32]],
-    bias: NDArray[np.float32] | None,
-    steps: tuple[float, ...],
-    per_channel: bool,
-    power2: bool,
-) -> RoundedLayer:
-    """Round one layer, whose parts have these weights and input steps."""
-    axis = layer.output_axis
-    own = [weight_scales(weight, axis, per_channel, power2) for weight in weights]
-    units = np.max(
-        [step * scales.astype(np.float64) for step, scales in zip(steps, own, strict=True)], axis=0
-    )
-    scales = np.stack([units / step for step in steps]).astype(np.float32)
-    stored = [quantise_weight(weight, part, axis) for weight, part in zip(weights, scales, strict=True)]
-    report = QuantisedLayer(
-        name=layer.name,
-        operator=layer.operator,
-        tensors=layer.inputs,
-        activation_scales=steps,
-        activation_ranges=tuple(LEVELS * step for step in steps),
-        weight_scale_min=float(scales.min()),
-        weight_scale_max=float(scales.max()),
-        weight_sqnr_db=0.0,
-    )
-    joined = np.concatenate(stored, axis=1 - axis)
-    found = RoundedLayer(steps, joined, scales, axis, per_channel, bias, report)
-    sqnr = sqnr_db(np.concatenate(weights, axis=1 - axis), found.restored_weight())
-    return replace(found, report=replace(report, weight_sqnr_db=sqnr))
-
-
-def _group(node: onnx.NodeProto) -> int:
-    """Return the number of groups of a convolution."""
-    return next((entry.i for entry in node.attribute if entry.name == "group"), 1)
-
-
-# ----------------------------------------------------------------------
-# Run the deploy form in PyTorch with some layers rounded to int8: what-if without writing a file.
+# What-if without writing a file
 
 
 @contextmanager
 def fake_quantised(deploy: DeployGpen, layers: Mapping[str, RoundedLayer]) -> Iterator[DeployGpen]:
-    """Round inputs and weights of some layers while the context lasts.
+    """Round inputs and weights of some layers, by module path, while the context lasts.
 
     The arithmetic is that of the QDQ file: q = clip(round(x / step), -128, 127), computed in float32.
-
-    Parameters
-    ----------
-    deploy : DeployGpen
-        Changed inside the context and restored behind it.
-    layers : mapping of module path to RoundedLayer
     """
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-            stack.enter_context(_rounded(deploy.get_submodule(name), layer))
-        yield deploy
-
-
-@contextmanager
-def _rounded(module: nn.Module, layer: RoundedLayer) -> Iterator[None]:
-    """Round one convolution."""
-    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    weight, bias = module.weight, module.bias
-    restored = layer.restored_weight()
-    steps = torch.from_numpy(layer.input_steps()).to(weight)[:, None, None]
-
-    def round_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor]:
-        return (round_to_int8(inputs[0], steps),)
-
-    handle = module.register_forward_pre_hook(round_input)
+    before: list[tuple[Any, ...]] = []
     try:
-        module.weight = nn.Parameter(torch.from_numpy(restored).to(weight), requires_grad=False)
-        if layer.bias is not None:
-            module.bias = nn.Parameter(torch.from_numpy(layer.bias).to(weight), requires_grad=False)
-        yield
+        for name, layer in layers.items():
+            module: Any = deploy.get_submodule(name)
+            steps = torch.from_numpy(layer.input_steps()).to(module.weight)[:, None, None]
+
+            def round_input(_: nn.Module, inputs: tuple[Any, ...], steps: Tensor = steps) -> tuple[Tensor]:
+                return (torch.clamp(torch.round(inputs[0] / steps), -LEVELS - 1, LEVELS) * steps,)
+
+            handle = module.register_forward_pre_hook(round_input)
+            before.append((module, handle, module.weight, module.bias))
+            restored = torch.from_numpy(layer.restored_weight()).to(module.weight)
+            module.weight = nn.Parameter(restored, requires_grad=False)
+            if layer.bias is not None:
+                bias = torch.from_numpy(layer.bias).to(module.weight)
+                module.bias = nn.Parameter(bias, requires_grad=False)
+        yield deploy
     finally:
-        handle.remove()
-        module.weight, module.bias = weight, bias
-
-
-def round_to_int8(x: Tensor, step: float | Tensor) -> Tensor:
-    """Quantise and dequantise with a symmetric step, or one per channel; clipped to -128..127 as in ONNX."""
-    return torch.clamp(torch.round(x / step), -LEVELS - 1, LEVELS) * step
+        for module, handle, weight, bias in before:
+            handle.remove()
+            module.weight, module.bias = weight, bias

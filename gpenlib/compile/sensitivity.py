@@ -1,12 +1,11 @@
-"""Rank layers by what int8 costs there, and keep as many in float as a budget of PSNR demands."""
+"""Rank layers by what int8 costs there, exclude until a budget of PSNR is met, compare finished artefacts."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,49 +14,27 @@ import torch
 from torch import Tensor
 
 from gpenlib.compile.rounding import QuantisationError, RoundedLayer, fake_quantised
-from gpenlib.data.pairs import Pack
+from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.export import DeployGpen
 from gpenlib.files import progress
 from gpenlib.images import Image, from_tensor, to_tensor
 from gpenlib.infer import open_runtime
 from gpenlib.metrics import finite_psnr
 
-# ----------------------------------------------------------------------
-# Rank layers by what int8 costs there, and keep as many in float as a budget of PSNR demands.
-
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """What rounding this layer alone does to the output.
+    """What rounding this layer alone does to the output."""
 
-    Attributes
-    ----------
-    name : str
-        Module path.
-    psnr : float
-        Output against the float network's, dB, data range 2; low is sensitive.
-    share : float
-        Of the summed squared errors of all layers, 0 to 1.
-    """
-
-    name: str
-    psnr: float
-    share: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a plain dictionary."""
-        return asdict(self)
+    name: str  # module path
+    psnr: float  # of the output against the float network's, dB, data range 2; low is sensitive
+    share: float  # of the summed squared errors of all layers, 0 to 1
 
 
 class Probe:
-    """Outputs of the float network on a few calibration images, to measure what-if networks against.
+    """The float network's outputs for float32 [N, 3, S, S], to measure what-if networks against.
 
-    Parameters
-    ----------
-    deploy : DeployGpen
-    inputs : float32 [N, 3, S, S]
-    truths : sequence of uint8 [T, T, 3], optional
-        Needed for :meth:`drop`.
+    ``truths``, uint8 [T, T, 3] each, are needed for :meth:`drop` only.
     """
 
     def __init__(self, deploy: DeployGpen, inputs: Tensor, truths: Sequence[Image] = ()) -> None:
@@ -117,23 +94,8 @@ def choose_exclusions(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Exclude the most sensitive layers, one after another, until the loss fits the budget.
 
-    Parameters
-    ----------
-    drop : callable
-        Names of the layers that are quantised -> loss of PSNR in dB.
-    ranking : sequence of str
-        All quantisable layers, the most sensitive first.
-    max_drop_db : float
-
-    Returns
-    -------
-    (list of str, list of dict)
-        The excluded layers, and for every step ``excluded`` (how many) and ``drop_db``.
-
-    Raises
-    ------
-    QuantisationError
-        If the budget is missed with only one layer left.
+    ``drop`` takes the names of the layers that are quantised and gives the loss of PSNR in dB. Returns the
+    excluded layers, and of every step ``excluded`` (how many) and ``drop_db``.
     """
     steps: list[dict[str, Any]] = []
     lost = 0.0
@@ -148,46 +110,31 @@ def choose_exclusions(
     )
 
 
-# ----------------------------------------------------------------------
-# Quality of several artefacts on the same faces: what the choice of a dtype and a calibration mode costs.
-
 REFERENCE = ("fp32", None)
 
 
 def compare_artefacts(
-    artefacts: Mapping[tuple[str, str | None], Path], pack: Pack, faces: int, device: str = "cpu"
+    artefacts: Mapping[tuple[str, str | None], Path], pairs: Pairs | Pack, faces: int, device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """Run artefacts face by face and compare them with fp32's.
+    """Score artefacts, by dtype and calibration mode (or None), on the first faces, one after the other.
 
-    Parameters
-    ----------
-    artefacts : mapping of (dtype, calibration mode or None) to Path
-        ``("fp32", None)`` must be among them.
-    pack : Pack
-        With truths.
-    faces : int
-        The first so many.
-    device : str
-
-    Returns
-    -------
-    list of dict
-        One per artefact: ``dtype``, ``mode``, means over the faces: ``psnr`` (against the truth, dB),
-        ``psnr_drop`` (fp32's minus this), ``psnr_to_fp32`` (equal pictures count as 100 dB).
+    Returns a row each: ``dtype``, ``mode``, and means over the faces of ``psnr`` (against the truth, dB),
+    ``psnr_drop`` (fp32's minus this) and ``psnr_to_fp32`` (equal pictures count as 100 dB).
     """
-    runtimes = {label: open_runtime(path, device=device) for label, path in artefacts.items()}
-    found: dict[tuple[str, str | None], dict[str, list[float]]] = {
-        label: defaultdict(list) for label in artefacts
-    }
-    for index in progress(range(min(faces, len(pack))), desc="choice", unit="image"):
-        batch, truth = to_tensor([pack.inputs(index)]), pack.truths(index)
-        pictures = {label: from_tensor(runtime(batch))[0] for label, runtime in runtimes.items()}
-        for label, picture in pictures.items():
-            found[label]["psnr"].append(finite_psnr(picture, truth))
-            found[label]["psnr_to_fp32"].append(finite_psnr(picture, pictures[REFERENCE]))
-    reference = statistics.fmean(found[REFERENCE]["psnr"])
-    rows = []
-    for (dtype, mode), figures in found.items():
-        means = {name: statistics.fmean(values) for name, values in figures.items()}
-        rows.append({"dtype": dtype, "mode": mode, **means, "psnr_drop": reference - means["psnr"]})
-    return rows
+    count = min(faces, len(pairs))
+    references: list[Image] = []
+    rows: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for label in sorted(artefacts, key=lambda label: label != REFERENCE):  # fp32 first
+        runtime = open_runtime(artefacts[label], device=device)
+        psnr, psnr_to_fp32 = [], []
+        for index in progress(range(count), desc=f"choice, {' '.join(filter(None, label))}", unit="image"):
+            picture = from_tensor(runtime(to_tensor([pairs.inputs(index)])))[0]
+            if label == REFERENCE:
+                references.append(picture)
+            psnr.append(finite_psnr(picture, pairs.truths(index)))
+            psnr_to_fp32.append(finite_psnr(picture, references[index]))
+        del runtime  # before the next one takes its memory
+        means = {"psnr": statistics.fmean(psnr), "psnr_to_fp32": statistics.fmean(psnr_to_fp32)}
+        rows[label] = {"dtype": label[0], "mode": label[1], **means}
+    reference = rows[REFERENCE]["psnr"]
+    return [rows[label] | {"psnr_drop": reference - rows[label]["psnr"]} for label in artefacts]

@@ -18,63 +18,71 @@ from typing import Any
 import yaml
 
 from gpenlib.compile.calibrate import CalibrationData, open_calibration_data
+from gpenlib.compile.write import read_listing, remove_older
+from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.export import DeployGpen, export_torchscript
 from gpenlib.files import hash_outputs, package_versions, progress, sha256, write_atomically, write_json
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
-from gpenlib.infer.runtime import BACKENDS, MANIFEST_FILE, MODEL_FILE
-from gpenlib.settings import BuildConfig, SettingsError
+from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
+from gpenlib.settings import BACKENDS, BuildConfig, SettingsError
 
 COMPILER = "vamc"
 VENDOR_DTYPES = ("fp16", "int8")  # what the vendor's model card names
 BUILD_FILE = "build.yaml"
 PICTURES = "calibration"
+PICTURE_LIST = "calibration.json"  # the pictures that were written here and may be replaced
 LOG_FILE = "vamc.log"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg")
 TAIL_LINES = 20
 VERSION_SECONDS = 60.0
 # Keys of ours that the vendor's file does not know, but that are spent when the pictures are written.
 SPENT_KEYS = ("dataset.task",)
+VENDOR_QUANTIZE = {
+    *("calibrate_mode", "quantize_per_channel", "weight_scale", "output_ddr"),
+    *("exclude_layers", "quantize_mode"),
+}
 
 
 class VendorCompilerError(RuntimeError):
     """The vendor's compiler ran and failed, or wrote nothing."""
 
 
-def build_for_vendor(config: BuildConfig, deploy: DeployGpen, out_dir: Path) -> Path:
-    """Write the vendor's inputs into ``out_dir`` and run ``vamc compile`` on them.
+def build_for_vendor(
+    config: BuildConfig, deploy: DeployGpen, out_dir: Path, calibration: Pairs | Pack | None = None
+) -> Path:
+    """Write the vendor's inputs into ``out_dir``, run ``vamc compile`` on them, write the manifest last.
 
-    Parameters
-    ----------
-    config : BuildConfig
-        With ``backend.type: tvm_vacc``. A relative ``workspace.path`` starts at ``out_dir``.
-    deploy : DeployGpen
-    out_dir : Path
-        Gets the TorchScript file, ``build.yaml``, the pictures in ``calibration/``, ``vamc.log`` with the
-        compiler's output and, last, ``manifest.json``.
-
-    Returns
-    -------
-    Path
-        ``out_dir``.
-
-    Raises
-    ------
-    RuntimeUnavailable
-        If the dtype is not one of the vendor's, or ``vamc`` is not on PATH: then the inputs lie ready.
-    SettingsError
-        If ``exclude_layers`` holds anything but indices.
-    DataError
-        If the calibration pictures are absent or too few.
-    VendorCompilerError
-        If ``vamc`` fails or writes nothing.
+    These are the TorchScript file, ``build.yaml`` and the pictures in ``calibration/``; the compiler's output
+    goes into ``vamc.log``. Where there is no ``vamc`` they lie ready, and RuntimeUnavailable says so. A
+    relative ``workspace.path`` starts at ``out_dir``.
     """
-    _check(config)
-    data = open_calibration_data(config.dataset, deploy.config.in_size, deploy.config.out_size)
+    dtype, layers = config.backend.dtype, config.backend.quantize.exclude_layers
+    if dtype not in VENDOR_DTYPES:
+        raise RuntimeUnavailable(
+            f"backend.type tvm_vacc, the chip vendor's compiler ({COMPILER}), builds "
+            f"{' and '.join(VENDOR_DTYPES)}, not {dtype}; set backend.dtype to one of them, or "
+            f"backend.type to one of: auto, {', '.join(BACKENDS)}"
+        )
+    if not all(isinstance(entry, int) for entry in layers):
+        raise SettingsError(
+            f"backend.quantize.exclude_layers={layers!r}: {COMPILER} takes indices only, counted in its own "
+            "graph; set indices, or an empty list"
+        )
+    size = deploy.config.in_size
+    data = open_calibration_data(config.dataset, deploy.config, calibration)
+    _check_pictures(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    for name in (MANIFEST_FILE, MODEL_FILE):  # an older artefact is replaced
-        (out_dir / name).unlink(missing_ok=True)
-    resolved = _prepare(config, deploy, data, out_dir)
+    remove_older(out_dir)
+    (out_dir / MODEL_FILE).unlink(missing_ok=True)  # beside the vendor's manifest it would be opened
+    checkpoint = export_torchscript(deploy, out_dir / f"gpen-3_{size}_{size}.torchscript.pt").name
+    suffix = (config.dataset.sampler.suffix or PICTURE_SUFFIXES[0]).lower().lstrip(".")
+    suffix = suffix if suffix in PICTURE_SUFFIXES else PICTURE_SUFFIXES[0]
+    _write_pictures(data, out_dir, suffix)
+    resolved = vendor_schema(config, size, checkpoint, suffix, len(data.chosen))
+    with write_atomically(out_dir / BUILD_FILE) as temporary:
+        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, encoding="utf-8")
     compiler = shutil.which(COMPILER)
     if compiler is None:
         raise RuntimeUnavailable(
@@ -85,11 +93,10 @@ def build_for_vendor(config: BuildConfig, deploy: DeployGpen, out_dir: Path) -> 
         )
     command = [str(Path(compiler).absolute()), "compile", BUILD_FILE]
     written = _run(command, out_dir, out_dir / resolved["workspace"]["path"])
-    size, checkpoint = deploy.config.in_size, resolved["frontend"]["checkpoint"]
     manifest = {
         "kind": "vendor-build",
         "name": config.name,
-        "dtype": config.backend.dtype,
+        "dtype": dtype,
         "backend": config.backend.type,
         "in_size": size,
         "out_size": deploy.config.out_size,
@@ -101,8 +108,8 @@ def build_for_vendor(config: BuildConfig, deploy: DeployGpen, out_dir: Path) -> 
         "compiler_version": _version(command[0], out_dir),
         "inputs": {name: sha256(out_dir / name) for name in (checkpoint, BUILD_FILE)},
         "calibration_images": len(data.chosen),
-        "calibration_source": data.label,
-        "calibration_digest": data.digest,
+        "calibration_source": data.chosen.label,
+        "calibration_digest": data.chosen.digest(),
         "workspace": resolved["workspace"]["path"],
         "outputs": written,
         "packages": package_versions(),
@@ -111,65 +118,13 @@ def build_for_vendor(config: BuildConfig, deploy: DeployGpen, out_dir: Path) -> 
     return out_dir
 
 
-def _check(config: BuildConfig) -> None:
-    """Refuse what the vendor's compiler cannot be told."""
-    dtype = config.backend.dtype
-    if dtype not in VENDOR_DTYPES:
-        raise RuntimeUnavailable(
-            f"backend.type tvm_vacc, the chip vendor's compiler ({COMPILER}), builds "
-            f"{' and '.join(VENDOR_DTYPES)}, not {dtype}; set backend.dtype to one of them, or "
-            f"backend.type to one of: auto, {', '.join(BACKENDS)}"
-        )
-    layers = config.backend.quantize.exclude_layers
-    if not all(isinstance(entry, int) for entry in layers):
-        raise SettingsError(
-            f"backend.quantize.exclude_layers={layers!r}: {COMPILER} takes indices only, counted in its own "
-            "graph; set indices, or an empty list"
-        )
-
-
-def _prepare(config: BuildConfig, deploy: DeployGpen, data: CalibrationData, out_dir: Path) -> dict[str, Any]:
-    """Write network, pictures and build file; return the content of the last."""
-    size = deploy.config.in_size
-    checkpoint = export_torchscript(deploy, out_dir / f"gpen-3_{size}_{size}.torchscript.pt")
-    suffix = (config.dataset.sampler.suffix or PICTURE_SUFFIXES[0]).lower().lstrip(".")
-    suffix = suffix if suffix in PICTURE_SUFFIXES else PICTURE_SUFFIXES[0]
-    _write_pictures(data, out_dir / PICTURES, suffix)
-    resolved = vendor_schema(config, size, checkpoint.name, suffix, len(data.chosen))
-    with write_atomically(out_dir / BUILD_FILE) as temporary:
-        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-        temporary.write_text(text, encoding="utf-8")
-    return resolved
-
-
 def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, count: int) -> dict[str, Any]:
     """Return a build file with the vendor's keys only, every path relative to the file.
 
-    Parameters
-    ----------
-    config : BuildConfig
-    size : int
-        Side of the network's input; it is written into operators that name none.
-    checkpoint : str
-        Name of the TorchScript file.
-    suffix : str
-        Of the calibration pictures.
-    count : int
-        Number of calibration pictures.
+    ``size`` (pixels) is written into operators that name none; ``suffix`` and ``count`` are the pictures'.
     """
     batch = next((shape[0] for shape in (config.frontend.shape or {}).values()), 1)
-    options, quantize = config.backend.compile.model_dump(exclude_none=True), config.backend.quantize
-    backend: dict[str, Any] = {"type": "tvm_vacc", "dtype": config.backend.dtype}
-    if options:
-        backend["compile"] = options
-    backend["quantize"] = {
-        "calibrate_mode": quantize.calibrate_mode,
-        "quantize_per_channel": quantize.quantize_per_channel,
-        "weight_scale": quantize.weight_scale,
-        **({} if quantize.output_ddr is None else {"output_ddr": list(quantize.output_ddr)}),
-        "exclude_layers": list(quantize.exclude_layers),
-        "quantize_mode": quantize.quantize_mode,
-    }
+    options = config.backend.compile.model_dump(exclude_none=True)
     operators = [
         {"type": operator.type, **operator.parameters}
         | ({"size": [size, size]} if operator.type == "Resize" and "size" not in operator.parameters else {})
@@ -183,7 +138,12 @@ def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, 
             "checkpoint": checkpoint,
             "dtype": "fp32",
         },
-        "backend": backend,
+        "backend": {
+            "type": "tvm_vacc",
+            "dtype": config.backend.dtype,
+            **({"compile": options} if options else {}),
+            "quantize": config.backend.quantize.model_dump(include=VENDOR_QUANTIZE, exclude_none=True),
+        },
         "dataset": {
             "type": "tvm",
             "path": PICTURES,
@@ -194,15 +154,32 @@ def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, 
     }
 
 
-def _write_pictures(data: CalibrationData, folder: Path, suffix: str) -> None:
-    """Write the calibration pictures as network inputs (uint8, S x S); an older folder is replaced."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        work = Path(name) / folder.name
-        for index in progress(range(len(data.chosen)), desc="calibration pictures", unit="image"):
-            write_image(work / f"{index:05d}.{suffix}", data.network_input(data.chosen, index))
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.rename(folder)
+def _check_pictures(out_dir: Path) -> list[Path]:
+    """Return the calibration pictures of an older build; refuse a folder that holds anything else."""
+    folder = out_dir / PICTURES
+    present = sorted(folder.iterdir()) if folder.is_dir() else []
+    listed = read_listing(out_dir / PICTURE_LIST).get("files", ())
+    foreign = [path.name for path in present if path.is_dir() or path.name not in listed]
+    if foreign:
+        raise SettingsError(
+            f"{folder} holds what no build wrote ({', '.join(foreign[:3])}, {len(foreign)} in all), and the "
+            "calibration pictures go there: move it away, or build into another folder"
+        )
+    return present
+
+
+def _write_pictures(data: CalibrationData, out_dir: Path, suffix: str) -> None:
+    """Write the calibration pictures as network inputs (uint8, S x S), in place of an older build's."""
+    names = [f"{index:05d}.{suffix}" for index in range(len(data.chosen))]
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix=f".{PICTURES}-") as work:
+        for index, name in enumerate(progress(names, desc="calibration pictures", unit="image")):
+            write_image(Path(work) / name, data.network_input(data.chosen, index))
+        for path in _check_pictures(out_dir):
+            path.unlink()
+        write_json(out_dir / PICTURE_LIST, {"kind": "vendor-pictures", "files": names})
+        (out_dir / PICTURES).mkdir(exist_ok=True)
+        for name in names:
+            (Path(work) / name).replace(out_dir / PICTURES / name)
 
 
 def _run(command: list[str], folder: Path, workspace: Path) -> dict[str, str]:
@@ -213,18 +190,15 @@ def _run(command: list[str], folder: Path, workspace: Path) -> dict[str, str]:
         done = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False
         )
+    changed = [path for path, state in _state(workspace).items() if before.get(path) != state]
+    if changed and not done.returncode:
+        return hash_outputs(workspace, changed)
+    what = "ended without an error but wrote nothing to workspace.path " + str(workspace)
     if done.returncode:
-        raise VendorCompilerError(
-            f"{shlex.join(command)} failed with exit code {done.returncode}; the end of {log}:\n{_tail(log)}"
-        )
-    after = _state(workspace)
-    changed = [path for path, state in after.items() if before.get(path) != state]
-    if not changed:
-        raise VendorCompilerError(
-            f"{shlex.join(command)} ended without an error but wrote nothing to workspace.path {workspace}; "
-            f"the end of {log}:\n{_tail(log)}"
-        )
-    return hash_outputs(workspace, changed)
+        what = f"failed with exit code {done.returncode}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    tail = "\n".join(lines[-TAIL_LINES:]) or "(no output)"
+    raise VendorCompilerError(f"{shlex.join(command)} {what}; the end of {log}:\n{tail}")
 
 
 def _state(workspace: Path) -> dict[Path, tuple[int, int]]:
@@ -233,23 +207,12 @@ def _state(workspace: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 
-def _tail(log: Path) -> str:
-    """Return the last lines of a log."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return "\n".join(lines[-TAIL_LINES:]) or "(no output)"
-
-
 def _version(compiler: str, folder: Path) -> str | None:
     """Return what ``vamc --version`` says, or None if it does not understand it."""
+    command = [compiler, "--version"]
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
     try:
-        done = subprocess.run(
-            [compiler, "--version"],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=VERSION_SECONDS,
-            check=False,
-        )
+        done = subprocess.run(command, cwd=folder, timeout=VERSION_SECONDS, check=False, **options)
     except subprocess.TimeoutExpired:
         return None
     text = (done.stdout or done.stderr).decode(errors="replace").strip()

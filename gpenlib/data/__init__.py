@@ -1,32 +1,15 @@
-"""Data: where faces come from, how a task degrades them, pairs made when asked for, packs for the vendor.
+"""Data: where faces come from, how a task degrades them, pairs made when asked for, packs for the vendor."""
 
-Colour statistics are in :mod:`gpenlib.data.pairs`, which is slower to load.
-"""
-
-from gpenlib.data.faces import (
-    AlignError,
-    DataError,
-    Faces,
-    Landmarks,
-    Split,
-    align,
-    embedded_faces,
-    open_faces,
-    open_folder,
-)
+from gpenlib.data.faces import DataError, Faces, embedded_faces, open_faces, open_folder
 from gpenlib.data.pairs import Pack, Pairs, check_packs, read_pack, unpack, write_pack
 from gpenlib.data.tasks import TASKS, make_pair, register_task
 
 __all__ = [
     "TASKS",
-    "AlignError",
     "DataError",
     "Faces",
-    "Landmarks",
     "Pack",
     "Pairs",
-    "Split",
-    "align",
     "check_packs",
     "embedded_faces",
     "make_pair",

@@ -1,7 +1,4 @@
-"""The FFHQ layout: a square crop turned with the face, from eye centres and mouth corners.
-
-Coordinates are (x, y) in pixels with the centre of the first pixel at (0, 0), as OpenCV counts them.
-"""
+"""Faces: pictures by number, from folders, from one photograph or drawn from a prior; splits; the layout."""
 
 from __future__ import annotations
 
@@ -12,13 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.checkpoints import weights_file
@@ -26,214 +22,15 @@ from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, pe
 from gpenlib.files import resolve_path, sha256
 from gpenlib.images import SUFFIXES, FloatArray, Image, check_image, read_image
 
-# ----------------------------------------------------------------------
-# The FFHQ layout: a square crop turned with the face, from eye centres and mouth corners.
-#
-# Coordinates are (x, y) in pixels with the centre of the first pixel at (0, 0), as OpenCV counts them.
-
 Point = tuple[float, float]
 Matrix = NDArray[np.float64]
-
-EYE_DISTANCES_PER_SIDE = 4.0
-EYE_TO_MOUTH_DISTANCES_PER_SIDE = 3.6
-CENTRE_TOWARDS_MOUTH = 0.1  # part of the way from the eyes to the mouth
-
-
-class AlignError(ValueError):
-    """Landmarks that do not describe a face; the message holds their values."""
-
-
-@dataclass(frozen=True)
-class Landmarks:
-    """Four points of a face; left and right are those of the picture, not of the person.
-
-    Parameters
-    ----------
-    left_eye, right_eye : (x, y)
-        Centres of the eye openings (means of the contour, not the irises), in pixels.
-    left_mouth, right_mouth : (x, y)
-        Outer corners of the mouth, in pixels.
-
-    Raises
-    ------
-    AlignError
-        If a coordinate is not finite, the eyes coincide, eyes and mouth lie on one line, or left and
-        right are exchanged.
-    """
-
-    left_eye: Point
-    right_eye: Point
-    left_mouth: Point
-    right_mouth: Point
-
-    def __post_init__(self) -> None:
-        points = np.asarray(astuple(self), dtype=np.float64)
-        if points.shape != (4, 2) or not np.isfinite(points).all():
-            raise AlignError(f"{self}: expected four finite points (x, y)")
-        eye_to_eye, eye_to_mouth = self.eye_to_eye, self.eye_to_mouth
-        area = eye_to_eye[0] * eye_to_mouth[1] - eye_to_eye[1] * eye_to_mouth[0]
-        if area <= 1e-6:
-            raise AlignError(
-                f"{self}: not a face (left and right are those of the picture, and the mouth lies off the "
-                "line through the eyes)"
-            )
-
-    @property
-    def eye_centre(self) -> Matrix:
-        """Midpoint of the eyes, float64 [2]."""
-        return 0.5 * (np.asarray(self.left_eye, np.float64) + np.asarray(self.right_eye, np.float64))
-
-    @property
-    def eye_to_eye(self) -> Matrix:
-        """Vector from the left to the right eye, float64 [2]."""
-        return np.asarray(self.right_eye, np.float64) - np.asarray(self.left_eye, np.float64)
-
-    @property
-    def eye_to_mouth(self) -> Matrix:
-        """Vector from the midpoint of the eyes to the midpoint of the mouth corners, float64 [2]."""
-        mouth = 0.5 * (np.asarray(self.left_mouth, np.float64) + np.asarray(self.right_mouth, np.float64))
-        return mouth - self.eye_centre
-
-
-def ffhq_matrix(landmarks: Landmarks, size: int) -> Matrix:
-    """Return the similarity transform from picture to crop coordinates.
-
-    The square of the FFHQ preparation script (Karras et al. 2019, ``recreate_aligned_images``): its upper
-    side is parallel to the mean of the eye line and the perpendicular of the eye-to-mouth line, its side is
-    the larger of 4 eye distances and 3.6 eye-to-mouth distances, its centre lies a tenth of the way from the
-    eyes to the mouth.
-
-    Parameters
-    ----------
-    landmarks : Landmarks
-    size : int
-        Side of the crop in pixels, at least 1.
-
-    Returns
-    -------
-    float64 [2, 3]
-        ``crop = matrix @ (x, y, 1)``; :func:`crop_side` gives the side in picture pixels.
-
-    Raises
-    ------
-    AlignError
-        If ``size`` is below 1.
-    """
-    if size < 1:
-        raise AlignError(f"size={size}: a crop has at least 1 pixel")
-    across = _direction(landmarks)
-    scale = size / crop_side(landmarks)
-    turn = scale * np.array([[across[0], across[1]], [-across[1], across[0]]])  # [2, 2]
-    centre = landmarks.eye_centre + CENTRE_TOWARDS_MOUTH * landmarks.eye_to_mouth
-    middle = (size - 1) / 2  # the middle of the crop, pixel centres being whole numbers
-    return np.column_stack([turn, middle - turn @ centre])
-
-
-def crop_side(landmarks: Landmarks) -> float:
-    """Return the side of the FFHQ square in picture pixels."""
-    eyes = EYE_DISTANCES_PER_SIDE * float(np.linalg.norm(landmarks.eye_to_eye))
-    mouth = EYE_TO_MOUTH_DISTANCES_PER_SIDE * float(np.linalg.norm(landmarks.eye_to_mouth))
-    return max(eyes, mouth)
-
-
-def warp(image: Image, matrix: Matrix, size: int) -> Image:
-    """Resample ``image`` through an affine transform into a square; parts outside are mirrored.
-
-    Enlargements are bicubic. Reductions are taken at a whole multiple of the resolution and averaged over
-    areas, so that they do not alias.
-
-    Parameters
-    ----------
-    image : uint8 RGB [H, W, 3]
-    matrix : float64 [2, 3]
-        From picture to crop coordinates, as :func:`ffhq_matrix` gives it.
-    size : int
-        Side of the result in pixels.
-
-    Returns
-    -------
-    uint8 RGB [size, size, 3]
-
-    Raises
-    ------
-    ImageError
-        If ``image`` is not uint8 [H, W, 3].
-    """
-    check_image(image)
-    scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # crop pixels per picture pixel
-    factor = max(1, math.ceil(1 / scale - 1e-3))
-    finer = factor * matrix
-    finer[:, 2] += (factor - 1) / 2  # pixel centres: crop 0 is the middle of the finer 0 .. factor - 1
-    flags = cv2.INTER_CUBIC if factor == 1 else cv2.INTER_LINEAR
-    side = factor * size
-    large = cv2.warpAffine(image, finer, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    if factor > 1:
-        large = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(large, dtype=np.uint8)
-
-
-def align(image: Image, landmarks: Landmarks, size: int) -> Image:
-    """Cut a face out of a picture in FFHQ layout.
-
-    At size 256 the eyes of a frontal face come to about (96, 120) and (159, 120), its mouth corners to
-    (102, 188) and (153, 188).
-
-    Parameters
-    ----------
-    image : uint8 RGB [H, W, 3]
-    landmarks : Landmarks
-        In pixels of ``image``.
-    size : int
-        Side of the crop in pixels.
-
-    Returns
-    -------
-    uint8 RGB [size, size, 3]
-
-    Raises
-    ------
-    AlignError
-        If ``size`` is below 1.
-    ImageError
-        If ``image`` is not uint8 [H, W, 3].
-    """
-    return warp(image, ffhq_matrix(landmarks, size), size)
-
-
-def _direction(landmarks: Landmarks) -> Matrix:
-    """Return the unit vector along the upper side of the FFHQ square, float64 [2]."""
-    down = landmarks.eye_to_mouth
-    across = landmarks.eye_to_eye + np.array([down[1], -down[0]])
-    return np.asarray(across / np.linalg.norm(across), dtype=np.float64)
-
-
-# ----------------------------------------------------------------------
-# Faces: pictures by number, from folders of images and joined to one.
-
 CELEBA_FOLDER = "CelebA-HQ-img"  # the image folder inside a CelebAMask-HQ download
+S = TypeVar("S")
 T = TypeVar("T")
 
 
 class DataError(ValueError):
     """A data set that cannot be used; the message names the folder and what it lacks."""
-
-
-@dataclass(frozen=True)
-class _ByNumber(Generic[T]):
-    """A function of a face's number that refuses others; with ``kept`` it computes each result once."""
-
-    compute: Callable[[int], T]
-    count: int
-    kept: dict[int, T] | None = None
-
-    def __call__(self, index: int) -> T:
-        if not 0 <= index < self.count:
-            raise IndexError(f"face {index}: there are {self.count}, counted from 0")
-        if self.kept is None:
-            return self.compute(index)
-        if index not in self.kept:
-            self.kept[index] = self.compute(index)
-        return self.kept[index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +40,7 @@ class Faces:
     ``label`` is what to write beside scores, ``names`` hold one file-name-like word per picture,
     ``read(index)`` gives uint8 RGB [H, W, 3] in the picture's own size, ``digest(index)`` a hash of its
     content (kept, so that a file is read through once), and ``beyond(count)``, where faces have no end,
-    others than these. The functions are partial ones, not closures, so that worker processes can take them.
+    others than these.
     """
 
     label: str
@@ -253,8 +50,9 @@ class Faces:
     beyond: Callable[[int], Faces] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "read", _ByNumber(self.read, len(self.names)))
-        object.__setattr__(self, "digest", _ByNumber(self.digest, len(self.names), {}))
+        # Partial functions, not closures, so that worker processes can take them
+        object.__setattr__(self, "read", partial(_by_number, self.read, len(self.names), None))
+        object.__setattr__(self, "digest", partial(_by_number, self.digest, len(self.names), {}))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -262,10 +60,8 @@ class Faces:
     def take(self, indices: Iterable[int]) -> Faces:
         """Return the faces at some positions, in the given order."""
         chosen = tuple(indices)
-        names = [self.names[index] for index in chosen]
-        return replace(
-            self, names=names, read=partial(_at, self.read, chosen), digest=partial(_at, self.digest, chosen)
-        )
+        read, digest = partial(_at, self.read, chosen), partial(_at, self.digest, chosen)
+        return replace(self, names=[self.names[index] for index in chosen], read=read, digest=digest)
 
     def __add__(self, other: Faces) -> Faces:
         """Return the faces of both, one after the other."""
@@ -278,10 +74,8 @@ class Faces:
 
     def combined_digest(self) -> str:
         """Return one hash over the contents of all, in order."""
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            digest.update(self.digest(index).encode())
-        return digest.hexdigest()
+        digests = "".join(self.digest(index) for index in range(len(self)))
+        return hashlib.sha256(digests.encode()).hexdigest()
 
     def split(
         self, dataset_size: int, calib_size: int, calibration: Faces | None = None, seed: int = 0
@@ -291,20 +85,14 @@ class Faces:
         Evaluation takes the first ``dataset_size`` of these faces. Calibration draws ``calib_size`` at
         random, without replacement, from ``calibration``, or else from the rest of these, or else (no rest)
         from embedded ones; pictures whose content is an evaluation face's are passed over, and if fewer are
-        to be had, those are used. Both sets are in the order of their source.
-
-        Raises
-        ------
-        DataError
-            If there are fewer than ``dataset_size`` faces, a number is out of range, or ``calibration`` holds
-            nothing but evaluation faces.
+        to be had, those are used. Both sets are in the order of their source. DataError if there are fewer
+        than ``dataset_size`` faces, or ``calibration`` holds nothing but evaluation faces.
         """
-        if dataset_size < 1 or calib_size < 0:
+        if dataset_size < 1 or calib_size < 0 or seed < 0:
             raise DataError(
-                f"dataset_size={dataset_size}, calib_size={calib_size}: allowed are at least 1 and at least 0"
+                f"dataset_size={dataset_size}, calib_size={calib_size}, seed={seed}: "
+                "allowed are at least 1, 0 and 0"
             )
-        if seed < 0:
-            raise DataError(f"seed={seed}: allowed are whole numbers from 0")
         count = len(self)
         if count < dataset_size:
             raise DataError(
@@ -317,7 +105,7 @@ class Faces:
 
         scored = frozenset(evaluation.digest(index) for index in range(dataset_size))
         if calibration is not None:
-            drawn, note = _draw(calibration, range(len(calibration)), calib_size, seed, scored)
+            drawn, note = _draw(calibration, calib_size, seed, scored)
             if not len(drawn):
                 raise DataError(
                     f"calibration ({calibration.label}): all {len(calibration)} images are evaluation images "
@@ -325,12 +113,11 @@ class Faces:
                 )
             return Split(evaluation, drawn, f"calibration from {calibration.label}: {note}")
 
-        drawn, note = _draw(self, range(dataset_size, count), calib_size, seed, scored)
+        drawn, note = _draw(self.take(range(dataset_size, count)), calib_size, seed, scored)
         if len(drawn):
             return Split(evaluation, drawn, f"calibration from the images beyond dataset_size: {note}")
         reason = "no image is left beyond dataset_size" + (f" ({note})" if count > dataset_size else "")
-        others = (self.beyond or embedded_faces)(calib_size)
-        drawn, note = _draw(others, range(calib_size), calib_size, seed, scored)
+        drawn, note = _draw((self.beyond or embedded_faces)(calib_size), calib_size, seed, scored)
         return Split(evaluation, drawn, f"calibration from the embedded images, as {reason}: {note}")
 
 
@@ -342,22 +129,19 @@ class Split(NamedTuple):
     note: str
 
 
-def _draw(
-    faces: Faces, candidates: range, count: int, seed: int, excluded: frozenset[str]
-) -> tuple[Faces, str]:
-    """Draw ``count`` of the candidates whose digest is not excluded; return them and a note.
+def _draw(faces: Faces, count: int, seed: int, excluded: frozenset[str]) -> tuple[Faces, str]:
+    """Draw ``count`` of the faces whose digest is not excluded; return them and a note.
 
     Only as many images are hashed as the draw needs, so a folder of 30,000 costs no more than a small one.
     """
     chosen: list[int] = []
     dropped: list[int] = []
-    for position in np.random.default_rng(seed).permutation(len(candidates)):
+    for index in np.random.default_rng(seed).permutation(len(faces)).tolist():
         if len(chosen) == count:
             break
-        index = candidates[int(position)]
         (dropped if faces.digest(index) in excluded else chosen).append(index)
-    note = f"{len(chosen)} of {len(candidates)}"
-    if len(chosen) < len(candidates):
+    note = f"{len(chosen)} of {len(faces)}"
+    if len(chosen) < len(faces):
         note += f", drawn with seed {seed}"
     if dropped:
         few = ", ".join(faces.names[index] for index in sorted(dropped)[:3])
@@ -368,19 +152,30 @@ def _draw(
     return faces.take(sorted(chosen)), note
 
 
-def _at(function: Callable[[int], T], indices: Sequence[int], index: int) -> T:
-    return function(indices[index])
+def _by_number(function: Callable[[int], T], count: int, kept: dict[int, T] | None, index: int) -> T:
+    """Call a function of a face's number, refusing others; with ``kept`` each result is computed once."""
+    if not 0 <= index < count:
+        raise IndexError(f"face {index}: there are {count}, counted from 0")
+    if kept is None:
+        return function(index)
+    if index not in kept:
+        kept[index] = function(index)
+    return kept[index]
+
+
+def _at(function: Callable[[S], T], items: Sequence[S], index: int) -> T:
+    return function(items[index])
 
 
 def _either(first: Callable[[int], T], second: Callable[[int], T], border: int, index: int) -> T:
     return first(index) if index < border else second(index - border)
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Return a sort key under which ``2.jpg`` comes before ``10.jpg``."""
-    # ASCII digits only: to Python superscripts are digits too, but no numbers
-    parts = re.split(r"([0-9]+)", name.lower())
-    return [(0, int(part), "") if number % 2 else (1, 0, part) for number, part in enumerate(parts)]
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Return a sort key under which ``2.jpg`` comes before ``10.jpg``, and which no other name has."""
+    # Every second part is a number to int(); what isdigit() takes for one may be a superscript
+    parts = re.split(r"(\d+)", name.lower())
+    return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)], name
 
 
 def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
@@ -401,19 +196,104 @@ def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
         hint = f"; it has sub-folders: {', '.join(inner)}" if inner else ""
         raise DataError(f"{folder}: no image with suffix {', '.join(suffixes)}{hint}")
     files.sort(key=lambda path: natural_key(path.name))
-    return Faces(
-        f"folder {folder.name}",
-        [path.name for path in files],
-        partial(_apply_to, read_image, files),
-        partial(_apply_to, sha256, files),
-    )
+    names = [path.name for path in files]
+    return Faces(f"folder {folder.name}", names, partial(_at, read_image, files), partial(_at, sha256, files))
 
 
-def _apply_to(function: Callable[[Path], T], paths: Sequence[Path], index: int) -> T:
-    return function(paths[index])
+# The FFHQ layout: a square crop turned with the face, from eye centres and mouth corners. Coordinates are
+# (x, y) in pixels with the centre of the first pixel at (0, 0), as OpenCV counts them.
+
+EYE_DISTANCES_PER_SIDE = 4.0
+EYE_TO_MOUTH_DISTANCES_PER_SIDE = 3.6
+CENTRE_TOWARDS_MOUTH = 0.1  # part of the way from the eyes to the mouth
 
 
-# ----------------------------------------------------------------------
+class AlignError(ValueError):
+    """Landmarks that do not describe a face; the message holds their values."""
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Four points of a face in pixels; left and right are those of the picture, not of the person."""
+
+    left_eye: Point  # centre of the eye opening (mean of the contour, not the iris)
+    right_eye: Point
+    left_mouth: Point  # outer corner
+    right_mouth: Point
+
+    def __post_init__(self) -> None:
+        points = np.asarray(astuple(self), dtype=np.float64)
+        if points.shape != (4, 2) or not np.isfinite(points).all():
+            raise AlignError(f"{self}: expected four finite points (x, y)")
+        _, across, down = self.axes()
+        if across[0] * down[1] - across[1] * down[0] <= 1e-6:
+            raise AlignError(
+                f"{self}: not a face (left and right are those of the picture, and the mouth lies off the "
+                "line through the eyes)"
+            )
+
+    def axes(self) -> tuple[Matrix, Matrix, Matrix]:
+        """Return the middle of the eyes, the way from left to right eye, and that to the mouth's middle."""
+        left_eye, right_eye, left_mouth, right_mouth = np.asarray(astuple(self), dtype=np.float64)
+        centre = 0.5 * (left_eye + right_eye)
+        return centre, right_eye - left_eye, 0.5 * (left_mouth + right_mouth) - centre
+
+
+def crop_side(landmarks: Landmarks) -> float:
+    """Return the side of the FFHQ square in picture pixels."""
+    _, across, down = landmarks.axes()
+    eyes = EYE_DISTANCES_PER_SIDE * float(np.linalg.norm(across))
+    return max(eyes, EYE_TO_MOUTH_DISTANCES_PER_SIDE * float(np.linalg.norm(down)))
+
+
+def ffhq_matrix(landmarks: Landmarks, size: int) -> Matrix:
+    """Return the similarity transform from picture to crop, float64 [2, 3]: crop = matrix @ (x, y, 1).
+
+    The square of the FFHQ preparation script (Karras et al. 2019, ``recreate_aligned_images``): its upper
+    side is parallel to the mean of the eye line and the perpendicular of the eye-to-mouth line, its side is
+    the larger of 4 eye distances and 3.6 eye-to-mouth distances, its centre lies a tenth of the way from the
+    eyes to the mouth.
+    """
+    if size < 1:
+        raise AlignError(f"size={size}: a crop has at least 1 pixel")
+    centre, across, down = landmarks.axes()
+    along = across + np.array([down[1], -down[0]])  # the upper side of the square
+    along /= np.linalg.norm(along)
+    scale = size / crop_side(landmarks)
+    turn = scale * np.array([[along[0], along[1]], [-along[1], along[0]]])  # [2, 2]
+    centre = centre + CENTRE_TOWARDS_MOUTH * down
+    middle = (size - 1) / 2  # the middle of the crop, pixel centres being whole numbers
+    return np.column_stack([turn, middle - turn @ centre])
+
+
+def warp(image: Image, matrix: Matrix, size: int) -> Image:
+    """Resample a picture through an affine transform into uint8 RGB [size, size, 3]; outside is mirrored.
+
+    Enlargements are bicubic. Reductions are taken at a whole multiple of the resolution and averaged over
+    areas, so that they do not alias.
+    """
+    check_image(image)
+    scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # crop pixels per picture pixel
+    factor = max(1, math.ceil(1 / scale - 1e-3))
+    finer = factor * matrix
+    finer[:, 2] += (factor - 1) / 2  # pixel centres: crop 0 is the middle of the finer 0 .. factor - 1
+    flags = cv2.INTER_CUBIC if factor == 1 else cv2.INTER_LINEAR
+    side = factor * size
+    large = cv2.warpAffine(image, finer, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    if factor > 1:
+        large = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(large, dtype=np.uint8)
+
+
+def align(image: Image, landmarks: Landmarks, size: int) -> Image:
+    """Cut a face out of uint8 RGB in FFHQ layout, uint8 RGB [size, size, 3].
+
+    At size 256 the eyes of a frontal face come to about (96, 120) and (159, 120), its mouth corners to
+    (102, 188) and (153, 188).
+    """
+    return warp(image, ffhq_matrix(landmarks, size), size)
+
+
 # The embedded default: variations of one public-domain photograph, for runs without any data folder.
 
 EMBEDDED_VERSION = "astronaut variations 1"  # change it whenever the same Variation gives other pixels
@@ -425,56 +305,23 @@ ASTRONAUT_LANDMARKS = Landmarks(
     left_eye=(203.0, 101.5), right_eye=(247.0, 103.2), left_mouth=(203.3, 140.0), right_mouth=(246.3, 140.3)
 )
 
-MAX_TURN = 5.0  # degrees
-MAX_SHIFT = 0.025  # of the side
-SCALE_RANGE = (0.94, 1.08)
-EXPOSURE_RANGE = (-0.45, 0.18)  # stops, in linear light
-GAMMA_RANGE = (0.90, 1.12)
-MAX_TEMPERATURE = 0.11  # stops by which red rises and blue falls, or the reverse
-CONTRAST_RANGE = (0.90, 1.10)  # slope at the mean tone
-SATURATION_RANGE = (0.85, 1.12)
-BLURRED_PART = 0.3  # of the images
-MAX_BLUR = 0.7 / 256  # standard deviation, of the side
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How one embedded image differs from the photograph.
-
-    Attributes
-    ----------
-    mirror : bool
-    turn : float
-        Degrees, positive clockwise in the picture.
-    scale : float
-        Enlargement of the face.
-    shift : (float, float)
-        To the right and down, as a part of the side.
-    exposure : float
-        Stops, in linear light.
-    temperature : float
-        Stops by which red is raised and blue lowered; negative is cooler.
-    gamma : float
-        Exponent on display values; above 1 is darker in the middle tones.
-    contrast : float
-        Slope around the middle tone.
-    saturation : float
-        Factor on the distance from grey, which keeps the hue.
-    blur : float
-        Standard deviation of a Gaussian, as a part of the side.
-    """
+    """How one embedded image differs from the photograph."""
 
     mirror: bool = False
-    turn: float = 0.0
-    scale: float = 1.0
-    shift: tuple[float, float] = (0.0, 0.0)
-    exposure: float = 0.0
-    temperature: float = 0.0
-    gamma: float = 1.0
-    contrast: float = 1.0
-    saturation: float = 1.0
-    blur: float = 0.0
+    turn: float = 0.0  # degrees, positive clockwise in the picture
+    scale: float = 1.0  # enlargement of the face
+    shift: tuple[float, float] = (0.0, 0.0)  # to the right and down, as a part of the side
+    exposure: float = 0.0  # stops, in linear light
+    temperature: float = 0.0  # stops by which red is raised and blue lowered; negative is cooler
+    gamma: float = 1.0  # exponent on display values; above 1 is darker in the middle tones
+    contrast: float = 1.0  # slope around the middle tone
+    saturation: float = 1.0  # factor on the distance from grey, which keeps the hue
+    blur: float = 0.0  # standard deviation of a Gaussian, as a part of the side
 
 
 def variation(index: int) -> Variation:
@@ -482,17 +329,21 @@ def variation(index: int) -> Variation:
     if index == 0:
         return Variation()
     rng = np.random.default_rng((SEED, index))
+
+    def draw(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
     return Variation(
         mirror=bool(rng.random() < 0.5),
-        turn=float(rng.uniform(-MAX_TURN, MAX_TURN)),
-        scale=float(rng.uniform(*SCALE_RANGE)),
-        shift=(float(rng.uniform(-MAX_SHIFT, MAX_SHIFT)), float(rng.uniform(-MAX_SHIFT, MAX_SHIFT))),
-        exposure=float(rng.uniform(*EXPOSURE_RANGE)),
-        temperature=float(rng.uniform(-MAX_TEMPERATURE, MAX_TEMPERATURE)),
-        gamma=float(rng.uniform(*GAMMA_RANGE)),
-        contrast=float(rng.uniform(*CONTRAST_RANGE)),
-        saturation=float(rng.uniform(*SATURATION_RANGE)),
-        blur=float(rng.uniform(0.3, 1.0) * MAX_BLUR) if rng.random() < BLURRED_PART else 0.0,
+        turn=draw(-5.0, 5.0),
+        scale=draw(0.94, 1.08),
+        shift=(draw(-0.025, 0.025), draw(-0.025, 0.025)),
+        exposure=draw(-0.45, 0.18),
+        temperature=draw(-0.11, 0.11),
+        gamma=draw(0.90, 1.12),
+        contrast=draw(0.90, 1.10),
+        saturation=draw(0.85, 1.12),
+        blur=draw(0.3, 1.0) * (0.7 / 256) if rng.random() < 0.3 else 0.0,
     )
 
 
@@ -526,7 +377,7 @@ def _embedded_face(size: int, index: int) -> Image:
 def _embedded_digest(size: int, index: int) -> str:
     """Hash everything that decides the pixels, without making them."""
     how = (variation(index), size, ASTRONAUT_LANDMARKS)
-    content = f"{EMBEDDED_VERSION}|{index}|{how}|{_photograph_digest()}"
+    content = f"{EMBEDDED_VERSION}|{index}|{how}|{_photograph()[1]}"
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -537,22 +388,12 @@ def _embedded_beyond(used: int, size: int, count: int) -> Faces:
 
 
 def apply(how: Variation, size: int) -> Image:
-    """Return the photograph's FFHQ crop, varied.
+    """Return the photograph's FFHQ crop, varied: uint8 RGB [size, size, 3].
 
     Geometry is one resampling of the photograph, so turning and shifting bring in its real surroundings
     instead of mirrored margins, and nothing is interpolated twice.
-
-    Parameters
-    ----------
-    how : Variation
-    size : int
-        Side in pixels.
-
-    Returns
-    -------
-    uint8 RGB [size, size, 3]
     """
-    moved = warp(_photograph(), variation_matrix(how, size), size)
+    moved = warp(_photograph()[0], variation_matrix(how, size), size)
     if how == Variation():
         return moved
     toned: FloatArray = np.asarray(cv2.LUT(moved, _tone_tables(how)), dtype=np.float32)
@@ -591,29 +432,22 @@ def _tone_tables(how: Variation) -> FloatArray:
 
 
 @lru_cache(maxsize=1)
-def _photograph() -> Image:
-    """Return scikit-image's astronaut, uint8 RGB [512, 512, 3], which comes with the package."""
+def _photograph() -> tuple[Image, str]:
+    """Return scikit-image's astronaut, uint8 RGB [512, 512, 3], and the SHA-256 of its pixels."""
     from skimage import data  # imported here: most runs bring their own images
 
     photograph: Image = np.asarray(data.astronaut(), dtype=np.uint8)
     photograph.setflags(write=False)  # it is shared by all callers
-    return photograph
+    return photograph, hashlib.sha256(photograph.tobytes()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _photograph_digest() -> str:
-    """Return the SHA-256 of the photograph's pixels."""
-    return hashlib.sha256(_photograph().tobytes()).hexdigest()
+# What a ``data_dir`` opens: a folder, samples of a trained GAN prior, or variations of a photograph.
 
-
-# ----------------------------------------------------------------------
-# Faces without a download: drawn from a trained GAN prior, or variations of a photograph.
-
-# What a data_dir may be beside a folder
 EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
 TRUNCATION = 0.7  # StyleGAN's own choice for its samples
 NOISE = 0.0  # a prior that learned for a short time makes specks of it
 PRIOR_VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
+_mean_latent = lru_cache(maxsize=1)(mean_latent)  # of thousands: only those pay who read a face
 
 
 def prior_faces(name: str, count: int, truncation: float = TRUNCATION, noise: float = NOISE) -> Faces:
@@ -653,49 +487,26 @@ def _prior_digest(how: str, index: int) -> str:
     return hashlib.sha256(f"{how}|{index}".encode()).hexdigest()
 
 
-@lru_cache(maxsize=1)
-def _mean_latent(prior: Generator) -> Tensor:
-    """Return the mean of thousands of latents, which only those pay for who read a face."""
-    return mean_latent(prior)
-
-
 def open_faces(data_dir: str | None, needed: int, size: int = 512) -> Faces:
     """Open what a ``data_dir`` names.
 
-    Parameters
-    ----------
-    data_dir : str or None
-        A folder, relative to the repository root if not absolute; ``prior:FILE`` for samples of a generator's
-        weights, or of the prior inside a whole GPEN; ``prior`` for those of the shipped ``demo-prior``;
-        ``embedded`` for variations of one public-domain photograph; empty or None for that photograph,
-        then samples of ``demo-prior``.
-    needed : int
-        How many faces to offer where there are as many as one likes; of no effect on a folder.
-    size : int
-        Side of the variations in pixels. Samples have the prior's size, pictures of a folder their own.
-
-    Raises
-    ------
-    DataError
-        If the folder or file does not exist, the folder holds no image, or ``needed`` is below 1.
-    CheckpointError
-        If the file is no generator.
+    That is a folder, relative to the repository root if not absolute; ``prior:FILE`` for samples of a
+    generator's weights, or of the prior inside a whole GPEN; ``prior`` for those of the shipped
+    ``demo-prior``; ``embedded`` for variations of one public-domain photograph; empty or None for that
+    photograph, then samples of ``demo-prior``. ``needed`` says how many faces to offer where there is no end
+    of them, ``size`` the side of the variations in pixels (samples have the prior's).
     """
+    kind, _, name = (data_dir or "").partition(":")
+    if kind == PRIOR:
+        return prior_faces(name or DEMO_PRIOR, needed)
     if data_dir == EMBEDDED or (not data_dir and needed <= 1):
         return embedded_faces(needed, size)
-    if not data_dir:
-        photograph = replace(embedded_faces(1, size), label="embedded: one public-domain photograph")
-        return photograph + prior_faces(DEMO_PRIOR, needed - 1)
-    name = _prior_of(data_dir)
-    return open_folder(resolve_path(data_dir)) if name is None else prior_faces(name, needed)
+    if data_dir:
+        return open_folder(resolve_path(data_dir))
+    photograph = replace(embedded_faces(1, size), label="embedded: one public-domain photograph")
+    return photograph + prior_faces(DEMO_PRIOR, needed - 1)
 
 
 def made_here(data_dir: str | None) -> bool:
     """Return whether the faces of ``data_dir`` are made by :func:`open_faces`: no test set for a network."""
-    return not data_dir or data_dir == EMBEDDED or _prior_of(data_dir) is not None
-
-
-def _prior_of(data_dir: str) -> str | None:
-    """Return the name or file of the prior whose samples a ``data_dir`` asks for, if it does."""
-    kind, _, name = data_dir.partition(":")
-    return (name or DEMO_PRIOR) if kind == PRIOR else None
+    return not data_dir or data_dir == EMBEDDED or data_dir.partition(":")[0] == PRIOR

@@ -1,7 +1,7 @@
-"""Blind degradation for the task ``restore``: blur, downsampling, noise and JPEG, drawn at random.
+"""Tasks: how a truth becomes the network's input.
 
-``degraded = upsample(JPEG_q(downsample_s(truth * k) + n))``, GPEN paper (Yang et al., CVPR 2021), section
-4.1: ``k`` a blur kernel, ``s`` the factor, ``n`` white noise, ``q`` the JPEG quality.
+``color`` takes the colours away, ``restore`` and ``restore-mild`` degrade blindly, ``inpaint`` hides parts.
+Further tasks are added with :func:`register_task`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from pydantic import AfterValidator
 from gpenlib.files import choice_error
 from gpenlib.images import FloatArray, Image, check_image, resize, to_grey
 
-# ----------------------------------------------------------------------
-# Blind degradation for the task ``restore``: blur, downsampling, noise and JPEG, drawn at random.
-#
-# ``degraded = upsample(JPEG_q(downsample_s(truth * k) + n))``, GPEN paper (Yang et al., CVPR 2021), section
-# 4.1: ``k`` a blur kernel, ``s`` the factor, ``n`` white noise, ``q`` the JPEG quality.
+# Blind degradation, GPEN paper (Yang et al., CVPR 2021), section 4.1:
+# degraded = upsample(JPEG_q(downsample_s(truth * k) + n)), k a blur kernel, s the factor, n white noise,
+# q the JPEG quality.
 
 KERNELS = ("isotropic", "anisotropic", "motion")
 LEAST_SIDE = 4  # pixels that are left of a picture at least
@@ -47,47 +45,20 @@ class BlindDegradation:
     of ``side`` pixels and scaled with the picture: a face is blurred over the same part of its width and
     recorded with the same number of pixels (``side / factor``) at every size, so a degraded face looks the
     same at 128 and at 512 pixels. A picture smaller than ``side / factor`` keeps its pixels.
-
-    Attributes
-    ----------
-    side : int
-        Side of the pictures that the lengths are meant for, in pixels.
-    blur : (float, float)
-        Standard deviation of the Gaussian kernels along each axis, pixels.
-    motion : (float, float)
-        Length of the straight path of the motion kernels, pixels.
-    factor : (float, float)
-        How many times smaller the recorded picture is.
-    noise : (float, float)
-        Standard deviation of the noise, grey levels of 255; drawn for each channel of each recorded pixel.
-    quality : (int, int)
-        JPEG quality, 0 to 100, both ends included.
-    kernels : tuple of str
-        Kinds of kernel, all equally likely: ``"isotropic"``, ``"anisotropic"`` (Gaussians), ``"motion"``.
-
-    Raises
-    ------
-    ValueError
-        If a range is empty or outside what is possible, or a kind of kernel is unknown.
     """
 
     side: int
-    blur: Range
-    motion: Range
-    factor: Range
-    noise: Range
-    quality: tuple[int, int]
-    kernels: tuple[str, ...] = KERNELS
+    blur: Range  # standard deviation of the Gaussian kernels along each axis, pixels
+    motion: Range  # length of the straight path of the motion kernels, pixels
+    factor: Range  # how many times smaller the recorded picture is
+    noise: Range  # standard deviation, grey levels of 255; drawn for each channel of each recorded pixel
+    quality: tuple[int, int]  # of the JPEG, 0 to 100, both ends included
+    kernels: tuple[str, ...] = KERNELS  # all equally likely
 
     def __post_init__(self) -> None:
-        limits = {
-            "blur": (1e-3, math.inf),
-            "motion": (0.0, math.inf),
-            "factor": (0.1, math.inf),
-            "noise": (0.0, 255.0),
-            "quality": (0, 100),
-        }
-        check_ranges(self, limits)
+        no_end = math.inf
+        limits = {"blur": (1e-3, no_end), "motion": (0.0, no_end), "factor": (0.1, no_end)}
+        check_ranges(self, limits | {"noise": (0.0, 255.0), "quality": (0, 100)})
         if self.side < 1:
             raise ValueError(f"side={self.side}: must be at least 1")
         for kind in self.kernels or ("none",):
@@ -95,20 +66,7 @@ class BlindDegradation:
                 raise ValueError(choice_error("kernels", kind, KERNELS))
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Degrade one picture.
-
-        Parameters
-        ----------
-        image : uint8 RGB [H, W, 3]
-            It is not changed.
-        rng : numpy.random.Generator
-            What it gives decides everything random.
-
-        Returns
-        -------
-        uint8 RGB [H, W, 3]
-            Enlarged to its former size (bilinear).
-        """
+        """Return a degraded copy in the same size, uint8 RGB [H, W, 3]."""
         height, width = image.shape[:2]
         scale = max(height, width) / self.side
         blurred = cv2.filter2D(image, -1, self.kernel(rng, scale), borderType=cv2.BORDER_REFLECT_101)
@@ -147,12 +105,9 @@ RELEASED = BlindDegradation(
 
 
 def gaussian_kernel(along: float, across: float, angle: float) -> FloatArray:
-    """Return a Gaussian over three standard deviations, float32 [K, K], K odd, sum 1.
+    """Return a Gaussian with these deviations (pixels) along the axis at ``angle`` (radians) and across it.
 
-    Parameters
-    ----------
-    along, across : float
-        Standard deviations along the axis at ``angle`` (radians) and across it, pixels, above 0.
+    It reaches over three standard deviations: float32 [K, K], K odd, sum 1.
     """
     x, y = _grid(3 * max(along, across))
     u = x * math.cos(angle) + y * math.sin(angle)
@@ -162,15 +117,7 @@ def gaussian_kernel(along: float, across: float, angle: float) -> FloatArray:
 
 
 def motion_kernel(length: float, angle: float) -> FloatArray:
-    """Return the blur of a straight, even motion: a line one pixel wide, float32 [K, K], K odd, sum 1.
-
-    Parameters
-    ----------
-    length : float
-        Of the path, pixels.
-    angle : float
-        Of the path, radians.
-    """
+    """Return the blur of a straight, even motion: a line one pixel wide, float32 [K, K], K odd, sum 1."""
     x, y = _grid(length / 2 + 1)
     along = np.clip(x * math.cos(angle) + y * math.sin(angle), -length / 2, length / 2)
     distance = np.hypot(x - along * math.cos(angle), y - along * math.sin(angle))
@@ -179,14 +126,7 @@ def motion_kernel(length: float, angle: float) -> FloatArray:
 
 
 def compress(image: Image, quality: int) -> Image:
-    """Return an image as it is after JPEG (OpenCV's, chroma at half the side).
-
-    Parameters
-    ----------
-    image : uint8 RGB [H, W, 3]
-    quality : int
-        0 to 100.
-    """
+    """Return uint8 RGB as it is after OpenCV's JPEG of a quality in 0 to 100 (chroma at half the side)."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), dtype=np.uint8)
@@ -201,8 +141,7 @@ def _grid(reach: float) -> tuple[FloatArray, FloatArray]:
     return x, y
 
 
-# ----------------------------------------------------------------------
-# Masks for the task ``inpaint``: free-form strokes and boxes, painted white.
+# Masks of free-form strokes and boxes.
 
 Mask = NDArray[np.uint8]
 WHITE = 255
@@ -214,64 +153,25 @@ class StrokesAndBoxes:
 
     A part of the picture to be masked is drawn, then strokes and boxes are added at random places until that
     part is masked. Strokes are those of free-form inpainting (Yu et al., ICCV 2019): random walks that turn
-    sharply back and forth, with round ends, in parts of the side. GPEN's own masks were not published; its
-    paper shows such strokes, painted white. Lengths are parts of the picture's side.
-
-    Attributes
-    ----------
-    share : (float, float)
-        Part of the pixels that is masked: never less than the lower end, and more than the upper end by no
-        more than one shape.
-    boxes : float
-        Part of the shapes that are boxes.
-    box : (float, float)
-        Width and height of a box.
-    width : (float, float)
-        Width of a stroke.
-    step : (float, float)
-        Length of one straight piece of a stroke.
-    pieces : (int, int)
-        How many pieces a stroke has, both ends included.
-
-    Raises
-    ------
-    ValueError
-        If a range is empty or outside what is possible.
+    sharply back and forth, with round ends. GPEN's own masks were not published; its paper shows such
+    strokes, painted white. Lengths are parts of the picture's side.
     """
 
-    share: Range = (0.05, 0.30)
-    boxes: float = 0.4
-    box: Range = (0.10, 0.35)
-    width: Range = (12 / 256, 40 / 256)
-    step: Range = (0.05, 0.25)
-    pieces: tuple[int, int] = (4, 12)
+    share: Range = (0.05, 0.30)  # of the pixels; more than the upper end by no more than one shape
+    boxes: float = 0.4  # part of the shapes that are boxes
+    box: Range = (0.10, 0.35)  # width and height of a box
+    width: Range = (12 / 256, 40 / 256)  # of a stroke
+    step: Range = (0.05, 0.25)  # length of one straight piece of a stroke
+    pieces: tuple[int, int] = (4, 12)  # of a stroke, both ends included
 
     def __post_init__(self) -> None:
-        limits = {
-            "share": (1e-4, 0.9),
-            "box": (0.01, 1.0),
-            "width": (0.005, 1.0),
-            "step": (0.0, 1.0),
-            "pieces": (1, 1000),
-        }
-        check_ranges(self, limits)
+        limits = {"share": (1e-4, 0.9), "box": (0.01, 1.0), "width": (0.005, 1.0), "step": (0.0, 1.0)}
+        check_ranges(self, limits | {"pieces": (1, 1000)})
         if not 0 <= self.boxes <= 1:
             raise ValueError(f"boxes={self.boxes}: must lie in 0 to 1")
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """Paint a random mask over one picture.
-
-        Parameters
-        ----------
-        image : uint8 RGB [H, W, 3]
-            It is not changed.
-        rng : numpy.random.Generator
-
-        Returns
-        -------
-        uint8 RGB [H, W, 3]
-            Equal to ``image`` outside the mask, white inside.
-        """
+        """Return a copy, uint8 RGB [H, W, 3], that is white inside a random mask."""
         masked = image.copy()
         masked[self.mask(image.shape[0], image.shape[1], rng) > 0] = WHITE
         return masked
@@ -279,22 +179,18 @@ class StrokesAndBoxes:
     def mask(self, height: int, width: int, rng: np.random.Generator) -> Mask:
         """Draw a mask, uint8 [height, width]: 255 where the picture is hidden, 0 elsewhere."""
         mask = np.zeros((height, width), dtype=np.uint8)
-        wanted = rng.uniform(*self.share) * mask.size
-        while cv2.countNonZero(mask) < wanted:
-            if rng.random() < self.boxes:
-                self._add_box(mask, rng)
-            else:
-                self._add_stroke(mask, rng, wanted)
+        pixels = rng.uniform(*self.share) * mask.size
+        while cv2.countNonZero(mask) < pixels:
+            if rng.random() >= self.boxes:
+                self._add_stroke(mask, rng, pixels)
+                continue
+            sides = np.maximum(1, np.rint(rng.uniform(*self.box, size=2) * mask.shape)).astype(int)
+            top, left = rng.integers(0, np.array(mask.shape) - sides + 1)
+            mask[top : top + sides[0], left : left + sides[1]] = WHITE
         return mask
 
-    def _add_box(self, mask: Mask, rng: np.random.Generator) -> None:
-        """Add a box that lies inside the picture."""
-        sides = np.maximum(1, np.rint(rng.uniform(*self.box, size=2) * mask.shape)).astype(int)
-        top, left = rng.integers(0, np.array(mask.shape) - sides + 1)
-        mask[top : top + sides[0], left : left + sides[1]] = WHITE
-
-    def _add_stroke(self, mask: Mask, rng: np.random.Generator, wanted: float) -> None:
-        """Add one stroke, piece by piece; it ends early where the wanted number of pixels is masked."""
+    def _add_stroke(self, mask: Mask, rng: np.random.Generator, pixels: float) -> None:
+        """Add one stroke, piece by piece; it ends early where that number of pixels is masked."""
         height, width = mask.shape
         side = max(height, width)
         thickness = max(1, round(rng.uniform(*self.width) * side))
@@ -309,15 +205,9 @@ class StrokesAndBoxes:
             y = float(np.clip(y + step * math.sin(angle), 0, height - 1))
             # Thick lines have round ends
             cv2.line(mask, start, (round(x), round(y)), WHITE, thickness)
-            if cv2.countNonZero(mask) >= wanted:
+            if cv2.countNonZero(mask) >= pixels:
                 return
 
-
-# ----------------------------------------------------------------------
-# Tasks: how a truth image becomes the network's input.
-#
-# ``color`` takes the colours away, ``restore`` and ``restore-mild`` degrade blindly, ``inpaint`` hides parts.
-# Further tasks are added with :func:`register_task`.
 
 Degrade = Callable[[Image, np.random.Generator], Image]
 Seed = int | Sequence[int]
@@ -325,22 +215,11 @@ Seed = int | Sequence[int]
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """What makes inputs: ``degrade`` must not write into the truth, and draws from the generator alone."""
 
-    Attributes
-    ----------
-    degrade : callable
-        (truth uint8 RGB [S, S, 3], generator) -> degraded uint8 RGB [H, W, 3]. It must not write into the
-        truth, and takes everything random from the generator.
-    given : str
-        What the network gets, in words for tables: the answer of doing nothing.
-    seeded : bool
-        Whether ``degrade`` draws anything; if not, the seed changes nothing.
-    """
-
-    degrade: Degrade
-    given: str
-    seeded: bool = True
+    degrade: Degrade  # (truth uint8 RGB [S, S, 3], generator) -> degraded uint8 RGB [H, W, 3]
+    given: str  # what the network gets, in words for tables: the answer of doing nothing
+    seeded: bool = True  # whether ``degrade`` draws anything; if not, the seed changes nothing
 
     @property
     def recipe(self) -> str:
@@ -350,6 +229,7 @@ class Task:
 
 
 def _grey(truth: Image, rng: np.random.Generator) -> Image:
+    """Return OpenCV's grey in three equal channels, as the vendor's card says."""
     return to_grey(truth)
 
 
@@ -363,55 +243,22 @@ TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
 
 
 def register_task(name: str, degrade: Degrade, given: str = "degraded input", seeded: bool = True) -> Task:
-    """Add a task under a name, which then serves everywhere a task is named: packs, settings, training.
+    """Add a task under a name, which then serves everywhere a task is named: data, settings, training.
 
-    This is also the way to other ranges, and to tasks whose input is no face: segmentation to face needs a
-    function that finds the label map of a truth. A registration lasts as long as the process; a notebook
-    registers in its first cell.
-
-    Parameters
-    ----------
-    name, degrade, given, seeded
-        See :class:`Task`.
-
-    Returns
-    -------
-    Task
-
-    Raises
-    ------
-    ValueError
-        If the name is empty or taken by another task (the same one again does no harm).
-
-    Examples
-    --------
-    >>> from dataclasses import replace
-    >>> from gpenlib.data.degradations import PAPER
-    >>> task = register_task("restore-noisy", replace(PAPER, noise=(20.0, 40.0)), "noisy input")
-
-    A label map instead of a face, from any parser of faces ``parse`` (not part of this package):
-
-    >>> def segmentation(truth, rng):
-    ...     labels = parse(truth)  # int [S, S]
-    ...     return PALETTE[labels]  # uint8 [S, S, 3], one colour per part of the face
-    >>> task = register_task("seg-to-face", segmentation, "label map", seeded=False)
+    This is also the way to other ranges, such as ``replace(PAPER, noise=(20.0, 40.0))``, and to tasks whose
+    input is no face: segmentation to face needs a function that paints the label map of a truth. A
+    registration lasts as long as the process; a notebook registers in its first cell. ValueError if the name
+    is empty or taken by another task (the same one again does no harm).
     """
     task = Task(degrade, given, seeded)
     if not name or _TASKS.get(name, task) != task:
-        taken = ", ".join(_TASKS)
-        raise ValueError(f"task={name!r}: give a new task a name of its own; taken are {taken}")
+        raise ValueError(f"task={name!r}: give a new task a name of its own; taken are {', '.join(_TASKS)}")
     _TASKS[name] = task
     return task
 
 
 def find_task(name: str) -> Task:
-    """Return a task by name.
-
-    Raises
-    ------
-    ValueError
-        If there is none, with the names that there are and the nearest one.
-    """
+    """Return a task by name; ValueError with the names that there are and the nearest one."""
     if name not in _TASKS:
         raise ValueError(choice_error("task", name, tuple(_TASKS)))
     return _TASKS[name]
@@ -435,40 +282,11 @@ TaskName = Annotated[str, AfterValidator(_known)]  # type of a task in pydantic 
 def make_pair(
     image: Image, task: str, in_size: int, out_size: int | None = None, seed: Seed = 0
 ) -> tuple[Image, Image]:
-    """Return (input, truth) for one image.
+    """Return (input uint8 [in_size, in_size, 3], truth uint8 [out_size, out_size, 3]) of one uint8 RGB image.
 
-    Parameters
-    ----------
-    image : uint8 RGB [H, W, 3]
-    task : str
-        A name in :data:`TASKS`:
-
-        ``"color"``: OpenCV grey in three equal channels, as the vendor's card says.
-
-        ``"restore"``: blind degradation with the ranges of the paper,
-        :data:`gpenlib.data.degradations.PAPER`.
-
-        ``"restore-mild"``: the same with the ranges of the released training code,
-        :data:`gpenlib.data.degradations.RELEASED`.
-
-        ``"inpaint"``: white strokes and boxes, :class:`gpenlib.data.masks.StrokesAndBoxes`.
-    in_size, out_size : int
-        Sides in pixels; ``out_size`` defaults to ``in_size``. Resizing is bilinear. The truth is degraded in
-        its own size and then resized.
-    seed : int or sequence of int
-        Decides what the degradation draws, and nothing else does: equal pictures with equal seeds give equal
-        inputs, in any order and in any process. At least 0.
-
-    Returns
-    -------
-    (uint8 [in_size, in_size, 3], uint8 [out_size, out_size, 3])
-
-    Raises
-    ------
-    ValueError
-        If the task is unknown or the seed negative.
-    ImageError
-        If a registered task returns something else than an image.
+    The truth is the image resized (bilinear) to ``out_size``, by default ``in_size``; it is degraded in that
+    size, and then resized to ``in_size``. The seed (from 0) decides what the degradation draws, and nothing
+    else does: equal pictures with equal seeds give equal inputs, in any order and in any process.
     """
     how = find_task(task)
     truth = resize(image, out_size or in_size)

@@ -1,1 +1,1 @@
-"""Training: batches, trainer, command line (``python -m gpenlib.train``)."""
+"""Training: batches, objectives, trainer, averages (``python -m gpenlib train``)."""

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from gpenlib.data.faces import DataError, Faces, open_faces
 from gpenlib.data.tasks import make_pair
@@ -23,39 +23,18 @@ DRAWN_FACES = 256  # where there are as many as one likes, beside the held-out o
 
 
 def open_training_faces(config: TrainConfig) -> Faces:
-    """Open the faces of ``config.data_dir``.
-
-    Raises
-    ------
-    DataError, CheckpointError
-        As :func:`gpenlib.weights.faces.open_faces`.
-    """
-    # Twice the side leaves room for crops.
+    """Open the faces of ``config.data_dir``; twice the side leaves room for crops in those made here."""
     return open_faces(config.data_dir, DRAWN_FACES + config.holdout, size=2 * config.size)
 
 
 class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):
-    """(input, truth) tensors, float32 [3, S, S] in [-1, 1], indexed by (step, position in the batch).
-
-    Parameters
-    ----------
-    source : Faces
-        The last ``config.holdout`` images are set aside.
-    config : TrainConfig
-
-    Raises
-    ------
-    DataError
-        If fewer than ``holdout + batch_size`` images are there.
-    """
+    """(input, truth), float32 [3, S, S] in [-1, 1], by (step, position); the last images are held out."""
 
     def __init__(self, source: Faces, config: TrainConfig) -> None:
         count = len(source.names)
         if count < config.holdout + config.batch_size:
-            raise DataError(
-                f"{source.label}: {count} images; needed are holdout {config.holdout} "
-                f"+ batch {config.batch_size}"
-            )
+            needed = f"holdout {config.holdout} + batch {config.batch_size}"
+            raise DataError(f"{source.label}: {count} images; needed are {needed}")
         self.source, self.config = source, config
         self.count = count - config.holdout
 
@@ -65,40 +44,30 @@ class TrainingFaces(Dataset[tuple[Tensor, Tensor]]):
         epoch, place = divmod(step * config.batch_size + position, self.count)
         image = self.source.read(int(picture_order(config.seed, epoch, self.count)[place]))
         rng = np.random.default_rng((config.seed, PICTURE, step, position))
-        truth = jittered(image, config.size, config.jitter, rng)
-        given, truth = make_pair(truth, config.task, config.size, seed=(config.seed, TASK, step, position))
-        return tensor(given), tensor(truth)
+        image = jittered(image, config.size, config.jitter, rng)
+        pair = make_pair(image, config.task, config.size, seed=(config.seed, TASK, step, position))
+        degraded, truth = (torch.from_numpy(to_tensor([picture])[0]) for picture in pair)
+        return degraded, truth
 
     @cached_property
     def held_out(self) -> tuple[FloatArray, FloatArray]:
         """Inputs and truths of the held-out faces, float32 [N, 3, S, S], without jitter."""
-        config = self.config
-        images = [self.source.read(self.count + i) for i in range(config.holdout)]
-        pairs = [
-            make_pair(image, config.task, config.size, seed=(config.seed, HELD_OUT, i))
-            for i, image in enumerate(images)
-        ]
+        config, pairs = self.config, []
+        for i in range(config.holdout):
+            seed = (config.seed, HELD_OUT, i)
+            pairs.append(make_pair(self.source.read(self.count + i), config.task, config.size, seed=seed))
         return to_tensor([a for a, _ in pairs]), to_tensor([b for _, b in pairs])
 
     def loader(self, start: int, stop: int, rank: int, world: int) -> DataLoader[tuple[Tensor, Tensor]]:
         """Yield this process's share of the batches of steps ``start`` to ``stop``."""
-        order = BatchOrder(start, stop, self.config.batch_size, rank, world)
+        order = batch_order(start, stop, self.config.batch_size, rank, world)
         return DataLoader(self, batch_sampler=order, num_workers=self.config.workers)
 
 
-class BatchOrder(Sampler[list[Sample]]):
-    """Which samples each step takes; process ``rank`` takes every ``world``-th of a batch."""
-
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int, world: int) -> None:
-        self.steps = range(start, stop)
-        self.positions = range(rank, batch_size, world)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        for step in self.steps:
-            yield [(step, position) for position in self.positions]
-
-    def __len__(self) -> int:
-        return len(self.steps)
+def batch_order(start: int, stop: int, batch_size: int, rank: int, world: int) -> Iterator[list[Sample]]:
+    """Yield which samples each step takes; process ``rank`` takes every ``world``-th of a batch."""
+    for step in range(start, stop):
+        yield [(step, position) for position in range(rank, batch_size, world)]
 
 
 @lru_cache(maxsize=2)
@@ -128,8 +97,3 @@ def jittered(image: Image, size: int, jitter: Jitter, rng: np.random.Generator) 
     changed = (grey + saturation * (patch.astype(np.float32) - grey) - 127.5) * contrast + 127.5
     changed += sharpness * (changed - cv2.GaussianBlur(changed, (0, 0), SHARPENING_RADIUS))
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
-
-
-def tensor(image: Image) -> Tensor:
-    """Return one picture as float32 [3, H, W] in [-1, 1]."""
-    return torch.from_numpy(to_tensor([image])[0])

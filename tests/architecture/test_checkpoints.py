@@ -1,36 +1,55 @@
-import pickle
-import re
+"""The one door to weights: names, checkpoint files of every kind, ONNX files, and what is refused."""
 
+import pickle
+import shutil
+from collections import OrderedDict
+from pathlib import Path
+
+import onnx
 import pytest
 import torch
+from onnx.external_data_helper import ExternalDataInfo, set_external_data
 from safetensors.torch import load_file, save_file
 
 from gpenlib.architecture import (
     CheckpointError,
     Discriminator,
+    Generator,
     Gpen,
     GpenConfig,
     load_checkpoint,
     load_discriminator,
+    load_generator,
     read_notes,
     save_checkpoint,
 )
-from gpenlib.architecture.checkpoints import deduce_config
+from gpenlib.architecture.checkpoints import (
+    TINY,
+    deduce_config,
+    find_discriminator,
+    load_weights,
+    random_network,
+)
+from gpenlib.export.graphs import export_training_form
+from gpenlib.files import sha256
 
 CONFIG = GpenConfig(64, 64, 1, 0.03125)
-TORCH_SUFFIXES = [".pth", ".pt"]
 SOME_WEIGHT = "generator.convs.1.conv.weight"
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return Gpen(CONFIG).eval()
+    return random_network(CONFIG)
 
 
 @pytest.fixture
 def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def onnx_file(model, tmp_path_factory):
+    return export_training_form(model, tmp_path_factory.mktemp("onnx") / "gpen.onnx")
 
 
 def write(path, content):
@@ -47,64 +66,69 @@ def same(loaded, state):
     return all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize("suffix", [*TORCH_SUFFIXES, ".safetensors"])
-def test_plain_state_dict(tmp_path, state, suffix):
-    loaded = load_checkpoint(write(tmp_path / f"weights{suffix}", state))
-    assert loaded.config == CONFIG
-    assert same(loaded, state)
+# What is read
 
 
-@pytest.mark.parametrize("suffix", TORCH_SUFFIXES)
-def test_training_checkpoint(tmp_path, state, suffix):
-    other = {name: tensor + 1 for name, tensor in state.items()}
-    path = write(tmp_path / f"weights{suffix}", {"g": other, "g_ema": state, "step": 7})
-    assert same(load_checkpoint(path), state)
-    assert same(load_checkpoint(path, key="g_ema"), state)
-    assert same(load_checkpoint(path, key="g"), other)
-
-
-def test_generator_without_average(tmp_path, state):
-    path = write(tmp_path / "weights.pth", {"g": state, "d": {}})
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module."])  # of DataParallel
+def test_plain_state_dict(tmp_path, state, suffix, prefix):
+    path = write(tmp_path / f"weights{suffix}", {f"{prefix}{name}": tensor for name, tensor in state.items()})
+    assert load_checkpoint(path).config == CONFIG
     assert same(load_checkpoint(path), state)
 
 
-def test_data_parallel_prefix(tmp_path, state):
-    path = write(tmp_path / "weights.pth", {f"module.{name}": tensor for name, tensor in state.items()})
-    assert same(load_checkpoint(path), state)
+def test_names_and_paths_come_in_by_one_door(tmp_path, state, monkeypatch):
+    assert load_checkpoint("tiny-random").config == TINY
+    assert load_checkpoint("random-256").config == GpenConfig(256, 256)
+    shipped = load_weights("demo-color")
+    assert (shipped.name, len(shipped.digest)) == ("demo-color", 64)
+    assert same(load_checkpoint("demo-color"), shipped.model.state_dict())
+    path = write(tmp_path / "weights.pth", state)
+    assert load_weights(path).digest == sha256(path)
+    monkeypatch.chdir(tmp_path)
+    assert same(load_checkpoint("weights.pth"), state)
+    with pytest.raises(CheckpointError, match="weights.pth"):  # relative to the repository alone
+        load_weights("weights.pth")
 
 
-def test_save_and_load(tmp_path, model, state):
-    path = save_checkpoint(model, tmp_path / "new" / "weights.safetensors")
-    assert same(load_checkpoint(path), state)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+def test_training_checkpoint_of_the_original_project(tmp_path, model):
+    """It holds networks and optimisers, and neither step nor configuration."""
+    torch.manual_seed(0)
+    critic, other = Discriminator(CONFIG).eval(), Gpen(CONFIG)
+    optimisers = [torch.optim.Adam(network.parameters()) for network in (other, critic)]
+    critic(other(torch.zeros(1, 3, 64, 64))).sum().backward()
+    for optimiser in optimisers:
+        optimiser.step()
+    average = OrderedDict((f"module.{name}", tensor) for name, tensor in model.state_dict().items())
+    content = {"g": other.state_dict(), "d": critic.state_dict(), "g_ema": average}
+    content |= {"g_optim": optimisers[0].state_dict(), "d_optim": optimisers[1].state_dict()}
+    path = write(tmp_path / "original.pth", content)
+    assert same(load_checkpoint(path), model.state_dict())
+    assert same(load_checkpoint(path, key="g"), other.state_dict())
+    assert same(load_generator(path), model.generator.state_dict())
+    for loaded in (load_discriminator(path), load_discriminator(path, key="d"), find_discriminator(path)):
+        assert same(loaded, critic.state_dict())
+    with pytest.raises(CheckpointError, match="original.pth.*GPEN generator"):
+        load_checkpoint(path, key="d")
+    del content["g_ema"]
+    assert same(load_generator(write(path, content)), other.generator.state_dict())
+    assert find_discriminator(write(path, {"g": other.state_dict()})) is None
 
 
-def test_half_precision_keeps_the_kernels(tmp_path, model, state):
-    path = save_checkpoint(model, tmp_path / "weights.safetensors", torch.float16)
-    assert load_file(path)[SOME_WEIGHT].dtype == torch.float16
-    loaded = load_checkpoint(path).state_dict()
-    for name, tensor in state.items():
-        assert loaded[name].dtype == torch.float32
-        expected = tensor if name.endswith(".kernel") else tensor.half().float()
-        assert torch.equal(loaded[name], expected), name
-
-
-def test_other_suffixes_are_refused(tmp_path, model, state):
-    with pytest.raises(CheckpointError, match=r"weights\.npz: unknown checkpoint suffix"):
-        load_checkpoint(write(tmp_path / "weights.npz", state))
-    with pytest.raises(CheckpointError, match=r"written as \.safetensors"):
-        save_checkpoint(model, tmp_path / "weights.pth")
+def test_a_prior_alone(tmp_path):
+    torch.manual_seed(0)
+    prior = Generator(CONFIG)
+    assert same(load_generator(write(tmp_path / "prior.pth", {"g": prior.state_dict()})), prior.state_dict())
+    with pytest.raises(CheckpointError, match=r"missing ecd0\.0\.0\.weight"):
+        load_checkpoint(tmp_path / "prior.pth")
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        GpenConfig(512, 512, 2, 1.0),
+        *(GpenConfig(size, size, 2, 1.0) for size in (512, 1024, 2048)),
         GpenConfig(256, 256, 1, 0.5),
-        GpenConfig(1024, 1024, 2, 1.0),
-        GpenConfig(2048, 2048, 2, 1.0),
         GpenConfig(64, 256, 2, 0.25),
-        GpenConfig(128, 512, 2, 1.0),
         GpenConfig(64, 2048, 1, 0.125),
         GpenConfig(64, 64, 4, 0.03125),
     ],
@@ -115,44 +139,43 @@ def test_config_is_deduced_from_the_shapes(config):
         assert deduce_config(Gpen(config).state_dict()) == config
 
 
-def test_discriminator(tmp_path):
-    torch.manual_seed(0)
-    critic = Discriminator(CONFIG).eval()
-    path = write(tmp_path / "critic.pth", {"d": critic.state_dict()})
-    loaded = load_discriminator(path, key="d")
-    image = torch.rand(2, 3, 64, 64)
-    with torch.inference_mode():
-        assert torch.equal(loaded(image), critic(image))
-    with pytest.raises(CheckpointError, match="not a GPEN generator"):
-        load_checkpoint(path, key="d")
+# What is written
 
 
-def test_generator_is_no_discriminator(tmp_path, state):
-    with pytest.raises(CheckpointError, match="not a GPEN discriminator"):
-        load_discriminator(write(tmp_path / "weights.pth", state))
+def test_save_and_load_with_notes(tmp_path, model, state):
+    path = save_checkpoint(model, tmp_path / "new" / "weights.safetensors", notes={"task": "restore-mild"})
+    assert same(load_checkpoint(path), state)
+    assert read_notes(path) == {"task": "restore-mild"}
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert read_notes(write(tmp_path / "weights.pth", state)) == {}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors"):
+        read_notes(path)
+    with pytest.raises(CheckpointError, match=r"weights\.pth.*\.safetensors"):
+        save_checkpoint(model, tmp_path / "weights.pth")
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.pth: no such checkpoint"):
-        load_checkpoint(tmp_path / "absent.pth")
+def test_half_precision_keeps_the_kernels(tmp_path, model, state):
+    path = save_checkpoint(model, tmp_path / "weights.safetensors", torch.float16)
+    assert load_file(path)[SOME_WEIGHT].dtype == torch.float16
+    halved = {n: t if n.endswith(".kernel") else t.half().float() for n, t in state.items()}
+    assert same(load_checkpoint(path), halved)
 
 
-@pytest.mark.parametrize("suffix", [*TORCH_SUFFIXES, ".safetensors"])
-@pytest.mark.parametrize("kept", [0.0, 0.0001, 0.5, 0.99])
-def test_truncated_file(tmp_path, state, suffix, kept):
-    path = write(tmp_path / f"weights{suffix}", state)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(CheckpointError, match=rf"weights\{suffix}: damaged, truncated"):
-        load_checkpoint(path)
+# What is refused: always as CheckpointError, with the file's name
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_something_else_entirely(tmp_path, suffix):
-    path = tmp_path / f"weights{suffix}"
-    path.write_text("<html>404: not found</html>", encoding="utf-8")
-    with pytest.raises(CheckpointError, match=rf"weights\{suffix}"):
-        load_checkpoint(path)
+@pytest.mark.parametrize("name", ["absent.pth", "tiny-randon", "weights.npz"])
+@pytest.mark.parametrize("load", [load_checkpoint, load_generator, load_discriminator, load_weights])
+def test_what_is_not_there_or_of_another_kind(tmp_path, state, name, load):
+    path = tmp_path / name if "." in name else name
+    if name.endswith(".npz"):
+        write(path, state)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        load(path)
+    assert isinstance(caught.value, FileNotFoundError) == (not name.endswith(".npz"))
+    if name == "tiny-randon" and load in (load_checkpoint, load_weights):
+        assert "did you mean 'tiny-random'" in str(caught.value) and "demo-prior" not in str(caught.value)
 
 
 class RunsCode:
@@ -169,98 +192,159 @@ class RunsCode:
         return RunsCode.call, ()
 
 
-@pytest.mark.parametrize("raw", [True, False], ids=["pickle", "torch"])
-def test_pickled_code_is_refused_and_not_run(tmp_path, raw):
-    path = tmp_path / "weights.pth"
-    if raw:
+def damaged(kind, path, state):
+    """Write a file of this kind of damage."""
+    if kind in ("empty", "text"):
+        path.write_bytes(b"<html>404: not found</html>" if kind == "text" else b"")
+    elif kind == "pickle":
         path.write_bytes(pickle.dumps({"g_ema": RunsCode()}, protocol=2))
-    else:
+    elif kind == "class in zip":
         torch.save({"g_ema": RunsCode()}, path)
-    with pytest.raises(CheckpointError, match=r"weights\.pth"):
+    else:
+        content = write(path, state).read_bytes()
+        path.write_bytes(content[: int(len(content) * kind)])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin", ".safetensors", ".onnx"])
+@pytest.mark.parametrize("kind", ["empty", "text", "pickle", "class in zip", 0.0001, 0.5, 0.99], ids=str)
+def test_damaged_files(tmp_path, state, suffix, kind):
+    path = tmp_path / f"weights{suffix}"
+    damaged(kind, path, state)
+    with pytest.raises(CheckpointError, match=rf"weights\{suffix}") as caught:
         load_checkpoint(path)
-    assert not RunsCode.called
+    assert not RunsCode.called and "weights_only=False" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([1, 2], "list"),
+        (torch.zeros(3), "Tensor"),
+        ({}, "no entries"),
+        ({"a": 1.0, "b": torch.zeros(1)}, "a, b"),
+        ({"params_ema": {}, "step": 3}, "params_ema, step"),
+        ({"g_ema": {"weight": 1.0}}, r"\['g_ema'\]: .*weight"),
+        ({"g_ema": {3: torch.zeros(1)}}, "3"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, "floating-point tensors: a"),
+        ({"a": torch.zeros(2, dtype=torch.int64)}, "floating-point tensors: a"),
+        ({"a": torch.eye(2).to_sparse()}, "floating-point tensors: a"),
+        ({"module.a": torch.zeros(1), "a": torch.ones(1)}, r"'module\.': a"),
+        (
+            {"generator.input.input": torch.tensor(1.0), "ecd0.0.0.weight": torch.zeros(1, 1, 1, 1)},
+            r"input\.input",
+        ),
+    ],
+    ids=str,
+)
+def test_foreign_content(tmp_path, content, named):
+    with pytest.raises(CheckpointError, match=rf"weights\.pth.*{named}"):
+        load_checkpoint(write(tmp_path / "weights.pth", content))
 
 
 def test_wrong_key(tmp_path, state):
     path = write(tmp_path / "weights.pth", {"params_ema": state, "step": 3})
-    with pytest.raises(CheckpointError, match=r"no state dict under g_ema, g; .*params_ema, step"):
-        load_checkpoint(path)
-    with pytest.raises(CheckpointError, match=r"no state dict under key 'g'; present: params_ema, step"):
-        load_checkpoint(path, key="g")
-    with pytest.raises(CheckpointError, match="no state dict under key 'step'"):
-        load_checkpoint(path, key="step")
+    for key in ("g", "step"):
+        with pytest.raises(CheckpointError, match=rf"weights\.pth.*{key}.*params_ema, step"):
+            load_checkpoint(path, key=key)
     assert same(load_checkpoint(path, key="params_ema"), state)
 
 
-@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {}, {"g_ema": {"weight": 1.0}}], ids=repr)
-def test_no_state_dict_at_all(tmp_path, content):
-    with pytest.raises(CheckpointError, match=r"weights\.pth"):
-        load_checkpoint(write(tmp_path / "weights.pth", content))
+def rename(name):
+    return lambda state: state.update({f"{name}s": state.pop(name)})
 
 
-def refusal(tmp_path, state):
-    """Return the message with which ``state`` is refused, in both formats."""
-    messages = []
-    for name in ("weights.pth", "weights.safetensors"):
-        path = write(tmp_path / name, state)
-        with pytest.raises(CheckpointError) as caught:
-            load_checkpoint(path)
-        assert str(path) in str(caught.value)
-        messages.append(str(caught.value).replace(str(path), ""))
-    assert messages[0] == messages[1]
-    return messages[0]
+def replace(name, change):
+    return lambda state: state.update({name: change(state[name])})
 
 
-def test_missing_entry(tmp_path, state):
-    del state[SOME_WEIGHT]
-    assert f"missing: {SOME_WEIGHT}" in refusal(tmp_path, state)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.pop(SOME_WEIGHT), f"missing: {SOME_WEIGHT}"),
+        (lambda state: state.update({"generator.extra": torch.zeros(2)}), "unexpected: generator.extra"),
+        (rename("ecd0.0.0.weight"), "missing ecd0.0.0.weight.*nearest present: ecd0.0.0.weights"),
+        (rename("generator.input.input"), "missing generator.input.input"),
+        (replace(SOME_WEIGHT, lambda t: t[:, :-1].clone()), rf"{SOME_WEIGHT} \(1, 15, .*instead of \(1, 16,"),
+        (replace(SOME_WEIGHT, lambda t: t * float("nan")), f"not finite: {SOME_WEIGHT}"),
+        (replace(SOME_WEIGHT, lambda t: t * float("inf")), f"not finite: {SOME_WEIGHT}"),
+        (
+            replace("generator.to_rgbs.3.conv.weight", lambda _: torch.zeros(1, 3, 34, 1, 1)),
+            "17 channels at 64 px",
+        ),
+        (
+            lambda state: [state.pop(n) for n in list(state) if "generator.convs" in n],
+            r"convs\.0.* and \d+ more",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_wrong_entries_are_named(tmp_path, state, suffix, change, named):
+    change(state)
+    with pytest.raises(CheckpointError, match=rf"weights\{suffix}.*{named}"):
+        load_checkpoint(write(tmp_path / f"weights{suffix}", state))
 
 
-@pytest.mark.parametrize("name", ["ecd0.0.0.weight", "generator.input.input"])
-def test_missing_entry_that_fixes_the_config(tmp_path, state, name):
-    state[f"{name}s"] = state.pop(name)
-    assert re.search(rf"missing {re.escape(name)}", refusal(tmp_path, state))
+def test_generator_is_no_discriminator(tmp_path, state):
+    with pytest.raises(CheckpointError, match=r"not a GPEN discriminator.*convs\.0\.0\.weight"):
+        load_discriminator(write(tmp_path / "weights.pth", state))
 
 
-def test_unexpected_entry(tmp_path, state):
-    state["generator.extra.weight"] = torch.zeros(2)
-    assert "unexpected: generator.extra.weight" in refusal(tmp_path, state)
+# ONNX files
 
 
-def test_wrong_shape(tmp_path, state):
-    state[SOME_WEIGHT] = state[SOME_WEIGHT][:, :-1].contiguous()
-    assert re.search(
-        r"wrong shape: generator\.convs\.1\.conv\.weight \(1, 15, .*instead of \(1, 16,",
-        refusal(tmp_path, state),
-    )
+def with_external_data(source, folder):
+    """Write the file with its tensors in two files beside it; return the folder's model file."""
+    path = folder / "gpen.onnx"
+    model = onnx.load(source)
+    onnx.save_model(model, path, save_as_external_data=True, location="a.bin")
+    stored = onnx.load(path, load_external_data=False)
+    shutil.copy(folder / "a.bin", folder / "b.bin")
+    moved = next(tensor for tensor in stored.graph.initializer if tensor.external_data)
+    point_at(moved, "b.bin")
+    onnx.save(stored, path)
+    return path
 
 
-def test_contradicting_widths(tmp_path, state):
-    state["generator.to_rgbs.3.conv.weight"] = torch.zeros(1, 3, 34, 1, 1)
-    message = refusal(tmp_path, state)
-    assert "17 channels at 64 px and 16 at 4 px" in message
+def point_at(tensor, location):
+    info = ExternalDataInfo(tensor)
+    tensor.raw_data = b""  # set_external_data wants a tensor that has data
+    set_external_data(tensor, location, info.offset, info.length)
+    tensor.ClearField("raw_data")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite(tmp_path, state, value):
-    state[SOME_WEIGHT].view(-1)[3] = value
-    assert f"not finite: {SOME_WEIGHT}" in refusal(tmp_path, state)
+def test_onnx_file(onnx_file, state):
+    weights = load_weights(onnx_file)
+    assert weights.digest == sha256(onnx_file)
+    for name, tensor in weights.model.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_long_lists_are_cut(tmp_path, state):
-    for name in [name for name in state if name.startswith("generator.convs.")]:
-        del state[name]
-    assert re.search(
-        r"missing: generator\.convs\.0.*generator\.convs.* and \d+ more", refusal(tmp_path, state)
-    )
+def test_digest_of_an_onnx_file_covers_its_external_data(onnx_file, tmp_path):
+    path = with_external_data(onnx_file, tmp_path)
+    digests = [load_weights(path).digest]
+    assert digests[0] != sha256(path)
+    for name in ("a.bin", "b.bin"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[-4] ^= 1  # the smallest change of one float
+        (tmp_path / name).write_bytes(bytes(content))
+        digests.append(load_weights(path).digest)
+    assert len(set(digests)) == 3
+    (tmp_path / "b.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"gpen\.onnx.*b\.bin"):
+        load_checkpoint(path)
 
 
-def test_notes_in_the_header(model, tmp_path):
-    noted = save_checkpoint(model, tmp_path / "noted.safetensors", notes={"task": "restore-mild"})
-    assert read_notes(noted) == {"task": "restore-mild"}
-    assert read_notes(save_checkpoint(model, tmp_path / "plain.safetensors")) == {}
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    assert read_notes(tmp_path / "weights.pth") == {}
-    noted.write_bytes(noted.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"noted\.safetensors: damaged"):
-        read_notes(noted)
+@pytest.mark.parametrize("location", ["../a.bin", "{folder}/outside.bin", "link.bin", ""])
+def test_external_data_elsewhere_is_refused(onnx_file, tmp_path, location):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    path = with_external_data(onnx_file, inside)
+    for name in ("a.bin", "outside.bin"):
+        shutil.copy(inside / "a.bin", tmp_path / name)
+    Path(inside / "link.bin").symlink_to(tmp_path / "a.bin")
+    stored = onnx.load(path, load_external_data=False)
+    point_at(next(t for t in stored.graph.initializer if t.external_data), location.format(folder=tmp_path))
+    onnx.save(stored, path)
+    with pytest.raises(CheckpointError, match=r"gpen\.onnx.*external data"):
+        load_checkpoint(path)

@@ -193,7 +193,7 @@ def test_native_operators_of_the_original_code(tmp_path, monkeypatch):
     model, path = network(CONFIGS["tiny"]), tmp_path / "native.onnx"
     x = torch.randn(1, 3, 8, 8)
     torch.testing.assert_close(
-        native(x, ops.fir_kernel(), 2, 1, (2, 1)), fast(x, ops.fir_kernel(), 2, 1, (2, 1))
+        native(x, ops.fir_kernel(), 2, 1, (2, 1)), fast(x, ops.fir_kernel(), 2, (2, 1))
     )
     with monkeypatch.context() as patch:
         patch.setattr(ops, "upfirdn2d", native)

@@ -1,0 +1,393 @@
+"""Stages: folders of results, each built when it is missing or when what decides its content changed.
+
+Every stage lies in ``outputs/<run>/<stage>/`` with a ``manifest.json``, its last file. It is built aside,
+under a lock, and renamed into place; a second process waits and then finds the result. What is removed is
+what a manifest of the stage itself lists, and nothing else.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from gpenlib.files import (
+    fingerprint,
+    hash_outputs,
+    package_versions,
+    plain,
+    read_json,
+    resolve_path,
+    sha256,
+    write_json,
+)
+from gpenlib.settings import RunFolder, SettingsError
+
+log = logging.getLogger("gpenlib.run")
+
+Manifest = dict[str, Any]
+MANIFEST = "manifest.json"
+LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave; nobody's data
+INPUTS = ("data_dir", "calib_dir", "weights", "build", "image", "lpips_weights", "features_file")
+
+
+class StageError(RuntimeError):
+    """A stage folder that may not be replaced, or that changed under a build; nothing was touched."""
+
+
+# Keys
+
+
+@functools.lru_cache(maxsize=16)
+def code_digest(parts: tuple[str, ...]) -> str:
+    """Return a hash of some parts of gpenlib, templates too; comments and docstrings do not count."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for part in parts:
+        single = package / f"{part}.py"
+        for path in [single] if single.is_file() else sorted((package / part).rglob("*.[pj][y2]")):
+            text = path.read_text(encoding="utf-8")
+            digest.update(
+                f"{path.name}\n{_without_docstrings(text) if path.suffix == '.py' else text}".encode()
+            )
+    return digest.hexdigest()[:16]
+
+
+def _without_docstrings(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+class Declared:
+    """The settings that a stage declared to depend on; reading another one is a fault of the stage."""
+
+    def __init__(self, settings: RunFolder, names: tuple[str, ...]) -> None:
+        self._values = {name: getattr(settings, name) for name in names}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_values"][name]
+        except KeyError:
+            raise AttributeError(
+                f"the stage reads {name!r} and does not declare it: its key would lack it"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage is built with: an empty folder, its declared settings, the manifests that it uses."""
+
+    folder: Path
+    settings: Declared
+    used: Mapping[str, Manifest]
+
+    def artefact(self, name: str = "compile") -> Path:
+        """Return the artefact folder of a used stage of 03_compile."""
+        return Path(self.used[name]["folder"]) / "artefact"
+
+
+def stage(
+    folder: str,
+    settings: tuple[str, ...] = (),
+    code: tuple[str, ...] = ("files", "stages"),
+    inputs: Callable[[Any], Mapping[str, str | None]] = lambda run: {},
+    uses: Callable[[Any], Mapping[str, Manifest]] = lambda run: {},
+    resolved: Callable[[Any], Mapping[str, Any]] = lambda run: {},
+) -> Callable[[Callable[[Any, Work], Mapping[str, Any]]], Callable[..., Manifest]]:
+    """Make a stage of a method that fills a folder and returns its metrics. The key is made here alone.
+
+    It holds the declared ``settings``, what else is ``resolved`` from them, digests of ``inputs`` and of the
+    stages that this one ``uses``, package versions, and the ``code``. ``folder`` may hold ``{dtype}``; the
+    method is then called with a dtype, or takes that of the settings.
+    """
+
+    def decorate(build: Callable[[Any, Work], Mapping[str, Any]]) -> Callable[..., Manifest]:
+        @functools.wraps(build)
+        def method(self: Stages, dtype: str | None = None) -> Manifest:
+            run = self if dtype is None else self.with_(dtype=dtype)
+            name = folder.format(dtype=getattr(run.settings, "dtype", ""))
+            used = uses(run)
+            key = {
+                "settings": {n: getattr(run.settings, n) for n in settings} | dict(resolved(run)),
+                "inputs": {n: digest for n, digest in inputs(run).items() if digest is not None}
+                | {n: manifest["digest"] for n, manifest in used.items()},
+                "packages": package_versions(),
+                "code": code_digest(code),
+            }
+            declared = Declared(run.settings, settings)
+            return run._stand(name, key, lambda path: build(run, Work(path, declared, used)), used)
+
+        return method
+
+    return decorate
+
+
+# Folders
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return the digest of a manifest's content, under which an edited one is found out."""
+    return fingerprint({name: value for name, value in content.items() if name != "digest"})
+
+
+def write_manifest(folder: Path, name: str, key: Mapping[str, Any], metrics: Mapping[str, Any]) -> Manifest:
+    """Write ``manifest.json`` over everything in ``folder``; it is the last file of a stage."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
+    manifest = {"stage": name, **key, "metrics": dict(metrics), "outputs": hash_outputs(folder, files)}
+    manifest = json.loads(json.dumps(manifest, default=plain))
+    write_json(folder / MANIFEST, manifest | {"digest": seal(manifest)})
+    return dict(read_json(folder / MANIFEST))
+
+
+def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
+    """Return the manifest in ``folder``, or None and what is wrong ("" if there is nothing at all)."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None, ""
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        return None, "half-written (no manifest)"
+    except (OSError, ValueError, RecursionError):
+        return None, "manifest is not JSON"
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+        return None, "manifest has another form"
+    if manifest.get("digest") != seal(manifest):
+        return None, "manifest was edited, or is of another version"
+    return manifest, ""
+
+
+def standing(folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str]:
+    """Return the manifest in ``folder`` if key and hashes are the same, else None and the reason."""
+    manifest, why = read_manifest(folder)
+    if manifest is None:
+        return None, why
+    for name, value in json.loads(json.dumps(key, default=plain)).items():
+        if manifest.get(name) != value:
+            return None, f"{name} changed"
+    for name, digest in manifest["outputs"].items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            return None, f"{name} is missing or changed"
+    return manifest, ""
+
+
+def listed_files(folder: Path) -> set[Path]:
+    """Return the files in ``folder`` that manifests of stages in it list, and those manifests."""
+    listed: set[Path] = set()
+    for path in folder.rglob(MANIFEST):
+        try:
+            manifest = read_json(path)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(manifest, dict) and "stage" in manifest and isinstance(manifest.get("outputs"), dict):
+            listed |= {path, *(path.parent / name for name in manifest["outputs"])}
+    return listed
+
+
+def foreign_files(folder: Path) -> list[Path]:
+    """Return what lies in a stage folder and belongs to no manifest of ours; links count as foreign."""
+    listed = listed_files(folder)
+    present = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return [path for path in sorted(present) if path.is_symlink() or path not in listed]
+
+
+def remove_listed(folder: Path) -> None:
+    """Remove a replaced stage folder: the files that its manifests list, and folders that are empty then."""
+    for path in listed_files(folder):
+        if path.resolve().is_relative_to(folder.resolve()):
+            path.unlink(missing_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.name in LITTER:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+class Stages:
+    """A run's settings and folder, and how its stages come to stand.
+
+    Parameters
+    ----------
+    settings : RunSettings or TrainSettings
+    memory : dict, optional
+        Shared by all that derive from one run: each stage is verified once, each picture hashed once.
+    """
+
+    def __init__(self, settings: Any, memory: dict[Any, Any] | None = None) -> None:
+        self.settings = settings
+        self._memory: dict[Any, Any] = {} if memory is None else memory
+
+    def with_(self, **changes: Any) -> Self:
+        """Return the run with other settings, such as ``run.with_(dtype="int8")``."""
+        return type(self)(self.settings.with_(**changes), self._memory)
+
+    def __repr__(self) -> str:
+        given = self.settings.model_dump(include=self.settings.model_fields_set)
+        return f"Run({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run, ``outputs/<run>``; every stage has a folder in it."""
+        return Path(self.settings.folder)
+
+    def _stand(
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        build: Callable[[Path], Mapping[str, Any]],
+        used: Mapping[str, Manifest] | None = None,
+        in_place: bool = False,
+    ) -> Manifest:
+        """Return the standing manifest of a stage, or build it; adds ``folder`` and ``built``."""
+        folder = self.folder / name
+        self._refuse_inputs_inside(folder)
+        manifest, why = self._standing(folder, key)
+        if manifest is None:
+            with self._lock(name):
+                manifest, why = self._standing(folder, key)  # another process may have built it meanwhile
+                if manifest is None:
+                    return self._build(name, key, build, used or {}, why, in_place)
+        return manifest | {"folder": str(folder), "built": False}
+
+    def _standing(self, folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str]:
+        """Verify a stage once: what was found whole is believed while its manifest is the same file."""
+        path, mark = folder / MANIFEST, fingerprint(key)
+        stamp = (path.stat().st_mtime_ns, path.stat().st_ino) if path.is_file() else None
+        if stamp is not None and self._memory.get(folder, ())[:2] == (stamp, mark):
+            return self._memory[folder][2], ""
+        manifest, why = standing(folder, key)
+        if manifest is not None:
+            self._memory[folder] = (stamp, mark, manifest)
+        return manifest, why
+
+    def _build(
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        build: Callable[[Path], Mapping[str, Any]],
+        used: Mapping[str, Manifest],
+        why: str,
+        in_place: bool,
+    ) -> Manifest:
+        folder = self.folder / name
+        if why:
+            log.warning("%s is built anew: %s", folder, why)
+        if in_place:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            manifest = write_manifest(folder, name, key, build(folder))
+        else:
+            _keep_unlisted(folder)
+            _refuse_foreign_files(folder)
+            prefix = f".{name.replace('/', '-')}-building-"
+            for left in self.folder.glob(f"{prefix}*"):  # of a process that was killed: the lock is ours
+                shutil.rmtree(left, ignore_errors=True)
+            work = self.folder / f"{prefix}{uuid.uuid4().hex[:8]}"
+            work.mkdir(parents=True)
+            try:
+                manifest = write_manifest(work, name, key, build(work))
+                for stage_name, earlier in used.items():
+                    now, _ = read_manifest(Path(earlier["folder"]))
+                    if now is None or now["digest"] != earlier["digest"]:
+                        raise StageError(
+                            f"{name}: {earlier['folder']} ({stage_name}) was changed by another process "
+                            "while this stage was built from it; run again, or give each process a run name of its own"
+                        )
+                _refuse_foreign_files(folder)
+                _replace(folder, work)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        self._memory.pop(folder, None)
+        return manifest | {"folder": str(folder), "built": True}
+
+    def _refuse_inputs_inside(self, folder: Path) -> None:
+        """Raise SettingsError if something that the user gave lies inside a stage folder."""
+        for name in INPUTS:
+            value = getattr(self.settings, name, None)
+            text = str(value or "").removeprefix("prior:")
+            if (
+                text
+                and resolve_path(text).exists()
+                and resolve_path(text).resolve().is_relative_to(folder.resolve())
+            ):
+                raise SettingsError(
+                    f"{name}={value!r} lies inside {folder}, a folder of results that this run "
+                    "replaces; copy it to another place, or choose another run"
+                )
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        """Hold the lock of a stage; while another process has it, wait and say for whom."""
+        path = self.folder / ".locks" / f"{name.replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = path.with_suffix(".json")
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            try:
+                who = "process {pid}, since {since}".format(**read_json(holder))
+            except (OSError, ValueError, KeyError, TypeError):
+                who = "another process"
+            log.warning("waiting for %s, which builds %s", who, self.folder / name)
+            lock.acquire()
+        try:
+            write_json(holder, {"pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
+            yield
+        finally:
+            lock.release()
+
+
+def _replace(folder: Path, work: Path) -> None:
+    """Put a finished folder in the place of an older one, and remove of that what its manifests list."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.with_name(f".{folder.name}.old-{uuid.uuid4().hex[:8]}")
+    if folder.exists():
+        folder.rename(old)
+    work.rename(folder)
+    if old.exists():
+        remove_listed(old)
+
+
+def _keep_unlisted(folder: Path) -> None:
+    """Move a folder aside whose manifest is damaged and lists less than there is: nothing is removed."""
+    if folder.is_dir() and read_manifest(folder)[0] is None and foreign_files(folder):
+        number = next(
+            n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.kept-{n}").exists()
+        )
+        kept = folder.with_name(f"{folder.name}.kept-{number}")
+        folder.rename(kept)
+        log.warning("%s: what lay there was kept as %s", folder, kept.name)
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Raise StageError if a stage folder holds files that no manifest of ours lists."""
+    foreign = [path for path in foreign_files(folder) if path.name not in LITTER] if folder.is_dir() else []
+    if foreign:
+        named = ", ".join(str(path.relative_to(folder)) for path in foreign[:3])
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise StageError(
+            f"{folder} is to be built anew but holds files that no manifest lists: {named}{more}; "
+            "move them to another place, or choose another run"
+        )
