@@ -1,72 +1,121 @@
-"""Figures: rows in, a matplotlib Figure out; here what all share."""
+"""Figures: rows in, a matplotlib Figure out. Here is what they share: colours, layout, parts of a face."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.image
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import NDArray
 
 from gpenlib.files import front_end_is_live
 from gpenlib.images import Image, resize
-from gpenlib.infer.scoring import Face
 
-# ----------------------------------------------------------------------
-# Shared look of every figure: colours per dtype, sizes, helpers for face grids.
+if TYPE_CHECKING:
+    from gpenlib.infer.scoring import Face
+
+Row = Mapping[str, Any]
 
 # Okabe-Ito: distinguishable with every common colour-vision deficiency.
 DTYPE_COLOURS = {
     "fp32": "#0072B2", "bf16": "#56B4E9", "fp16": "#009E73", "int8": "#D55E00", "int8_bf16": "#E69F00",
 }  # fmt: skip
-BASELINE_COLOUR = "#7F7F7F"  # the do-nothing input
-ACCENT = "#CC79A7"
-SECOND = "#E69F00"
+BASELINE_COLOUR = "#7F7F7F"  # the do-nothing input, and lines that guide the eye
+INK = "#333333"
+ACCENT, SECOND = "#CC79A7", "#E69F00"
 
 RC: Any = {
-    "figure.dpi": 110,
-    "savefig.dpi": 110,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-}
+    "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "axes.axisbelow": True,
+}  # fmt: skip
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """Return a figure of constrained layout without axes, sizes in inches."""
+    with plt.rc_context(RC):
+        figure = plt.figure(figsize=(width, height), layout="constrained")
+    plt.close(figure)  # the notebook shows the returned object once; pyplot must not show it again
+    return figure
 
 
 def new_figure(
-    rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.4
+    rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 3.4, **ratios: Any
 ) -> tuple[Figure, Any]:
-    """Return a constrained-layout figure and its axes (array of [rows, columns], never squeezed)."""
+    """Return a figure and its axes, an array [rows, columns] that is never squeezed."""
+    figure = empty_figure(width, height)
     with plt.rc_context(RC):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, height), layout="constrained", squeeze=False
-        )
-    plt.close(figure)  # the notebook shows the returned object once; pyplot must not show it again
-    return figure, axes
+        return figure, figure.subplots(rows, columns, squeeze=False, **ratios)
 
 
 def show_image(axis: Axes, image: Any, title: str = "", **options: Any) -> None:
-    """Show one image without ticks or grid."""
-    axis.imshow(image, **{"interpolation": "nearest", **options})
+    """Show one image without ticks, grid or frame; matplotlib smooths it only where it is shrunk."""
+    axis.imshow(image, **options)
     axis.set_title(title, fontsize=9)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     axis.grid(False)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.spines[:].set_visible(False)
 
 
-# ----------------------------------------------------------------------
-# Parts of a face to enlarge, and how figures show them.
+def picture_grid(
+    pictures: Sequence[Sequence[Any]], titles: Sequence[Sequence[str]] = (), names: Sequence[str] = (),
+    width: float = 9.0, height: float = 3.4, **options: Any,
+) -> tuple[Figure, Any]:  # fmt: skip
+    """Show rows of pictures with rows of titles above them and names at the left; None leaves a gap."""
+    figure, axes = new_figure(len(pictures), max(map(len, pictures)), width, height)
+    for line, row, heads in zip(axes, pictures, [*titles, *[()] * len(pictures)], strict=False):
+        for axis, picture, title in zip_longest(line, row, heads):
+            if picture is None:
+                axis.set_visible(False)
+            else:
+                show_image(axis, picture, title or "", **options)
+    for axis, name in zip(axes[:, 0], names, strict=False):
+        axis.set_ylabel(name)
+    return figure, axes
+
+
+def name_rows(axis: Axes, names: Sequence[str], **options: Any) -> None:
+    """Give a panel one named line per row, from the top."""
+    axis.set_yticks(range(len(names)), names, **options)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+
+
+def note(axis: Axes, text: str, point: tuple[Any, Any], offset: tuple[float, float], **options: Any) -> None:
+    """Write a text at an offset in points from a place in the data."""
+    axis.annotate(
+        text, point, offset, textcoords="offset points", **{"fontsize": 9, "va": "center", **options}
+    )
+
+
+def equal_axes(axis: Axes, ends: Sequence[float], label: str) -> None:
+    """Give both axes one range, and draw the line on which both values are the same."""
+    axis.plot(ends, ends, color=BASELINE_COLOUR, linewidth=1.2, label=label)
+    axis.set(xlim=ends, ylim=ends, aspect="equal")
+
+
+def legend_below(figure: Figure, axis: Axes | None = None, **options: Any) -> None:
+    """Put a legend under all panels: the entries of one panel, or the handles that are given."""
+    entries = axis.get_legend_handles_labels() if axis else ()
+    figure.legend(*entries, **{"loc": "outside lower center", "frameon": False, "fontsize": 9, **options})
+
+
+def grouped(rows: Sequence[Row], key: str, order: Iterable[str] = ()) -> dict[str, list[Row]]:
+    """Return the rows by the value of ``key``, in the given order or that of appearance; no group is empty."""
+    groups = {name: [row for row in rows if row[key] == name] for name in order or [r[key] for r in rows]}
+    return {name: members for name, members in groups.items() if members}
+
+
+def shorten(name: str, length: int = 16) -> str:
+    """Return a name with its middle left out if it is longer than ``length``."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 
 @dataclass(frozen=True)
@@ -89,40 +138,26 @@ EYE = Region("eye", 0.375, 0.46, 0.26, ACCENT)
 MOUTH = Region("mouth", 0.5, 0.715, 0.26, SECOND)
 
 
-def show_zoom(axis: Axes, image: NDArray[Any], region: Region, title: str = "", **options: Any) -> None:
+def show_zoom(axis: Axes, image: Any, region: Region, title: str = "", **options: Any) -> None:
     """Show only ``region`` of an image, framed in its colour; pixels stay visible as squares."""
-    show_image(axis, image, title, **options)
+    show_image(axis, image, title, interpolation="nearest", **options)
     left, top = region.corner(image.shape[0])
     side = region.side * image.shape[0]
-    axis.set_xlim(left, left + side)
-    axis.set_ylim(top + side, top)
-    for spine in axis.spines.values():
-        spine.set(visible=True, edgecolor=region.colour, linewidth=1.6)
+    axis.set(xlim=(left, left + side), ylim=(top + side, top))
+    axis.spines[:].set(visible=True, edgecolor=region.colour, linewidth=1.6)
 
 
 def mark_region(axis: Axes, size: int, region: Region) -> None:
     """Frame ``region`` in an image of side ``size``."""
     side = region.side * size
-    axis.add_patch(
-        Rectangle(region.corner(size), side, side, fill=False, edgecolor=region.colour, linewidth=1.3)
-    )
+    axis.add_patch(Rectangle(region.corner(size), side, side, fill=False, ec=region.colour, linewidth=1.3))
 
-
-# ----------------------------------------------------------------------
-# Interactive parts, only in a live front end: a headless notebook must never create a widget.
 
 DISPLAY_SIDE = 512
 
 
 def wipe(before: Image, after: Image, share: float) -> Image:
-    """Return ``after`` on the left ``share`` of the width and ``before`` on the rest, with a line between.
-
-    Parameters
-    ----------
-    before, after : uint8 [S, S, 3]
-    share : float
-        In [0, 1].
-    """
+    """Return ``after`` on the left ``share`` (0 to 1) of the width, ``before`` on the rest, a line between."""
     place = round(share * before.shape[1])
     joined = before.copy()
     joined[:, :place] = after[:, :place]
@@ -132,35 +167,24 @@ def wipe(before: Image, after: Image, share: float) -> Image:
 
 
 def before_after(faces: Sequence[Face]) -> Any | None:
-    """Return a slider that wipes from the input to the output of a chosen face; None without front end.
-
-    Parameters
-    ----------
-    faces : sequence of Face
-        At least one.
-    """
-    if not front_end_is_live():
+    """Return a slider that wipes from input to output of a chosen face; None where no person is looking."""
+    if not front_end_is_live():  # a headless notebook must never create a widget
         return None
     import ipywidgets
 
     by_name = {f"{face.role} {face.name}".strip(): face for face in faces}
-    face = ipywidgets.Dropdown(options=list(by_name), description="face")
+    chosen = ipywidgets.Dropdown(options=list(by_name), description="face")
     share = ipywidgets.FloatSlider(value=0.5, min=0.0, max=1.0, step=0.01, description="restored")
     picture = ipywidgets.Image(format="png", width=DISPLAY_SIDE, height=DISPLAY_SIDE)
 
     def redraw(_: Any = None) -> None:
-        shown = by_name[face.value]
-        before, after = (resize(image, DISPLAY_SIDE) for image in (shown.source, shown.output))
-        picture.value = _png(wipe(before, after, share.value))
+        face = by_name[chosen.value]
+        before, after = (resize(image, DISPLAY_SIDE) for image in (face.source, face.output))
+        buffer = io.BytesIO()
+        matplotlib.image.imsave(buffer, wipe(before, after, share.value), format="png")
+        picture.value = buffer.getvalue()
 
-    face.observe(redraw, "value")
+    chosen.observe(redraw, "value")
     share.observe(redraw, "value")
     redraw()
-    return ipywidgets.VBox([ipywidgets.HBox([face, share]), picture])
-
-
-def _png(image: Image) -> bytes:
-    """Encode an RGB image as PNG bytes."""
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, image, format="png")
-    return buffer.getvalue()
+    return ipywidgets.VBox([ipywidgets.HBox([chosen, share]), picture])

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gpenlib.images import Image
-from gpenlib.plots import new_figure, show_image
+from gpenlib.plots import DTYPE_COLOURS, SECOND, Row, new_figure, picture_grid, shorten, show_image
 from gpenlib.train.trainer import LogRow, series, smooth
 
 COLUMNS = 3
 LOG_FROM = 30  # a panel whose largest value is so many times its smallest has a logarithmic axis
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+BLUE = DTYPE_COLOURS["fp32"]
+TERM_COLOURS = {"real_logit": DTYPE_COLOURS["fp16"], "fake_logit": SECOND}
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """One small panel: logged terms with their legend texts."""
 
     title: str
@@ -43,31 +43,18 @@ PANELS = (
     Panel("R1: slope of D at real faces", "squared gradient", {"r1": ""}),
     Panel("path length", "mean |J'y|", {"path_length": ""}),
 )
-TERM_COLOURS = {"real_logit": GREEN, "fake_logit": ORANGE}
 
 
 def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
-    """Plot every logged term over the steps: the values, light, and their moving mean.
-
-    Parameters
-    ----------
-    rows : sequence of mappings
-        As :func:`gpenlib.train.log.read_log` gives them; terms that were not logged get no panel.
-    title : str
-        Over all panels.
-    """
+    """Plot every logged term over the steps, from ``read_log``: the values, light, and their moving mean."""
     logged = {name for row in rows for name in row}
     panels = [panel for panel in PANELS if logged & panel.terms.keys()]
     lines = -(-len(panels) // COLUMNS)
     figure, axes = new_figure(lines, COLUMNS, width=11.5, height=2.5 * lines)
     for axis, panel in zip(axes.flat, panels, strict=False):
-        for name, text in panel.terms.items():
-            if name in logged:
-                _curve(axis, rows, name, text)
-        axis.set_title(panel.title)
-        axis.set_ylabel(panel.unit)
-        axis.set_xlabel("step")
-        axis.set_xlim(0, rows[-1]["step"] * 1.02)
+        for name in (term for term in panel.terms if term in logged):
+            _curve(axis, rows, name, panel.terms[name])
+        axis.set(title=panel.title, ylabel=panel.unit, xlabel="step", xlim=(0, rows[-1]["step"] * 1.02))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         shown = [row[name] for row in rows for name in panel.terms if name in row]
         if min(shown) > 0 and max(shown) > LOG_FROM * min(shown):
@@ -80,82 +67,7 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
     return figure
 
 
-def samples_figure(pictures: Mapping[int, Image], row_titles: Sequence[str] = (), title: str = "") -> Figure:
-    """Show the pictures that a training wrote, one below the other.
-
-    Parameters
-    ----------
-    pictures : mapping of step to uint8 RGB [H, W, 3]
-        All of one size; about four are readable.
-    row_titles : sequence of str
-        What the rows of faces inside each picture are, from the top; named beside each picture.
-    title : str
-        Over all pictures.
-    """
-    first = next(iter(pictures.values()))
-    height, width = first.shape[:2]
-    inches = min(8.0, 3.0 * width / height)
-    each = inches * height / width
-    figure, axes = new_figure(len(pictures), 1, width=inches + 1.2, height=(each + 0.3) * len(pictures))
-    for axis, (step, picture) in zip(axes[:, 0], pictures.items(), strict=True):
-        show_image(axis, picture, f"step {step}")
-        if row_titles:
-            side = height / len(row_titles)
-            axis.set_yticks([(row + 0.5) * side for row in range(len(row_titles))], row_titles)
-            axis.tick_params(axis="y", length=0)
-    figure.suptitle(title, fontsize=12)
-    return figure
-
-
-def interpolation_figure(images: Any) -> Figure:
-    """Show walks between two latents.
-
-    Parameters
-    ----------
-    images : uint8 RGB [R, C, S, S, 3]
-        One row per walk; the first and the last column are its ends.
-    """
-    rows, columns = images.shape[:2]
-    figure, axes = new_figure(rows, columns, width=1.25 * columns + 0.2, height=1.28 * rows + 0.35)
-    for line, walk in zip(axes, images, strict=True):
-        for axis, image in zip(line, walk, strict=True):
-            show_image(axis, image)
-    for column, axis in enumerate(axes[0]):
-        axis.set_title(f"{column / (columns - 1):.2f}", fontsize=9)
-    figure.supxlabel("share of the second latent", fontsize=9)
-    return figure
-
-
-def mixing_figure(left: Any, top: Any, mixed: Any, coarse: str = "", fine: str = "") -> Figure:
-    """Show a grid of mixed styles with its sources along the left and the top.
-
-    Parameters
-    ----------
-    left : uint8 RGB [R, S, S, 3]
-        Faces that give the coarse styles of their row.
-    top : uint8 RGB [C, S, S, 3]
-        Faces that give the fine styles of their column.
-    mixed : uint8 RGB [R, C, S, S, 3]
-    coarse, fine : str
-        Which layers those are, such as ``"4 to 8 px"``.
-    """
-    rows, columns = mixed.shape[:2]
-    figure, axes = new_figure(
-        rows + 1, columns + 1, width=1.3 * (columns + 1) + 0.4, height=1.3 * (rows + 1) + 0.5
-    )
-    axes[0, 0].set_visible(False)
-    for axis, image in zip(axes[0, 1:], top, strict=True):
-        _framed(axis, image, ORANGE)
-    for line, source, mixtures in zip(axes[1:], left, mixed, strict=True):
-        _framed(line[0], source, BLUE)
-        for axis, image in zip(line[1:], mixtures, strict=True):
-            show_image(axis, image)
-    figure.suptitle(f"fine styles {fine} from the top".replace("  ", " "), fontsize=10, color="#8A5D00")
-    figure.supylabel(f"coarse styles {coarse} from the left".replace("  ", " "), fontsize=10, color=BLUE)
-    return figure
-
-
-def _curve(axis: Axes, rows: Sequence[LogRow], name: str, text: str) -> None:
+def _curve(axis: Axes, rows: Sequence[Row], name: str, text: str) -> None:
     """Draw one term; few points, as of evaluations, are marked and not smoothed."""
     steps, values = series(rows, name)
     colour = TERM_COLOURS.get(name, BLUE)
@@ -166,6 +78,46 @@ def _curve(axis: Axes, rows: Sequence[LogRow], name: str, text: str) -> None:
     axis.plot(steps, smooth(values), color=colour, linewidth=1.8, label=text)
 
 
-def _framed(axis: Axes, image: Image, colour: str) -> None:
-    show_image(axis, image)
-    axis.spines[:].set(visible=True, color=colour, linewidth=2.5)
+def samples_figure(pictures: Mapping[int, Image], row_titles: Sequence[str] = (), title: str = "") -> Figure:
+    """Show the pictures that a training wrote, by step, one below the other.
+
+    ``row_titles`` say what the rows of faces inside each picture are, from the top.
+    """
+    height, width = next(iter(pictures.values())).shape[:2]
+    inches = min(8.0, 3.0 * width / height)
+    each = inches * height / width
+    figure, axes = new_figure(len(pictures), 1, width=inches + 1.2, height=(each + 0.3) * len(pictures))
+    for axis, (step, picture) in zip(axes[:, 0], pictures.items(), strict=True):
+        show_image(axis, picture, f"step {step}", interpolation="nearest")
+        side = height / max(1, len(row_titles))
+        axis.set_yticks([(row + 0.5) * side for row in range(len(row_titles))], row_titles)
+        axis.tick_params(axis="y", length=0)
+    figure.suptitle(shorten(title, 40), fontsize=12)
+    return figure
+
+
+def interpolation_figure(images: Any) -> Figure:
+    """Show walks between two latents, uint8 RGB [R, C, S, S, 3]: one row per walk, its ends left and right."""
+    rows, columns = images.shape[:2]
+    titles = [[f"{share:.2f}" for share in np.linspace(0, 1, columns)]]
+    size = (1.25 * columns + 0.2, 1.28 * rows + 0.35)
+    figure, _ = picture_grid(images, titles, (), *size, interpolation="nearest")
+    figure.supxlabel("share of the second latent", fontsize=9)
+    return figure
+
+
+def mixing_figure(left: Any, top: Any, mixed: Any, coarse: str = "", fine: str = "") -> Figure:
+    """Show mixed styles, uint8 RGB [R, C, S, S, 3], with their sources along the left and the top.
+
+    ``left`` [R, S, S, 3] gives the coarse styles of its row, ``top`` [C, S, S, 3] the fine styles of its
+    column; ``coarse`` and ``fine`` say which layers those are, such as ``"(4 to 8 px)"``.
+    """
+    pictures = [[None, *top], *([source, *row] for source, row in zip(left, mixed, strict=True))]
+    size = (1.3 * len(pictures[0]) + 0.4, 1.3 * len(pictures) + 0.5)
+    figure, axes = picture_grid(pictures, (), (), *size, interpolation="nearest")
+    for sources, colour in ((axes[0, 1:], SECOND), (axes[1:, 0], BLUE)):
+        for axis in sources:
+            axis.spines[:].set(visible=True, color=colour, linewidth=2.5)
+    figure.suptitle(f"fine styles {fine} from the top".replace("  ", " "), fontsize=10, color="#8A5D00")
+    figure.supylabel(f"coarse styles {coarse} from the left".replace("  ", " "), fontsize=10, color=BLUE)
+    return figure
