@@ -21,11 +21,12 @@ from gpenlib.files import choice_error, progress
 from gpenlib.images import Image
 from gpenlib.infer.scoring import BASELINES, best_median_worst, in_parallel, rank
 from gpenlib.metrics import LabArray, colourfulness, finite_psnr, perceptual_rows, to_lab
+from gpenlib.settings import REFERENCE
 
 Row = Mapping[str, Any]
+Statistic = Callable[..., Any]
 Reader = Callable[[str], Image]  # name of a face -> restored image, uint8 [S, S, 3]
 
-REFERENCE = "fp32"
 # Scores against the truth, and whether more is better; a drop is a loss of quality in either case.
 SCORES = {"psnr": True, "ssim": True, "delta_e2000": False, "chroma_error": False}
 PLAIN = ("psnr_float", "ssim_float", "psnr_truncated", "ssim_truncated", "colourfulness")
@@ -139,7 +140,6 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 RANK_RESAMPLES = 1999  # ranking every resample takes longer
 BATCH = 500  # resamples held in memory at once
-SEED = 0
 
 
 @dataclass(frozen=True)
@@ -166,12 +166,12 @@ class Estimate:
         return "drop" if self.value > 0 else "gain"
 
 
-def mean_loss(losses: ArrayLike, seed: int = SEED) -> Estimate:
+def mean_loss(losses: ArrayLike, seed: int = 0) -> Estimate:
     """Return the mean of paired differences, one per face; the same seed gives the same interval."""
     return _estimate((losses,), np.mean, lambda x: scipy.stats.ttest_1samp(x, 0), RESAMPLES, seed)
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike, seed: int = SEED) -> Estimate:
+def rank_correlation(x: ArrayLike, y: ArrayLike, seed: int = 0) -> Estimate:
     """Return Spearman's rank correlation of two properties of the same faces; 0 if one does not vary."""
     return _estimate((x, y), _spearman, scipy.stats.spearmanr, RANK_RESAMPLES, seed)
 
@@ -192,17 +192,9 @@ def holm(estimates: Sequence[Estimate]) -> list[tuple[float | None, Verdict]]:
 
 
 def _estimate(
-    properties: Sequence[ArrayLike],
-    statistic: Callable[..., Any],
-    test: Callable[..., Any],
-    resamples: int,
-    seed: int,
+    properties: Sequence[ArrayLike], statistic: Statistic, test: Statistic, resamples: int, seed: int
 ) -> Estimate:
-    """Return a statistic of one or two properties of the same faces; no interval for too few faces.
-
-    The p-value is that of a t-test. The bootstrap cannot be asked at the levels that Holm needs (0.05/117):
-    five losses of one sign, which chance gives once in 16, would have a p-value of 0.
-    """
+    """Return a statistic of one or two properties of the same faces; no interval for too few faces."""
     data = [np.asarray(each, dtype=np.float64) for each in properties]
     shapes = {each.shape for each in data}
     if len(shapes) > 1 or not data[0].size or not all(np.isfinite(each).all() for each in data):
@@ -223,6 +215,8 @@ def _estimate(
         ends = float(interval.low), float(interval.high)
         if np.isfinite(ends).all():
             break
+    # The p-value is that of a t-test: at the levels that Holm needs (0.05/117) the bootstrap knows nothing.
+    # Five losses of one sign, which chance gives once in 16, would have a p-value of 0.
     return Estimate(value, *ends, float(test(*data).pvalue))
 
 
@@ -235,14 +229,11 @@ def _spearman(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> Any:
 
 
 # Does a precision cost some people more than others? Losses by skin tone, brightness and colourfulness.
-#
 # Skin tone is the individual typology angle, ITA = arctan((L - 50) / b) in degrees (Chardin et al. 1991), of
 # the truth's skin in CIELAB, with the usual six groups. It is measured in a picture: light and exposure move
-# it, so it describes pictures of people rather than people.
-#
-# The skin is taken from three squares of the FFHQ layout (eyes at 0.47 of the height, mouth corners at
-# 0.735): both cheeks and the forehead. Medians over all their pixels pass over a lock of hair or a
-# highlight. In faces that are not aligned the squares may miss the skin.
+# it, so it describes pictures of people rather than people. The skin is taken from three squares of the FFHQ
+# layout (eyes at 0.47 of the height, mouth corners at 0.735): both cheeks and the forehead. Medians over all
+# their pixels pass over a lock of hair or a highlight. In faces that are not aligned they may miss the skin.
 
 SKIN_PLACES = ((0.36, 0.60), (0.64, 0.60), (0.50, 0.35))  # centres (x, y) as parts of the side
 SKIN_SIDE = 0.07
@@ -361,7 +352,6 @@ def _faces_with_traits(rows: Sequence[Row], traits: Sequence[Row]) -> pd.DataFra
 
 # What each precision costs to store and to run, beside what it costs in quality.
 
-MIB = 2**20
 TIMES = {"latency_ms": "median_ms", "latency_p10_ms": "p10_ms", "latency_p90_ms": "p90_ms"}
 
 
@@ -377,10 +367,9 @@ def with_costs(
     rows = []
     for row in table:
         artefact, times = artefacts[row["dtype"]], timed[row["dtype"]]
-        size = {"backend_reason": artefact["backend_reason"], "model_mib": artefact["file_bytes"] / MIB}
-        rows.append(
-            {**row, **size, **{name: times[key] / times["batch_size"] for name, key in TIMES.items()}}
-        )
+        size = {"backend_reason": artefact["backend_reason"], "model_mib": artefact["file_bytes"] / 2**20}
+        per_image = {name: times[key] / times["batch_size"] for name, key in TIMES.items()}
+        rows.append({**row, **size, **per_image})
     return rows
 
 
@@ -392,9 +381,6 @@ def pareto_rows(table: Sequence[Row], latency: Sequence[Row]) -> list[dict[str, 
 
 
 # Which precision to take: the fastest one whose loss is acceptable, and in a sentence why.
-
-MAX_DROP_DB = 0.1
-MAX_COLOUR_SHIFT = 0.5  # CIELAB
 
 
 @dataclass(frozen=True)
@@ -412,19 +398,19 @@ class Recommendation:
 
 
 def recommend(
-    table: Sequence[Row], max_drop_db: float = MAX_DROP_DB, max_colour_shift: float = MAX_COLOUR_SHIFT
+    table: Sequence[Row], max_drop_db: float = 0.1, max_colour_shift: float = 0.5
 ) -> Recommendation:
     """Recommend the fastest precision whose loss is acceptable.
 
-    A loss is acceptable if the upper end of its interval is not above ``max_drop_db``: one may be all but
-    sure that no more is lost. Precisions whose times overlap with the fastest one's (10th to 90th
-    percentile) count as equally fast; of those the one with the smallest upper end is taken.
+    A loss is acceptable if the upper end of its interval is not above ``max_drop_db`` (one may be all but
+    sure that no more is lost) and the mean colour moves by less than ``max_colour_shift`` (CIELAB). Of those
+    whose times overlap with the fastest one's (10th to 90th percentile), and so count as equally fast, the
+    one with the smallest upper end is taken.
     """
     rows = {row["dtype"]: row for row in table}
     if REFERENCE not in rows:
         raise ValueError(f"{', '.join(rows) or 'an empty table'}: {REFERENCE} must be among the precisions")
-    reference = rows[REFERENCE]
-    images = int(reference["images"])
+    reference, images = rows[REFERENCE], int(rows[REFERENCE]["images"])
     faces = f"{images} face{'s' if images != 1 else ''}"
     if any(row["psnr_drop_high"] is None for row in table):
         reason = (
@@ -440,11 +426,8 @@ def recommend(
     fastest = min(acceptable, key=lambda row: _times(row)[1])
     equal = [row for row in acceptable if _times(row)[0] <= _times(fastest)[2]]
     chosen = min(equal, key=lambda row: (row["psnr_drop_high"], _times(row)[1]))
-    others = {
-        dtype: faults[dtype] or _why_not(row, chosen, row in equal)
-        for dtype, row in rows.items()
-        if row is not chosen
-    }
+    others = {dtype: faults[dtype] or _why_not(row, chosen, row in equal) for dtype, row in rows.items()}
+    del others[chosen["dtype"]]
     cautions = []
     if images < ENOUGH:
         cautions.append(f"Only {faces}: intervals from fewer than about {ENOUGH} faces are too narrow.")
@@ -487,9 +470,7 @@ def _why(chosen: Row, reference: Row, equal: Sequence[Row], max_drop_db: float, 
         f"{CONFIDENCE:.0%} interval (budget {max_drop_db:g} dB), and moves the mean colour by ΔE "
         f"{chosen['colour_shift_to_fp32']:.2f} (budget below {max_shift:g}){_executed(chosen)}."
     )
-    if peers:
-        text += f" As fast within the spread of the times, but not more accurate: {peers}."
-    return text
+    return text + (f" As fast, within the spread, but not more accurate: {peers}." if peers else "")
 
 
 def _why_not(row: Row, chosen: Row, equally_fast: bool) -> str:
@@ -574,13 +555,11 @@ def _compared(first: Row, result: Row, dtype: str, score: str) -> dict[str, Any]
     if result["facts"]["faces_digest"] != first["facts"]["faces_digest"]:
         return compared | {"verdict": DIFFERENT}
     before = {face["name"]: face[score] for face in first["rows"] if face["dtype"] == dtype}
-    estimate = mean_loss(
-        [face[score] - before[face["name"]] for face in result["rows"] if face["dtype"] == dtype]
-    )
-    verdict: str = estimate.verdict
-    if estimate.excludes_zero:
-        verdict = "better" if (estimate.value > 0) == SCORES[score] else "worse"
-    return compared | {"low": estimate.low, "high": estimate.high, "verdict": verdict}
+    after = {face["name"]: face[score] for face in result["rows"] if face["dtype"] == dtype}
+    gain = mean_loss([after[name] - before[name] for name in after])
+    better = "better" if (gain.value > 0) == SCORES[score] else "worse"
+    verdict = better if gain.excludes_zero else gain.verdict
+    return compared | {"low": gain.low, "high": gain.high, "verdict": verdict}
 
 
 # Faces whose errors are worth looking at, with their outputs and error maps.
@@ -603,10 +582,7 @@ class FaceErrors:
 
 
 def faces_by_loss(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
-    """Return the dtype that loses most on average, and the faces on which it loses most, typically, least.
-
-    No face is named twice; there are fewer than three if there are fewer faces.
-    """
+    """Return the dtype that loses most on average, and the faces on which it loses most, typically, least."""
     frame = pd.DataFrame(rows)
     others = frame[frame["dtype"] != REFERENCE]
     if others.empty:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen
+from gpenlib.architecture.inspect import capture
 from gpenlib.architecture.model import StyledConv
 from gpenlib.compile.calibrate import LEVELS, watching_session
 from gpenlib.compile.rounding import RoundedLayer, convolution_layers, fake_quantised, split_halves
@@ -44,46 +45,27 @@ def analyse_layers(
     the picture with only this layer in 8 bits, the most sensitive layer first. What leaving those layers in
     float heals is measured here, on faces that had no part in the choice.
     """
-    rows = layer_errors(float_graph, int8_file, deploy, layers, images)
-    probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
     if missing := sorted(layers.keys() - {row["name"] for row in ranking}):
         raise ValueError(f"the ranking of 03_compile lacks {', '.join(missing[:5])}: measure it again")
-    ranked = [row for row in ranking if row["name"] in layers]  # without what the build left in float
-    by_name = {
-        row["name"]: {
-            "output_psnr_alone": row["psnr"],
-            "output_psnr_without": output_psnr(probe, layers, [row["name"]]),
-        }
-        for row in progress(ranked, desc="all but one", unit="layer")
-    }
-    neither = {"output_psnr_alone": None, "output_psnr_without": None}
-    return {
-        "rows": [row | by_name.get(row["layer"], neither) for row in rows],
-        "healing": healing_steps(probe, layers, list(by_name)),
-    }
+    ranked = {row["name"]: row["psnr"] for row in ranking if row["name"] in layers}  # the build's own layers
+    rows = layer_errors(float_graph, int8_file, deploy, layers, images)
+    probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
 
+    def psnr(in_float: Sequence[str]) -> float:
+        """Of the picture (data range 2) against the float network's, all but these layers quantised."""
+        return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
 
-def healing_steps(
-    probe: Probe, layers: Mapping[str, RoundedLayer], ranking: Sequence[str], most: int = MOST_IN_FLOAT
-) -> list[dict[str, Any]]:
-    """Leave the first 0, 1, 2, ... layers of a ranking in float; at least one stays quantised.
-
-    ``name`` is the layer that a step adds, ``psnr`` that of the picture as in :func:`output_psnr`.
-    """
-    counts = range(min(most, len(ranking) - 1) + 1)
-    return [
-        {
-            "in_float": count,
-            "name": ranking[count - 1] if count else None,
-            "psnr": output_psnr(probe, layers, ranking[:count]),
-        }
+    without = {name: psnr([name]) for name in progress(ranked, desc="all but one", unit="layer")}
+    for row in rows:
+        row["output_psnr_alone"] = ranked.get(row["layer"])
+        row["output_psnr_without"] = without.get(row["layer"])
+    names = list(ranked)
+    counts = range(min(MOST_IN_FLOAT, len(names) - 1) + 1)  # at least one stays quantised
+    healing = [
+        {"in_float": count, "name": names[count - 1] if count else None, "psnr": psnr(names[:count])}
         for count in progress(counts, desc="healing", unit="step")
     ]
-
-
-def output_psnr(probe: Probe, layers: Mapping[str, RoundedLayer], in_float: Sequence[str]) -> float:
-    """Return the picture's PSNR (data range 2) against float32's, all but ``in_float`` quantised."""
-    return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
+    return {"rows": rows, "healing": healing}
 
 
 # Every feature map of both graphs, on the same faces. Two errors are told apart. Accumulated: the map in the
@@ -229,20 +211,12 @@ def isolated_errors(
     agreements = {name: Agreement() for name in layers}
     rounded = copy.deepcopy(deploy)  # its layers are called with what the float network gives them
 
-    def compare(name: str) -> Any:
-        def hook(_: Any, inputs: Any, output: Any) -> None:
-            agreements[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
+    def compare(name: str, inputs: Any, output: Tensor) -> None:
+        agreements[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
 
-        return hook
-
-    handles = [deploy.get_submodule(name).register_forward_hook(compare(name)) for name in layers]
-    try:
-        with torch.inference_mode(), fake_quantised(rounded, layers):
-            for image in images:
-                deploy(torch.from_numpy(image))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(), fake_quantised(rounded, layers), capture(deploy, layers, compare):
+        for image in images:
+            deploy(torch.from_numpy(image))
     return agreements
 
 

@@ -15,18 +15,11 @@ import jinja2
 from matplotlib.figure import Figure
 
 from gpenlib.data.tasks import baseline_name
-from gpenlib.errors.compare import (
-    CONFIDENCE,
-    REFERENCE,
-    TRAITS,
-    FaceErrors,
-    Recommendation,
-    groups_note,
-    pareto_rows,
-)
+from gpenlib.errors import compare
 from gpenlib.files import write_atomically
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import drops_figure, groups_figure, worst_figure
+from gpenlib.settings import REFERENCE
 
 Row = Mapping[str, Any]
 
@@ -40,8 +33,8 @@ DPI = 110
 def write_report(
     path: Path,
     results: Mapping[str, Any],
-    recommendation: Recommendation,
-    gallery: tuple[str, Sequence[FaceErrors]],
+    recommendation: compare.Recommendation,
+    gallery: tuple[str, Sequence[compare.FaceErrors]],
     command: str,
     comparison: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -51,21 +44,18 @@ def write_report(
     run, ``comparison`` the ``rows`` and ``runs`` of a comparison with other runs.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     environment.filters |= {"fixed": fixed, "signed": signed, "loss": loss}
     table, (dtype, faces) = results["table"], gallery
-    pareto = pareto_rows(table, results["latency"])
+    pareto = compare.pareto_rows(table, results["latency"])
     text = environment.get_template("report.html.j2").render(
         facts=results["facts"],
         filename=lambda path: Path(path).name,
         chroma_baseline=results["chroma_baseline"],
         recommendation=recommendation,
-        confidence=f"{CONFIDENCE:.0%}",
+        confidence=f"{compare.CONFIDENCE:.0%}",
         reference=REFERENCE,
         scores=SCORES,
         digits=DIGITS,
@@ -75,9 +65,9 @@ def write_report(
         repeats=len(results["latency"][0]["times_ms"]),
         baselines=baselines(table, results["facts"]["task"]),
         achieved=achieved(table),
-        traits=TRAITS,
+        traits=compare.TRAITS,
         groups=[row for row in results["groups"] if row["score"] == SHOWN_SCORE],
-        groups_note=groups_note(results["groups"]),
+        groups_note=compare.groups_note(results["groups"]),
         gallery_dtype=dtype,
         gallery=faces,
         comparison=later_runs(comparison["rows"]) if comparison else None,
