@@ -685,7 +685,7 @@ class Run(Stages):
         -------
         dict or None
             None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of
-            int8 was computed), ``excluded`` (layers that the build left in float), ``rows``, ``ranking`` and
+            int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
             ``healing`` (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
             :func:`gpenlib.errors.layers.stress_half`).
         """
