@@ -24,9 +24,12 @@ from gpenlib.plots import architecture, compile, data, errors, export, infer, tr
 
 # ---------------------------------------------------------------- samples
 
-FACE = """psnr psnr_input psnr_drop ssim ssim_input ssim_drop ms detail detail_input sharpness sharpness_input
-sharpness_truth colourfulness colourfulness_truth colour_shift colour_shift_to_fp32 bias lightness chroma lab_a
-lab_b red_mean green_mean blue_mean""".split()  # scores of a face, of stages 02, 04 and 05 together
+FACE = re.findall(
+    r"\w+",
+    "psnr psnr_input psnr_drop ssim ssim_input ssim_drop ms detail detail_input sharpness sharpness_input bias "
+    "sharpness_truth colourfulness colourfulness_truth colour_shift colour_shift_to_fp32 lightness chroma "
+    "lab_a lab_b red_mean green_mean blue_mean",
+)  # scores of a face, of stages 02, 04 and 05 together
 TRAITS = {
     "ita": ("very light", "tan", "brown", "dark", "no skin colour found"),
     "lightness": ("lowest third",),
@@ -122,7 +125,7 @@ class Case:
         counts = (1e6 * np.exp(-np.arange(128) / 9)).astype(int).tolist()
         limits = dict(zip(compile.MODES, (9.0, 7.0, 5.0, 6.0), strict=True))
         tensors = [tensor for layer in self.layers() for tensor in layer["tensors"]]
-        return dict.fromkeys(tensors, {"limit": 9.0, "counts": counts, "thresholds": limits})
+        return {name: {"limit": 9.0, "counts": counts, "thresholds": limits} for name in tensors}
 
     def artefacts(self):
         equal = {"dtype": "fp32", **MEASURED, "psnr_mean": None, "psnr_worst": None}
@@ -134,9 +137,9 @@ class Case:
     def performance(self):
         return [
             {"backend": "openvino", "dtype": "int8_bf16", "device": "cpu", "batch_size": b, "instances": i,
-             "threads": t, "oversubscribed": i * t > 2, "p50_ms": 20.0 * b, "p95_ms": 22.0 * b, "p99_ms": 25.0 * b,
-             "enough_for_p99": b > 1, "images_per_s": 9.0 * i * t, "base_memory_mib": 60.0,
-             "peak_memory_mib": 200.0 + b}
+             "threads": t, "oversubscribed": i * t > 2, "enough_for_p99": b > 1, "images_per_s": 9.0 * i * t,
+             "p50_ms": 20.0 * b, "p95_ms": 22.0 * b, "p99_ms": 25.0 * b,
+             "base_memory_mib": 60.0, "peak_memory_mib": 200.0 + b}
             for b, i, t in [*product((1, 2, 4), (1, 2), (1, 2))][: 2 * self.count]
         ]  # fmt: skip
 
@@ -147,21 +150,13 @@ class Case:
 
     def graphs(self):
         operators = {f"Operator{i}": 40 - i for i in range(self.depth)}
-        summary = {
-            "operators": operators,
-            "nodes": 400,
-            "constant_convolutions": 20,
-            "runtime_convolutions": 7,
-        }
+        summary = {"operators": operators, "nodes": 400}
+        summary |= {"constant_convolutions": 20, "runtime_convolutions": 7}
         return dict.fromkeys([*export.LABELS, self.name("other.onnx")][-self.count :], summary)
 
     def stress(self):
-        lost = {
-            "original_psnr": None,
-            "original_overflow": OVERFLOW,
-            "deploy_psnr": 62.0,
-            "deploy_overflow": None,
-        }
+        lost = {"original_psnr": None, "original_overflow": OVERFLOW}
+        lost |= {"deploy_psnr": 62.0, "deploy_overflow": None}
         fine = lost | {"original_psnr": 71.0, "original_overflow": None}
         return [{"factor": 10.0**i, **(lost if i > 2 else fine)} for i in range(-3, self.count - 1, 2)]
 
@@ -193,7 +188,7 @@ CASES = {
 SCORES = {"psnr": 21.0, "ssim": 0.91, "colour_shift": 3.0}
 SAMPLES = {
     architecture.cost_bars: lambda c: (costs.stage_costs(costs.block_costs(c.config)),),
-    architecture.memory_timeline: lambda c: (costs.live_activations(c.config), costs.eager_peak_bytes(c.config)),
+    architecture.memory_timeline: lambda c: (costs.live_activations(c.config), 2**28),
     architecture.cost_growth: Case.growth,
     architecture.feature_grid: lambda c: (c.features(), c.features()),
     architecture.growing_image: lambda c: (c.grown(), c.grown()),
@@ -201,17 +196,19 @@ SAMPLES = {
     architecture.block_diagram: lambda c: (c.config,),
     export.operator_figure: lambda c: (c.graphs(),),
     export.convolution_figure: lambda c: (c.graphs(),),
-    export.parity_figure: lambda c: ({n: {"1": {"relative": 0.0}, "2": {"relative": 2e-6}} for n in c.graphs()}, 1e-4),
+    export.parity_figure: lambda c: (
+        {name: {"1": {"relative": 0.0}, "2": {"relative": 2e-6}} for name in c.graphs()}, 1e-4,
+    ),
     export.difference_figure: lambda c: (
         {c.name("input"): picture(), "training form": picture(1)},
         dict.fromkeys(c.graphs(), picture().max(axis=2) * 1e-8),
     ),
-    data.pairs_figure: lambda c: ([picture()] * c.count, [picture()] * c.count, [r["name"] for r in c.faces()]),
+    data.pairs_figure: lambda c: (*[[picture()] * c.count] * 2, [r["name"] for r in c.faces()]),
     data.tasks_figure: lambda c: (c.tasks(),),
-    data.split_figure: lambda c: ([picture()] * c.count, [picture()] * (c.depth - 1), (c.count + 4, c.depth - 1)),
+    data.split_figure: lambda c: ([picture()] * c.count, [picture()] * (c.depth - 1), (99, c.depth - 1)),
     data.colour_figure: lambda c: (c.faces(0, subset="evaluation") + c.faces(1, subset="calibration"),),
     data.baseline_figure: lambda c: (c.faces(), c.faces(1)),
-    data.answers_figure: lambda c: ({"truth": picture(), c.name("soft"): picture(1)}, {c.name("soft"): SCORES}),
+    data.answers_figure: lambda c: (dict.fromkeys(("truth", c.name("soft")), picture()), {c.name("soft"): SCORES}),
     compile.size_figure: lambda c: (c.artefacts(),),
     compile.latency_figure: lambda c: (c.artefacts(),),
     compile.parity_figure: lambda c: (c.artefacts(), LEAST_PSNR),
@@ -239,11 +236,11 @@ SAMPLES = {
     errors.trends_figure: lambda c: (c.groups(),),
     errors.depth_figure: lambda c: (c.feature_maps(),),
     errors.healing_figure: lambda c: (
-        [{"in_float": i, "name": n, "psnr": 30.0 + i} for i, n in enumerate([None, *c.modules()][: min(9, c.depth)])],
+        [{"in_float": i, "name": n, "psnr": 30.0 + i} for i, n in enumerate([None, *c.modules()[1:9]])],
     ),
     errors.half_stress_figure: lambda c: (c.stress(),),
     train.losses_figure: lambda c: (c.log(), c.name("prior")),
-    train.samples_figure: lambda c: (dict.fromkeys((10, 2000), picture()), ("given", "truth"), c.name("prior")),
+    train.samples_figure: lambda c: (dict.fromkeys((10, 99), picture()), ("given", "truth"), c.name("prior")),
     train.interpolation_figure: lambda c: (walks(c.count, 8),),
     train.mixing_figure: lambda c: (walks(3), walks(c.count), walks(3, c.count), "(4 px)", "(16 px and up)"),
 }  # fmt: skip
