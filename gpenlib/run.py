@@ -623,7 +623,11 @@ class Run(Stages):
         ("layer_faces", "dtypes"),
         ERRORS,
         lambda run: {**run._weights_input(), **run._data_inputs()},
-        lambda run: {"float": run.float_graph(), "compile": run.compile()},
+        lambda run: {
+            "float": run.float_graph(),
+            "compile": run.compile(),
+            "sensitivity": run.sensitivity(),
+        },
         lambda run: {"stress_factors": STRESS_FACTORS, **run._resolved_build()},
     )
     def _layers(self, work: Work) -> Mapping[str, Any]:
@@ -655,8 +659,9 @@ class Run(Stages):
                 "a QDQ file with the artefact's layers and scales; the artefact is in QOperator form, which "
                 f"rounds the layers' outputs too{IN_FLOAT}"
             )
+        ranking = work.used["sensitivity"]["metrics"]["ranking"]
         with measured_threads(call):
-            analysed = analyse_layers(built.float_path, int8_file, deploy, built.layers, images)
+            analysed = analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
         with measured_threads(call):  # again: what else the machine does may have changed
             half = stress_half(model, stressed, STRESS_FACTORS)
         (work.folder / "model.onnx").unlink(missing_ok=True)

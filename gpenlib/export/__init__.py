@@ -1,16 +1,13 @@
-"""From the training form to files that run elsewhere: deploy form, ONNX, TorchScript, parity."""
+"""From the training form to files that run elsewhere: deploy form, ONNX, TorchScript, parity; and back."""
 
 from gpenlib.export.deploy import (
     DeployGpen,
-    MixedPrecisionGpen,
     deploy_form,
     mixed_precision,
     read_mixed_precision,
     write_mixed_precision,
 )
 from gpenlib.export.graphs import (
-    GraphSummary,
-    Parity,
     ParityError,
     assert_parity,
     export_onnx,
@@ -24,9 +21,6 @@ from gpenlib.export.recover import RecoverError, gpen_from_onnx
 
 __all__ = [
     "DeployGpen",
-    "GraphSummary",
-    "MixedPrecisionGpen",
-    "Parity",
     "ParityError",
     "RecoverError",
     "assert_parity",

@@ -1,16 +1,18 @@
-"""Figures of an ONNX graph: operators, constants, size."""
+"""ONNX and TorchScript files of a network, each checked against torch before it is kept.
+
+ONNX files have one input ``input``, one output ``output``, plain ONNX operators and any batch size. torch's
+exporters set modes of what they trace, so that each gets a copy and the caller's network stays as it is.
+"""
 
 from __future__ import annotations
 
 import ast
+import copy
 import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,11 +23,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen, GpenConfig
-from gpenlib.export.deploy import DeployGpen, deploy_form
+from gpenlib.export.deploy import DeployGpen, deploy_copy
 from gpenlib.files import write_atomically
 
-# ----------------------------------------------------------------------
-# Figures of an ONNX graph: operators, constants, size.
+OPSET = 18
+INPUT_NAME, OUTPUT_NAME = "input", "output"
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+NAMED_OPERATORS = (*CONVOLUTIONS, "Gemm", "MatMul")
+TOLERANCE = 1e-4  # of the reference's standard deviation, as the reference figures ask
+Exporter = Literal["dynamo", "torchscript"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class GraphSummary:
     """What an ONNX file consists of."""
 
     nodes: int
-    operators: dict[str, int]
+    operators: dict[str, int]  # most frequent first
     constant_convolutions: int
     runtime_convolutions: int  # convolutions whose weights the graph computes
     parameters: int
@@ -42,7 +48,7 @@ class GraphSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dictionary."""
-        return dict(vars(self))
+        return asdict(self)
 
 
 def summarise_graph(path: str | Path) -> GraphSummary:
@@ -57,16 +63,10 @@ def summarise_graph(path: str | Path) -> GraphSummary:
         operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
         constant_convolutions=constant,
         runtime_convolutions=len(convolutions) - constant,
-        parameters=sum(prod(tensor.dims) for tensor in model.graph.initializer),
+        parameters=sum(math.prod(tensor.dims) for tensor in model.graph.initializer),
         bytes=path.stat().st_size,
         opset=model.opset_import[0].version,
     )
-
-
-# ----------------------------------------------------------------------
-# How far two implementations of one network differ.
-
-TOLERANCE = 1e-4  # of the reference's standard deviation, as the reference figures ask
 
 
 class ParityError(RuntimeError):
@@ -84,18 +84,11 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers; an infinite PSNR (equal outputs) becomes None, which JSON can hold."""
-        values = asdict(self)
-        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+        return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
 def parity(reference: NDArray[Any], candidate: NDArray[Any]) -> Parity:
-    """Compare two outputs of one shape.
-
-    Raises
-    ------
-    ParityError
-        If shapes differ or a value is not finite.
-    """
+    """Compare two outputs; ParityError if shapes differ or a value is not finite."""
     if reference.shape != candidate.shape:
         raise ParityError(f"shapes differ: {reference.shape} and {candidate.shape}")
     if not (np.isfinite(reference).all() and np.isfinite(candidate).all()):
@@ -114,23 +107,27 @@ def assert_parity(
     reference: NDArray[Any], candidate: NDArray[Any], what: str, tolerance: float = TOLERANCE
 ) -> Parity:
     """Return the parity, or raise ParityError if ``relative`` exceeds ``tolerance``."""
-    found = parity(reference, candidate)
-    if found.relative > tolerance:
+    difference = parity(reference, candidate)
+    if difference.relative > tolerance:
         raise ParityError(
-            f"{what}: largest difference is {found.relative:.2e} of the reference's standard deviation, "
+            f"{what}: largest difference is {difference.relative:.2e} of the reference's standard deviation, "
             f"allowed {tolerance:.0e}"
         )
-    return found
+    return difference
 
 
-# ----------------------------------------------------------------------
-# ONNX export: one input ``input``, one output ``output``, plain ONNX operators, any batch size.
+def example_input(config: GpenConfig, batch: int = 1) -> Tensor:
+    """Return a seeded random input [batch, 3, in_size, in_size] in [-1, 1]."""
+    generator = torch.Generator().manual_seed(batch)
+    return torch.rand(batch, 3, config.in_size, config.in_size, generator=generator) * 2 - 1
 
-OPSET = 18
-INPUT_NAME, OUTPUT_NAME = "input", "output"
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-NAMED_OPERATORS = (*CONVOLUTIONS, "Gemm", "MatMul")
-Exporter = Literal["dynamo", "torchscript"]
+
+def run_onnx(path: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a file of one input on the CPU in ONNX Runtime, float32 [N, 3, S, S]; return its first output."""
+    import onnxruntime  # heavy; only needed here
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: image})[0])
 
 
 def export_onnx(
@@ -141,6 +138,7 @@ def export_onnx(
     Parameters
     ----------
     model : Gpen or DeployGpen
+        In any mode and precision, on any device; it is not changed.
     path : path ending in ``.onnx``
     exporter : {"dynamo", "torchscript"}
         torch's two exporters. ``"dynamo"`` (``torch.export``) is the default: it is the maintained one and
@@ -159,7 +157,7 @@ def export_onnx(
     ParityError
         If ONNX Runtime and torch disagree.
     """
-    deploy = model if isinstance(model, DeployGpen) else deploy_form(model)
+    deploy = deploy_copy(model).cpu()
     path = Path(path)
     with write_atomically(path) as temporary:
         _trace(deploy, deploy.config, temporary, exporter, dynamic_batch)
@@ -184,34 +182,40 @@ def export_training_form(model: Gpen, path: str | Path) -> Path:
     The batch size is fixed at 1: its grouped convolution has one group per image, which ONNX cannot
     express for an unknown batch: with one, both of torch's exporters fail (notebook 01 shows it).
     """
-    path = Path(path)
-    with write_atomically(path) as temporary:
-        _trace(model.set_modulation("weights"), model.config, temporary, "dynamo", dynamic_batch=False)
-    return path
+    original = copy.deepcopy(model).cpu().float().eval().set_modulation("weights")
+    with write_atomically(Path(path)) as temporary:
+        _trace(original, model.config, temporary, "dynamo", dynamic_batch=False)
+    return Path(path)
 
 
-def example_input(config: GpenConfig, batch: int = 1) -> Tensor:
-    """Return a seeded random input [batch, 3, in_size, in_size] in [-1, 1]."""
-    generator = torch.Generator().manual_seed(batch)
-    return torch.rand(batch, 3, config.in_size, config.in_size, generator=generator) * 2 - 1
-
-
-def run_onnx(path: Path, image: np.ndarray) -> np.ndarray:
-    """Run a model file on the CPU in ONNX Runtime; float32 [N, 3, S, S] -> same kind."""
-    import onnxruntime  # heavy; only needed here
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run([OUTPUT_NAME], {INPUT_NAME: image})[0])
+def _trace(
+    module: nn.Module, config: GpenConfig, path: Path, exporter: Exporter, dynamic_batch: bool
+) -> None:
+    """Run one of torch's exporters, silencing its remarks on deprecation and packages that are not needed."""
+    free: dict[str, Any] = {}
+    if dynamic_batch and exporter == "dynamo":
+        free = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},)}
+    elif dynamic_batch:
+        free = {"dynamic_axes": {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}}}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module, (example_input(config, 2 if dynamic_batch else 1),), path,
+                input_names=[INPUT_NAME], output_names=[OUTPUT_NAME], opset_version=OPSET,
+                dynamo=exporter == "dynamo", external_data=False, verbose=False, **free,
+            )  # fmt: skip
+    finally:
+        logger.setLevel(level)
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Name every weighted node by its module path; fail on a convolution without constant weight.
+    """Name weighted nodes by their module paths; ParityError if two claim one, or a weight is computed.
 
-    Raises
-    ------
-    ParityError
-        If a convolution's weight is computed at run time, which a quantiser would pass over in silence,
-        or two nodes claim one module.
+    A quantiser would pass over a convolution whose weight is computed at run time in silence.
     """
     constants = constant_names(model)
     taken: set[str] = set()
@@ -234,8 +238,8 @@ def module_path(node: onnx.NodeProto) -> str:
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
             scopes = [scope for scope in ast.literal_eval(entry.value) if scope]
-            return str(scopes[-2]) if len(scopes) > 1 else str(scopes[-1])
-    return ".".join(node.name.strip("/").split("/")[:-1])
+            return str(scopes[-2] if len(scopes) > 1 else scopes[-1])  # the last one is the operator
+    return node.name.strip("/").rpartition("/")[0].replace("/", ".")
 
 
 def constant_names(model: onnx.ModelProto) -> set[str]:
@@ -247,52 +251,13 @@ def constant_names(model: onnx.ModelProto) -> set[str]:
     return names
 
 
-def _trace(
-    module: nn.Module, config: GpenConfig, path: Path, exporter: Exporter, dynamic_batch: bool
-) -> None:
-    """Run one of torch's exporters."""
-    image = example_input(config, 2 if dynamic_batch else 1)
-    options: dict[str, Any] = {
-        "input_names": [INPUT_NAME],
-        "output_names": [OUTPUT_NAME],
-        "opset_version": OPSET,
-    }
-    with _quiet():
-        if exporter == "dynamo":
-            options |= {"dynamo": True, "external_data": False, "verbose": False}
-            if dynamic_batch:
-                options["dynamic_shapes"] = ({0: torch.export.Dim("batch", min=1)},)
-        else:
-            options["dynamo"] = False
-            if dynamic_batch:
-                options["dynamic_axes"] = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}}
-        torch.onnx.export(module, (image,), path, **options)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' remarks on packages that are not needed and on deprecation."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-# ----------------------------------------------------------------------
-# TorchScript export of the deploy form.
-
-
 def export_torchscript(model: Gpen | DeployGpen, path: str | Path) -> Path:
     """Write the deploy form of ``model`` as a frozen TorchScript file and check it at batch 1 and 2.
 
     Parameters
     ----------
     model : Gpen or DeployGpen
+        In any mode and precision; it is not changed.
     path : path, by custom ending in ``.pt``
 
     Returns
@@ -305,25 +270,11 @@ def export_torchscript(model: Gpen | DeployGpen, path: str | Path) -> Path:
     ParityError
         If the reloaded file and the module disagree.
     """
-    return save_torchscript(model if isinstance(model, DeployGpen) else deploy_form(model), Path(path))
+    return save_torchscript(deploy_copy(model), Path(path))
 
 
 def save_torchscript(module: nn.Module, path: Path, tolerance: float = TOLERANCE) -> Path:
-    """Trace ``module``, write it frozen and check it at batch 1 and 2, on the module's device.
-
-    Parameters
-    ----------
-    module : Module
-        A deploy form in any precision, with its GpenConfig as ``config``.
-    path : Path
-    tolerance : float
-        As in :func:`assert_parity`.
-
-    Raises
-    ------
-    ParityError
-        If the reloaded file and the module disagree.
-    """
+    """Trace a deploy form of any precision in eval mode, on its device, write it frozen, and check it."""
     config = module.config
     if not isinstance(config, GpenConfig):
         raise TypeError(f"{type(module).__name__}.config is a {type(config).__name__}, not a GpenConfig")
@@ -336,7 +287,6 @@ def save_torchscript(module: nn.Module, path: Path, tolerance: float = TOLERANCE
             reloaded = torch.jit.load(str(temporary))
             for batch in (1, 2):
                 image = example_input(config, batch).to(device)
-                what = f"{path.name}, batch {batch}"
-                found = reloaded(image).cpu().numpy()
-                assert_parity(module(image).cpu().numpy(), found, what, tolerance)
+                expected, output = module(image).cpu().numpy(), reloaded(image).cpu().numpy()
+                assert_parity(expected, output, f"{path.name}, batch {batch}", tolerance)
     return path

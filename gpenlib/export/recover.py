@@ -1,29 +1,42 @@
 """The way in: recover the weights of a GPEN generator from an ONNX file of the training form.
 
-Names are not used: tensors are matched by their place in the graph and their shape, and the result is run
-against the file.
+Names are not used: ONNX Runtime evaluates what is constant, so that every node left depends on the input;
+tensors are matched by their place in the graph and their shape, and the result is run against the file.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from onnx import NodeProto
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor
 
 from gpenlib.architecture import CheckpointError, Gpen
 from gpenlib.architecture.checkpoints import deduce_config, load_strict
-from gpenlib.architecture.model import MAPPING_LAYERS, EqualConv2d, EqualLinear, ModulatedConv2d
-from gpenlib.export.deploy import CONVOLUTIONS, Array, FoldedGraph, RecoverError, attribute
-from gpenlib.export.graphs import ParityError, assert_parity, example_input
-
-__all__ = ["RecoverError", "gpen_from_onnx"]
+from gpenlib.architecture.model import FIR_TAPS, EqualConv2d, EqualLinear, ModulatedConv2d
+from gpenlib.export.graphs import CONVOLUTIONS, ParityError, assert_parity, example_input
 
 TOLERANCE = 1e-3  # of the output's standard deviation
 LINEARS = ("Gemm", "MatMul")
+SHAPE_READERS = ("Shape", "Size")
+# Operators between a weighted operation and its bias that move values without changing them.
+MOVES = (
+    *("Cast", "Expand", "Flatten", "Identity", "Pad", "Reshape"),
+    *("Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
+Array = NDArray[Any]
+
+
+class RecoverError(ValueError):
+    """An ONNX file whose weights cannot be recovered; the message names what could not be matched."""
 
 
 def gpen_from_onnx(path: str | Path) -> Gpen:
@@ -34,7 +47,8 @@ def gpen_from_onnx(path: str | Path) -> Gpen:
     path : str or Path
         ONNX file whose decoder convolutions modulate their weights, float32, one input
         [N, 3, S, S] in [-1, 1], first output the image in the same range. Names do not matter; scales of the
-        equalised learning rate may be folded into the weights or stand in the graph.
+        equalised learning rate may be folded into the weights or stand in the graph. Tensors may lie in other
+        files of its folder (ONNX's external data).
 
     Returns
     -------
@@ -47,8 +61,9 @@ def gpen_from_onnx(path: str | Path) -> Gpen:
     FileNotFoundError
         If there is no such file.
     RecoverError
-        If the file is damaged or no GPEN training form (the message names what could not be matched), or the
-        recovered network's output differs from the file's.
+        If the file is damaged or no GPEN training form (the message names what could not be matched), its
+        external data are missing or lie outside its folder, or the recovered network's output differs from
+        the file's.
 
     Notes
     -----
@@ -58,209 +73,242 @@ def gpen_from_onnx(path: str | Path) -> Gpen:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such ONNX file")
-    graph = FoldedGraph(path)
-    if graph.input.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise RecoverError(f"{path}: the input is not float32; half-precision and integer files are not read")
+    graph = TrainingGraph(path)
     try:
-        state = Matcher(graph).state()
+        state = graph.state()
         model = Gpen(deduce_config(state, path))
-        _undo_scales(model, state)
+        for name, module in model.named_modules():  # the file's weights are scaled, Gpen's are not yet
+            if isinstance(module, EqualConv2d | EqualLinear | ModulatedConv2d) and f"{name}.weight" in state:
+                state[f"{name}.weight"] /= module.scale
+            if isinstance(module, EqualLinear) and f"{name}.bias" in state:
+                state[f"{name}.bias"] /= module.lr_mul
         kernels = {name: value for name, value in model.state_dict().items() if name.endswith(".kernel")}
         load_strict(model, state | kernels, path)
     except CheckpointError as error:
         raise RecoverError(f"the weights fit no GPEN: {error}") from error
-    _verify(model.eval(), graph)
+    image = example_input(model.config)
+    with torch.inference_mode():
+        output = model.eval()(image).numpy()
+    try:
+        assert_parity(graph.run(image.numpy()), output, f"{path} and the recovered network", TOLERANCE)
+    except ParityError as error:
+        raise RecoverError(f"recovered weights do not reproduce the file: {error}") from error
     return model
 
 
-class Matcher:
-    """Assign the constants of a graph to the entries of a generator's state dict, by graph order."""
+def external_locations(model: ModelProto) -> set[str]:
+    """Return where the tensors lie that are not in the ONNX file itself, relative to its folder."""
+    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
+    return {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
 
-    def __init__(self, graph: FoldedGraph) -> None:
-        self.graph = graph
-        weighted = [node for node in graph.nodes if self._is_weighted(node)]
+
+class TrainingGraph:
+    """A graph whose constants are evaluated; gives them as the entries of a generator's state dict."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime  # heavy; only needed here
+
+        self.path = path
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        try:
+            model = onnx.load(path, load_external_data=False)
+            for location in external_locations(model):
+                if not (path.parent / location).resolve().is_relative_to(path.parent.resolve()):
+                    raise ValueError(
+                        f"external data {location!r} lie outside the file's folder; put them into it"
+                    )
+            onnx.load_external_data_for_model(model, str(path.parent))
+            with tempfile.TemporaryDirectory() as folder:
+                options.optimized_model_filepath = f"{folder}/folded.onnx"
+                self.session = onnxruntime.InferenceSession(
+                    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
+                graph = onnx.load(options.optimized_model_filepath).graph
+        except Exception as error:  # protobuf, onnx, onnxruntime and the file system share no type of error
+            raise self._error(f"not an ONNX file that ONNX Runtime can run ({error})") from error
+        if len(graph.input) != 1:
+            names = ", ".join(value.name for value in graph.input) or "none"
+            raise self._error(f"a GPEN graph has one input; inputs here: {names}")
+        if graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            raise self._error("the input is not float32; half-precision and integer files are not read")
+        tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.constants = {name: value.astype(np.float32) for name, value in tensors.items()}
+        self.nodes = list(graph.node)  # in topological order
+        self.producer = {name: node for node in self.nodes for name in node.output}
+        self.consumers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in set(node.input):
+                self.consumers[name].append(node)
+        self._sort_out()
+
+    def run(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the file on float32 [1, 3, S, S]; return its first output."""
+        try:
+            return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: image})[0])
+        except Exception as error:  # onnxruntime has no common error type
+            raise self._error(f"does not run on an input of shape {image.shape} ({error})") from error
+
+    def _error(self, message: str) -> RecoverError:
+        return RecoverError(f"{self.path}: {message}")
+
+    def _sort_out(self) -> None:
+        """Group the weighted operations by kind, each kind in the order of execution.
+
+        Within a kind every operation follows from the previous one, so that the number of weighted operations
+        before it gives this order, whatever the order in the file.
+        """
+        depth: dict[str, int] = {}
+        for node in self.nodes:
+            below = max((depth.get(name, 0) for name in node.input), default=0)
+            depth.update(dict.fromkeys(node.output, below + self._is_weighted(node)))
+        weighted = sorted(filter(self._is_weighted, self.nodes), key=lambda node: depth[node.output[0]])
         convolutions = [node for node in weighted if node.op_type in CONVOLUTIONS]
-        self.encoder = [node for node in convolutions if node.input[1] in graph.constants]
-        modulated = [node for node in convolutions if node.input[1] not in graph.constants]
-        if not modulated:
-            raise RecoverError(
-                f"{graph.path}: no convolution with modulated weights: not a GPEN training form. A deploy "
-                "form or a quantised file (constant convolution weights) cannot be recovered; run it as it is"
-            )
+        self.encoder = [node for node in convolutions if node.input[1] in self.constants]
+        modulated = [node for node in convolutions if node.input[1] not in self.constants]
         self.modulation = {node.output[0]: self._modulation(node) for node in modulated}
-        taken = {linear.output[0] for _, linear in self.modulation.values()}
-        self.latent_path = [
-            node for node in weighted if node.op_type in LINEARS and node.output[0] not in taken
-        ]
         self.rgb = [node for node in modulated if self.modulation[node.output[0]][0].shape[-1] == 1]
         self.styled = [node for node in modulated if self.modulation[node.output[0]][0].shape[-1] != 1]
-        self._sort_by_depth()
-        self._check_counts()
+        if not self.styled:
+            raise self._error(
+                "no convolution with modulated weights: not a GPEN training form. A deploy form or quantised "
+                "file (constant convolution weights) cannot be recovered; run it as it is"
+            )
+        affines = {linear.output[0] for _, linear in self.modulation.values()}
+        linears = [node for node in weighted if node.op_type in LINEARS]
+        self.latent_path = [node for node in linears if node.output[0] not in affines]
 
     def _is_weighted(self, node: NodeProto) -> bool:
         if node.op_type in LINEARS:
-            return node.input[1] in self.graph.constants
-        return node.op_type in CONVOLUTIONS and not self.graph.is_fir(node)
+            return node.input[1] in self.constants
+        return node.op_type in CONVOLUTIONS and not self._is_fir(node)
 
-    def _sort_by_depth(self) -> None:
-        """Sort each kind of operation by how many weighted operations stand before it.
+    def _is_fir(self, node: NodeProto) -> bool:
+        """Tell a depthwise low-pass filter, whose taps belong to the architecture."""
+        weight = self.constants.get(node.input[1]) if node.op_type in CONVOLUTIONS else None
+        return weight is not None and weight.shape[1:] == (1, len(FIR_TAPS), len(FIR_TAPS))
 
-        Within a kind every operation follows from the previous one, so this is the order of execution
-        whatever the order in the file.
+    def _constant_operand(self, node: NodeProto) -> Array | None:
+        return next((self.constants[name] for name in node.input if name in self.constants), None)
+
+    def _next_after(self, node: NodeProto) -> tuple[NodeProto | None, str]:
+        """Return the first node after ``node`` that changes values, and the tensor it reads.
+
+        Moves and FIR filters are passed. The node is None at the output or where the data branches.
         """
-        depth: dict[str, int] = {}
-        for node in self.graph.nodes:
-            own = max((depth.get(name, 0) for name in node.input), default=0) + self._is_weighted(node)
-            depth.update(dict.fromkeys(node.output, own))
-        for nodes in (self.encoder, self.latent_path, self.rgb, self.styled):
-            nodes.sort(key=lambda node: depth[node.output[0]])
+        while True:
+            tensor = node.output[0]
+            readers = [reader for reader in self.consumers[tensor] if reader.op_type not in SHAPE_READERS]
+            if len(readers) != 1:
+                return None, tensor
+            node = readers[0]
+            if node.op_type not in MOVES and not self._is_fir(node):
+                return node, tensor
 
-    def _check_counts(self) -> None:
-        """Compare the number of operations of each kind with what a GPEN has."""
-        linears, styled, levels = len(self.latent_path), len(self.styled), len(self.rgb)
-        wrong = []
-        if not self.encoder:
-            wrong.append("no encoder convolutions")
-        if linears != MAPPING_LAYERS + 1:
-            wrong.append(
-                f"{linears} linear layers before the decoder instead of {MAPPING_LAYERS + 1} "
-                "(final_linear and the mapping network)"
-            )
-        if styled != 2 * levels - 1:
-            wrong.append(
-                f"{styled} styled convolutions for {levels} ToRGB layers instead of {2 * levels - 1}"
-            )
-        if wrong:
-            raise RecoverError(f"{self.graph.path}: {'; '.join(wrong)}")
+    def _ancestors(self, name: str) -> Iterator[NodeProto]:
+        """Yield the nodes that tensor ``name`` depends on, nearest first (breadth first)."""
+        seen: set[str] = set()
+        queue = [name]
+        for tensor in queue:  # grows while it is read
+            node = self.producer.get(tensor)
+            if node is not None and node.output[0] not in seen:
+                seen.add(node.output[0])
+                yield node
+                queue.extend(node.input)
 
     def state(self) -> dict[str, Tensor]:
         """Return the state dict without FIR kernels, scales of the equalised learning rate included."""
-        found: dict[str, Array] = {}
+        state: dict[str, Array] = {}
         for index, node in enumerate(self.encoder):
-            stage = f"ecd{index}.0.{min(index, 1)}"
-            found[f"{stage}.weight"] = self._weight(node)
-            found[f"ecd{index}.0.{min(index, 1) + 1}.bias"] = self._bias(node, len(self._weight(node)))
+            place = min(index, 1)  # the first stage has no blur before its convolution
+            weight = state[f"ecd{index}.0.{place}.weight"] = self._weight(node)
+            state[f"ecd{index}.0.{place + 1}.bias"] = self._bias(node, len(weight))
         for index, node in enumerate(self.latent_path):
-            self._linear(node, f"generator.style.{index}" if index else "final_linear.0", found)
-        for index, node in enumerate(self.styled):
-            name = f"generator.convs.{index - 1}" if index else "generator.conv1"
-            self._modulated(node, name, found)
-            concat, tensor = self.graph.next_after(node)
-            if concat is None or concat.op_type != "Concat":
-                raise RecoverError(f"{self.graph.path}: nothing is concatenated to the output of {name}")
-            found[f"{name}.noise.weight"] = self._noise_weight(concat, tensor)
-            width = 2 * found[f"{name}.conv.weight"].shape[1]
-            found[f"{name}.activate.bias"] = self._bias(concat, width)
-        for index, node in enumerate(self.rgb):
-            name = f"generator.to_rgbs.{index - 1}" if index else "generator.to_rgb1"
-            self._modulated(node, name, found)
-            found[f"{name}.bias"] = self._bias(node, 3).reshape(1, 3, 1, 1)
-        found["generator.input.input"] = self._constant_input()
-        return {name: torch.from_numpy(np.array(value, np.float32)) for name, value in found.items()}
+            state |= self._linear(node, f"generator.style.{index}" if index else "final_linear.0")
+        for nodes, first, others in ((self.styled, "conv1", "convs"), (self.rgb, "to_rgb1", "to_rgbs")):
+            for index, node in enumerate(nodes):
+                name = f"generator.{others}.{index - 1}" if index else f"generator.{first}"
+                weight, affine = self.modulation[node.output[0]]
+                state |= self._linear(affine, f"{name}.conv.modulation")
+                state[f"{name}.conv.weight"] = weight
+                if nodes is self.rgb:
+                    state[f"{name}.bias"] = self._bias(node, 3).reshape(1, 3, 1, 1)
+                    continue
+                concat, features = self._next_after(node)
+                if concat is None or concat.op_type != "Concat":
+                    raise self._error(f"nothing is concatenated to the output of {name}")
+                state[f"{name}.noise.weight"] = self._noise_weight(concat, features)
+                state[f"{name}.activate.bias"] = self._bias(concat, 2 * weight.shape[1])
+        state["generator.input.input"] = self._constant_input()
+        return {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
     def _weight(self, node: NodeProto) -> Array:
         """Return the constant weight: [O, I, k, k], or [O, I] of a linear layer."""
-        weight = np.asarray(self.graph.constants[node.input[1]], np.float32)
+        weight = self.constants[node.input[1]]
         if node.op_type in CONVOLUTIONS:
             return weight
-        transposed = node.op_type == "Gemm" and attribute(node, "transB", 0)
-        return (weight if transposed else weight.T) * np.float32(attribute(node, "alpha", 1))
+        transposed = node.op_type == "Gemm" and _attribute(node, "transB", 0)
+        return (weight if transposed else weight.T) * np.float32(_attribute(node, "alpha", 1))
 
-    def _linear(self, node: NodeProto, name: str, found: dict[str, Array]) -> None:
-        found[f"{name}.weight"] = self._weight(node)
-        found[f"{name}.bias"] = self._bias(node, len(found[f"{name}.weight"]))
+    def _linear(self, node: NodeProto, name: str) -> dict[str, Array]:
+        weight = self._weight(node)
+        return {f"{name}.weight": weight, f"{name}.bias": self._bias(node, len(weight))}
 
     def _modulation(self, node: NodeProto) -> tuple[Array, NodeProto]:
         """Return the weight [1, O, I, k, k] of a modulated convolution and the linear layer of its style."""
-        for product in self.graph.ancestors(node.input[1]):
-            weight = self.graph.constant_operand(product) if product.op_type == "Mul" else None
+        for product in self._ancestors(node.input[1]):
+            weight = self._constant_operand(product) if product.op_type == "Mul" else None
             if weight is None or weight.ndim < 4:
                 continue
-            style = next(name for name in product.input if name not in self.graph.constants)
-            for linear in self.graph.ancestors(style):
-                if linear.op_type in LINEARS and linear.input[1] in self.graph.constants:
+            style = next(name for name in product.input if name not in self.constants)
+            for linear in self._ancestors(style):
+                if linear.op_type in LINEARS and linear.input[1] in self.constants:
                     return weight.reshape(1, *weight.shape[-4:]), linear
-        raise RecoverError(
-            f"{self.graph.path}: found no constant weight times a style behind the weight of node "
-            f"{node.name!r} ({node.op_type})"
+        raise self._error(
+            f"no constant weight times a style behind the weight of node {node.name!r} ({node.op_type})"
         )
-
-    def _modulated(self, node: NodeProto, name: str, found: dict[str, Array]) -> None:
-        found[f"{name}.conv.weight"], linear = self.modulation[node.output[0]]
-        self._linear(linear, f"{name}.conv.modulation", found)
 
     def _bias(self, node: NodeProto, width: int) -> Array:
         """Return what is added after ``node``, [width]: within the node or by an Add; else zeros."""
-        bias = np.zeros(width, np.float32)
-        parts = []
-        if node.op_type in (*CONVOLUTIONS, "Gemm") and len(node.input) > 2 and node.input[2]:
-            inner = self.graph.constant(node.input[2])
-            parts.append(None if inner is None else inner * np.float32(attribute(node, "beta", 1)))
-        following, _ = self.graph.next_after(node)
+        parts: list[Array | None] = []
+        if node.op_type in (*CONVOLUTIONS, "Gemm") and node.input[2:] and node.input[2] in self.constants:
+            parts.append(self.constants[node.input[2]] * np.float32(_attribute(node, "beta", 1)))
+        following, _ = self._next_after(node)
         if following is not None and following.op_type == "Add":
-            parts.append(self.graph.constant_operand(following))
+            parts.append(self._constant_operand(following))
+        bias = np.zeros(width, np.float32)
         for part in parts:
-            if part is None:
-                continue
-            if part.size not in (1, width):
-                raise RecoverError(
-                    f"{self.graph.path}: the bias after node {node.name!r} ({node.op_type}) has shape "
-                    f"{part.shape} for {width} channels"
-                )
-            bias = bias + part.reshape(-1)
+            if part is not None and part.size not in (1, width):
+                raise self._error(f"after {node.name!r} a bias of shape {part.shape} for {width} channels")
+            bias = bias if part is None else bias + part.reshape(-1)
         return bias
 
     def _noise_weight(self, concat: NodeProto, features: str) -> Array:
         """Return the factor [1] of the encoder feature that is concatenated to ``features``."""
         noise = next(name for name in concat.input if name != features)
-        if noise in self.graph.constants:  # zeros: a level above in_size
+        if noise in self.constants:  # zeros: a level above in_size
             return np.zeros(1, np.float32)
-        product = next((node for node in self.graph.ancestors(noise) if node.op_type == "Mul"), None)
+        product = next((node for node in self._ancestors(noise) if node.op_type == "Mul"), None)
         if product is not None:
-            behind = [self.graph.producer[name] for name in product.input if name in self.graph.producer]
+            behind = [self.producer[name] for name in product.input if name in self.producer]
             if any(node.op_type == "LeakyRelu" for node in behind):  # the gain: a factor of one was dropped
                 return np.ones(1, np.float32)
-            factor = self.graph.constant_operand(product)
+            factor = self._constant_operand(product)
             if factor is not None and factor.size == 1:
                 return factor.reshape(1)
-        raise RecoverError(f"{self.graph.path}: no noise weight before node {concat.name!r} (Concat)")
+        raise self._error(f"no noise weight before node {concat.name!r} (Concat)")
 
     def _constant_input(self) -> Array:
         """Return the constant [1, C, 4, 4] that the first styled convolution reads."""
         name = self.styled[0].input[0]
-        while name not in self.graph.constants and name in self.graph.producer:
-            name = self.graph.producer[name].input[0]
-        value = self.graph.constant(name)
+        while name not in self.constants and name in self.producer:
+            name = self.producer[name].input[0]
+        value = self.constants.get(name)
         if value is None or value.ndim != 4 or value.shape[2:] != (4, 4):
-            raise RecoverError(f"{self.graph.path}: no constant [1, C, 4, 4] before the first styled layer")
+            raise self._error("no constant [1, C, 4, 4] before the first styled layer")
         return value[:1]
 
 
-def _undo_scales(model: Gpen, state: dict[str, Tensor]) -> None:
-    """Divide ``state`` in place by the scales of the equalised learning rate."""
-    for name, module in model.named_modules():
-        if isinstance(module, EqualConv2d | EqualLinear | ModulatedConv2d) and f"{name}.weight" in state:
-            state[f"{name}.weight"] /= module.scale
-        if isinstance(module, EqualLinear) and f"{name}.bias" in state:
-            state[f"{name}.bias"] /= module.lr_mul
-
-
-def _verify(model: Gpen, graph: FoldedGraph) -> None:
-    """Run the file and the recovered network on one seeded image and compare."""
-    import onnxruntime  # heavy; only needed here
-
-    image = example_input(model.config)
-    sides = [dim.dim_value for dim in graph.input.type.tensor_type.shape.dim][1:]
-    if any(side and side != own for side, own in zip(sides, image.shape[1:], strict=False)):
-        raise RecoverError(f"{graph.path}: input of shape {sides}, but the weights are for {model.config}")
-    try:
-        session = onnxruntime.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
-        expected = np.asarray(session.run(None, {graph.input.name: image.numpy()})[0])
-    except Exception as error:  # onnxruntime has no common error type
-        raise RecoverError(f"{graph.path}: ONNX Runtime cannot run the file ({error})") from error
-    with torch.inference_mode():
-        found = model(image).numpy()
-    try:
-        assert_parity(expected, found, f"{graph.path} and the recovered network", TOLERANCE)
-    except ParityError as error:
-        raise RecoverError(f"recovered weights do not reproduce the file: {error}") from error
+def _attribute(node: NodeProto, name: str, default: float) -> float:
+    values = [onnx.helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name]
+    return float(values[0]) if values else default
