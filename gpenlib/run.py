@@ -165,7 +165,7 @@ class Run(Stages):
             calibration = open_folder(resolve_path(s.calib_dir)) if s.calib_dir else None
             return faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
 
-        return self._once(SPLIT, split)  # type: ignore[no-any-return]
+        return self._once(SPLIT, split)
 
     @property
     def evaluation(self) -> Pairs:
@@ -186,7 +186,7 @@ class Run(Stages):
             sets = enumerate((split.evaluation, split.calibration))
             return [Pairs(faces, s.task, *sizes, (s.seed, number)) for number, faces in sets]
 
-        return self._once((*SPLIT, "weights", "task"), pairs)  # type: ignore[no-any-return]
+        return self._once((*SPLIT, "weights", "task"), pairs)
 
     def _data_inputs(self) -> dict[str, str | None]:
         """Digests of both sets: pictures, and what is done to them."""
