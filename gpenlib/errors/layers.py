@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen
+from gpenlib.architecture.inspect import capture
 from gpenlib.architecture.model import StyledConv
 from gpenlib.compile.calibrate import LEVELS, watching_session
 from gpenlib.compile.rounding import RoundedLayer, convolution_layers, fake_quantised, split_halves
@@ -226,20 +227,12 @@ def isolated_errors(
     agreements = {name: Agreement() for name in layers}
     rounded = copy.deepcopy(deploy)  # its layers are called with what the float network gives them
 
-    def compare(name: str) -> Any:
-        def hook(_: Any, inputs: Any, output: Any) -> None:
-            agreements[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
+    def compare(name: str, inputs: Any, output: Any) -> None:
+        agreements[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
 
-        return hook
-
-    handles = [deploy.get_submodule(name).register_forward_hook(compare(name)) for name in layers]
-    try:
-        with torch.inference_mode(), fake_quantised(rounded, layers):
-            for image in images:
-                deploy(torch.from_numpy(image))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(), fake_quantised(rounded, layers), capture(deploy, layers, compare):
+        for image in images:
+            deploy(torch.from_numpy(image))
     return agreements
 
 
