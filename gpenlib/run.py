@@ -256,7 +256,7 @@ class Run(Stages):
         _data_inputs,
     )
     def data(self, work: Work) -> Mapping[str, Any]:
-        """02_data: which faces are scored and which calibrate; with ``save_packs`` the vendor's npz packs, too.
+        """02_data: which faces are scored and which calibrate; ``save_packs``: the vendor's npz packs, too.
 
         Writes ``images.csv`` and, if asked, the packs ``evaluation/`` and ``calibration/``.
 
@@ -606,7 +606,7 @@ class Run(Stages):
         """
         if len(self.settings.dtypes) < 2:
             raise SettingsError(
-                f"dtypes={','.join(self.settings.dtypes)}: name fp32 and at least one other dtype, with commas"
+                f"dtypes={','.join(self.settings.dtypes)}: name fp32 and another, with commas"
             )
         manifest = self._errors()
         comparison = self.comparison() if self.settings.runs else None
@@ -685,7 +685,7 @@ class Run(Stages):
         -------
         dict or None
             None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of
-            int8 was computed), ``excluded`` (layers that the build left in float), ``rows``, ``ranking`` and
+            int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
             ``healing`` (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
             :func:`gpenlib.errors.layers.stress_half`).
         """

@@ -312,7 +312,7 @@ class Stages:
                     if now is None or now["digest"] != earlier["digest"]:
                         raise StageError(
                             f"{name}: {earlier['folder']} ({stage_name}) was changed by another process "
-                            "while this stage was built from it; run again, or give each process a run name of its own"
+                            "while this stage was built from it; run again, or name a run for each process"
                         )
                 _refuse_foreign_files(folder)
                 _replace(folder, work)
