@@ -468,7 +468,7 @@ def _finish(
     milliseconds: float,
 ) -> Row:
     """Score and save one output, float32 [3, S, S]."""
-    name = pack.paths[index].stem
+    name = pack.names[index]
     row = score(pack.inputs(index), pack.truths(index), output, chromas[index])
     if save_to is not None:
         write_image(save_to / f"{name}.png", from_tensor(output[None])[0])
@@ -682,7 +682,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _score_file(pack: Pack, index: int, path: Path, named: bool, chroma: Chroma) -> Row:
     """Return the row of one file."""
-    name, truth = pack.paths[index].stem, pack.truths(index)
+    name, truth = pack.names[index], pack.truths(index)
     output = read_output_npz(path, name if named else None, truth.shape[0])
     return {"name": name, **score(pack.inputs(index), truth, output, chroma)}
 
