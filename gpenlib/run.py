@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpenlib.architecture.checkpoints import Weights, load_weights, weights_file
+from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
 from gpenlib.compile.build import build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
@@ -822,7 +822,8 @@ class Run(Stages):
         inputs = {"faces": fingerprint([*faces.names, faces.take(held_out).combined_digest()])}
         if config.init:
             init = weights_file(config.init)
-            inputs["init"] = sha256(init) if init.is_file() else config.init
+            digest = onnx_digest if init.suffix == ".onnx" else sha256
+            inputs["init"] = digest(init) if init.is_file() else config.init
         key = {
             "settings": config.model_dump(mode="json", exclude=RESUMABLE_CHANGES),
             "inputs": inputs,
