@@ -398,8 +398,8 @@ def measure_sensitivity(
 ) -> dict[str, Any]:
     """Rank all quantised layers on the first ``images``; measure what leaving the worst in float brings.
 
-    Returns ``images``; ``ranking`` (rows of LayerSensitivity); ``steps`` up to ``healed``: ``excluded`` (how
-    many of the ranking stay in float), ``psnr`` (against the float network, dB), ``drop_db`` (against truth).
+    Returns ``images``; ``ranking`` (rows of LayerSensitivity); ``steps``: ``excluded`` (how many of them stay
+    in float, up to ``healed``), ``psnr`` (against the float network, dB), ``drop_db`` (against the truth).
     """
     probe = open_probe(deploy, data, images)
     ranking = rank_layers(probe, built.layers)
@@ -427,10 +427,7 @@ def picture_means(build: Build, backend: str, count: int | None = None) -> list[
 def verify(
     out_dir: Path, backend: str, device: str, images: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> dict[str, Any]:
-    """Run an artefact on images, float32 [1, 3, S, S], under one backend; fail unless it is as expected.
-
-    Returns for the manifest ``parity`` (``faces``, ``mean``, ``worst``) and what was executed.
-    """
+    """Run an artefact on images, float32 [1, 3, S, S]; fail unless it is as expected, else describe it."""
     runtime = open_runtime(out_dir, device=device, backend=backend)
     executed = runtime.executed_types()
     if runtime.dtype in QUANTISED and runtime.executed_precision.startswith("int8"):
@@ -546,7 +543,7 @@ def main(arguments: list[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="values that replace the file's, such as frontend.checkpoint=demo-color dataset.path=faces",
+        help="values that replace the file's, such as frontend.checkpoint=demo-color",
     )
     options = parser.parse_args(arguments)
     try:

@@ -15,8 +15,6 @@ import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -319,47 +317,3 @@ def save_torchscript(module: nn.Module, path: Path, tolerance: float = TOLERANCE
                 expected, output = module(image).cpu().numpy(), reloaded(image).cpu().numpy()
                 assert_parity(expected, output, f"{path.name}, batch {batch}", tolerance)
     return path
-
-
-def try_exporters(model: Gpen) -> list[dict[str, str]]:
-    """Try torch's exporters on the training form of a small network; rows of what came of it, in a line each."""
-    example = example_input(model.config, 2)
-    names: dict[str, Any] = {
-        "input_names": [INPUT_NAME],
-        "output_names": [OUTPUT_NAME],
-        "opset_version": OPSET,
-    }
-    attempts: dict[tuple[str, str], dict[str, Any]] = {
-        ("TorchScript-based", "open"): {"dynamo": False, "dynamic_axes": {INPUT_NAME: {0: "batch"}}},
-        ("TorchScript-based", "fixed"): {"dynamo": False},
-        ("dynamo", "open"): {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},)},
-        ("dynamo", "fixed"): {"dynamo": True},
-    }
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it remarks on packages that are not needed here
-    rows = []
-    for (exporter, batch), options in attempts.items():
-        outcome = "works"
-        with tempfile.TemporaryDirectory() as scratch, _silent(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                torch.onnx.export(model, (example,), f"{scratch}/x.onnx", verbose=False, **options, **names)
-            except Exception as error:
-                while error.__cause__ is not None:
-                    error = error.__cause__  # type: ignore[assignment]
-                said = str(error).partition("  [")[0].replace("\n", " ")
-                outcome = f"fails with {type(error).__name__}: {said[:100]}"
-        rows.append({"exporter": exporter, "batch size": batch, "training form": outcome})
-    return rows
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Close standard output: a trace that fails prints its whole graph, past Python, which can block."""
-    kept = os.dup(1)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)

@@ -216,31 +216,3 @@ def before_after(faces: Sequence[Face]) -> Any | None:
     share.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([ipywidgets.HBox([chosen, share]), picture])
-
-
-def table(
-    rows: Sequence[Row], columns: Mapping[str, tuple[str, str]], index: str | list[str] = "", na: str = "–"
-) -> Any:
-    """Return a styled table: ``columns`` gives a title and a format by the key of a row; None becomes ``na``."""
-    keys = [index] if isinstance(index, str) and index else list(index)
-    frame = pd.DataFrame(rows, columns=[*keys, *columns]).astype(object)
-    frame = frame.where(frame.notna(), None).rename(
-        columns={key: title for key, (title, _) in columns.items()}
-    )
-    style = (frame.set_index(keys) if keys else frame).style
-    if not keys:
-        style = style.hide(axis="index")
-    formats = dict(columns.values())
-    return style.format({title: _or(form, na) for title, form in formats.items()}, escape="html")
-
-
-def _or(form: str, na: str) -> Any:
-    return lambda value: na if value is None else form.format(value)
-
-
-def facts(values: Mapping[str, Any]) -> Any:
-    """Return names and values as a table of text; values may be mappings, a column each."""
-    nested = all(isinstance(value, Mapping) for value in values.values())
-    frame = pd.DataFrame(values) if nested else pd.Series(values, name="").to_frame()
-    looks: Any = {"text-align": "left", "white-space": "normal"}
-    return frame.style.set_properties(**looks)

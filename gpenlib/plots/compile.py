@@ -369,24 +369,3 @@ def _draw_memory(axis: Axes, rows: Sequence[Row], colours: Sequence[str]) -> Non
     axis.set_xlim(0, 1.2 * peak.max())
     stars = "   (*: more threads than cores)" if any(row["oversubscribed"] for row in rows) else ""
     style.label(axis, "Peak memory (grey: before loading)", f"MiB{stars}")
-
-
-def artefact_rows(artefacts: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """Return what the tables and figures of notebook 03 show of each dtype's artefact manifest."""
-    return [
-        {
-            "dtype": dtype,
-            "model_bytes": artefact["model_bytes"],
-            "mib": artefact["model_bytes"] / MIB,
-            "backend": artefact["backend"],
-            "chosen": artefact["backend_reason"],
-            "executed": artefact["executed_precision"],
-            "convolutions": ", ".join(
-                f"{n} × {t}" for t, n in sorted(artefact["executed_convolutions"].items())
-            ),
-            "quantised": sum(artefact.get("quantisation", {}).get("quantised", {}).values()),
-            "psnr_mean": artefact["parity"]["mean"]["psnr"],
-            "psnr_worst": artefact["parity"]["worst"]["psnr"],
-        }
-        for dtype, artefact in artefacts.items()
-    ]

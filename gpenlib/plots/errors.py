@@ -25,39 +25,6 @@ Placed = tuple[float, Row]  # a place on the axis, and what stands there
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.005, 1), "fontsize": 9, "frameon": False}
 DOTS: Any = {"edgecolors": "white", "zorder": 3}
 
-# Columns of notebook 05's tables: title and format by the key of a row
-SCORES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "delta_e2000": "ΔE 2000", "chroma_error": "chroma error"}
-LOSSES = {
-    "executed_precision": ("executed as", "{}"),
-    "psnr": ("PSNR [dB]", "{:.3f}"),
-    "psnr_drop": ("drop [dB]", "{:+.3f}"),
-    "worst_psnr_drop": ("largest drop [dB]", "{:+.3f}"),
-    "ssim": ("SSIM", "{:.4f}"),
-    "ssim_drop": ("SSIM drop", "{:+.4f}"),
-    "psnr_to_fp32": ("PSNR to fp32 [dB]", "{:.1f}"),
-    "colour_shift_to_fp32": ("colour shift [ΔE]", "{:.2f}"),
-    "bias": ("bias [levels]", "{:+.2f}"),
-    "ms_per_image": ("ms per image", "{:.1f}"),
-}
-INTERVAL = {"drop": ("mean drop", "{:+.4f}"), "drop_low": ("from", "{:+.4f}"), "drop_high": ("to", "{:+.4f}")}
-VERDICTS = {**INTERVAL, "verdict": ("verdict", "{}")}
-ANSWERS = {s: (name, "{:.4f}" if s == "ssim" else "{:.3f}") for s, name in SCORES.items()}
-GROUPS = {name: (name, "{}") for name in ("trait", "group", "dtype", "faces")}
-GROUPS |= {"fp32": ("fp32 [dB]", "{:.2f}"), **VERDICTS}
-LAYERS = {
-    "layer": ("layer", "{}"),
-    "output_psnr_alone": ("picture, alone [dB]", "{:.1f}"),
-    "output_psnr_without": ("picture, without [dB]", "{:.1f}"),
-    "isolated_sqnr_db": ("SQNR isolated [dB]", "{:.1f}"),
-    "sqnr_db": ("SQNR accumulated [dB]", "{:.1f}"),
-    "cosine": ("cosine accumulated", "{:.4f}"),
-    "clipped_share": ("clipped", "{:.1e}"),
-    "saturation": ("saturated", "{:.1e}"),
-}
-RUNS = {"images": ("images", "{:.0f}"), "value": ("value", "{:.4f}")}
-RUNS |= {name: (name, "{:+.2g}") for name in ("difference", "low", "high")} | {"verdict": ("verdict", "{}")}
-
-
 # Columns of the notebook's tables, see ``gpenlib.plots.table``.
 DROP = {"drop": ("drop", "{:+.4f}"), "drop_low": ("from", "{:+.4f}"), "drop_high": ("to", "{:+.4f}")}
 LOSSES = {
