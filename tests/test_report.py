@@ -1,4 +1,4 @@
-"""The page of a run: complete in itself, the figures of summary.csv, nothing unescaped, corrected verdicts."""
+"""The page of a run: complete in itself, the figures of summary.csv, nothing unescaped."""
 
 import csv
 import html
@@ -61,13 +61,15 @@ def test_the_page_needs_nothing_else_and_says_in_words_what_its_figures_show(run
     assert all(name in worst for name in NAMES) and "skin tone, brightness, colourfulness" in groups
 
 
-def test_the_recommendation_stands_on_the_page(run, page):
+def test_the_recommendation_stands_on_the_page_and_names_are_escaped(run, page):
     choice = run[1]["recommendation"]
     assert choice["dtype"] in ("fp32", "int8")
     assert f"Recommended: <b>{choice['dtype']}</b>" in page
     text = html.unescape(page)
     assert choice["reason"] in text and all(why in text for why in choice["others"].values())
     assert "Only 6 faces" in text
+    assert "<b>bold" not in page and "&lt;b&gt;bold" in page
+    assert 'quo"te' not in page and "quo&#34;te &amp; co" in page
 
 
 def test_its_tables_are_those_of_the_summary(run, page):
@@ -108,11 +110,6 @@ def test_small_differences_keep_their_size():
     ]  # fmt: skip
 
 
-def test_names_are_escaped(page):
-    assert "<b>bold" not in page and "&lt;b&gt;bold" in page
-    assert 'quo"te' not in page and "quo&#34;te &amp; co" in page
-
-
 def test_own_faces_carry_no_warning_and_embedded_ones_do(run, page, tmp_path):
     assert "do not judge a network" not in page
     run, manifest = run
@@ -121,10 +118,9 @@ def test_own_faces_carry_no_warning_and_embedded_ones_do(run, page, tmp_path):
     faces = open_face_errors(worst_faces(results["rows"], "int8", 1), readers, readers["fp32"])
     choice = Recommendation(None, "too few")
     rows = {"dtype": "int8", "score": "psnr", "images": 6, "difference": 0.5, "low": None, "high": None}
-    first, later = (
-        {"run": name, "value": value, "verdict": "new"} for name, value in (("a", 20), ("b", 20.5))
-    )
-    comparison = {"rows": [rows | first, rows | later], "runs": dict.fromkeys("ab", results["facts"])}
+    rows["verdict"] = "new"
+    first, later = rows | {"run": "a", "value": 20.0}, rows | {"run": "b", "value": 20.5}
+    comparison = {"rows": [first, later], "runs": dict.fromkeys("ab", results["facts"])}
     path = write_report(tmp_path / "page.html", results, choice, ("int8", faces), "command", comparison)
     text = path.read_text(encoding="utf-8")
     assert "do not judge a network" in text and "No recommendation" in text

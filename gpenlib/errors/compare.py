@@ -206,8 +206,7 @@ def _estimate(
         return Estimate(value, value, value, float(value == 0))
     ends: tuple[float, float] = (np.nan, np.nan)
     for method in ("BCa", "percentile"):  # BCa is undefined if all resamples lie on one side
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             interval = scipy.stats.bootstrap(
                 data, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=BATCH,
                 confidence_level=CONFIDENCE, method=method, rng=np.random.default_rng(seed),
@@ -305,10 +304,12 @@ def groups_note(groups: Sequence[Row]) -> str:
     tested = [row for row in groups if row["p_holm"] is not None]
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
     shown = sum(row["verdict"] in ("drop", "gain") for row in tested)
+    if not tested:
+        return f"Nothing is tested: every group has fewer than {FEWEST} faces."
     return (
         f"{len(tested)} means are compared with zero. Each interval is a single {CONFIDENCE:.0%} interval, "
         f"not corrected for that number; {alone} of them leave out zero. The verdicts are corrected (Holm): "
-        f"the chance of even one false drop or gain is at most {1 - CONFIDENCE:.0%}, and {shown} are shown. "
+        f"the chance of even one false drop or gain is at most {1 - CONFIDENCE:.0%}; shown: {shown}. "
         f"Groups of fewer than {FEWEST} faces are not tested."
     )
 

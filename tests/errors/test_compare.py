@@ -66,12 +66,10 @@ def test_a_drop_is_a_loss_of_quality_in_every_score_and_colour_shift_a_distance(
     assert row["colour_shift_to_fp32"] == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize(
-    ("names", "said"), [(("a", "c"), "b, c"), (("b", "a"), "their order"), (("a",), "b")]
-)
-def test_other_faces_are_refused_by_name(names, said):
-    with pytest.raises(ValueError, match=f"int8 .*: {said}"):
-        compare.compare_outputs("int8", make_rows(names=names), make_rows(), picture, picture)
+def test_other_faces_are_refused_by_name():
+    for names, said in {("a", "c"): "b, c", ("b", "a"): "their order", ("a",): "b"}.items():
+        with pytest.raises(ValueError, match=f"int8 .*: {said}"):
+            compare.compare_outputs("int8", make_rows(names=names), make_rows(), picture, picture)
 
 
 def test_table_has_one_row_per_dtype_with_verdicts():
@@ -85,12 +83,8 @@ def test_table_has_one_row_per_dtype_with_verdicts():
     rows = compare.compare_outputs("fp32", reference, reference, readers[1], readers[1])
     rows += compare.compare_outputs("int8", lossy, reference, *readers)
     fp32, row = compare.summarise_comparison(rows, {"fp32": RESULT, "int8": RESULT})
-    assert (fp32["dtype"], fp32["psnr_verdict"], row["dtype"], row["images"]) == (
-        "fp32",
-        "reference",
-        "int8",
-        12,
-    )
+    assert (fp32["dtype"], fp32["psnr_verdict"]) == ("fp32", "reference")
+    assert (row["dtype"], row["images"]) == ("int8", 12)
     assert (row["psnr_drop"], row["worst_psnr_drop"]) == pytest.approx((0.021, 0.022))
     assert row["largest_error"] == 3 and row["psnr_input"] == row["delta_e2000_chroma_baseline"] == 9.0
     assert row["psnr_verdict"] == "drop" and 0.02 <= row["psnr_drop_low"] < 0.021 < row["psnr_drop_high"]
@@ -146,12 +140,9 @@ def test_intervals_are_finite_and_repeatable_and_need_five_faces():
     values = sample(0.02, 12)
     assert compare.mean_loss(values) == compare.mean_loss(values)
     assert compare.mean_loss(values).low != compare.mean_loss(values, seed=1).low
-
-
-def test_values_that_are_not_finite_or_not_paired_are_refused():
-    for values in ([], [1.0, math.nan], [math.inf] * 6):
+    for unusable in ([], [1.0, math.nan], [math.inf] * 6):
         with pytest.raises(ValueError, match="finite"):
-            compare.mean_loss(values)
+            compare.mean_loss(unusable)
     with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)|\(2,\).*\(3,\)"):
         compare.rank_correlation([1.0, 2.0, 3.0], [1.0, 2.0])
 
@@ -210,13 +201,6 @@ def skin(lightness, a, b, side=64):
     return np.rint(255 * lab2rgb(lab)).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("lightness", "b"), [(75, 12), (62, 18), (46, 16), (30, 12)])
-def test_skin_of_known_colour(lightness, b):
-    angle = compare.typology_angle(to_lab(skin(lightness, 12, b)))
-    assert angle == pytest.approx(math.degrees(math.atan((lightness - 50) / b)), abs=2)
-    assert compare.typology_angle(to_lab(skin(lightness, 0, 0))) is None, "grey pictures have no skin tone"
-
-
 def test_an_angle_on_a_limit_belongs_to_the_darker_group():
     groups = {
         55.1: "very light", 55: "light", 41.1: "light", 41: "intermediate", 28: "tan", 10: "brown",
@@ -239,12 +223,15 @@ def test_only_cheeks_and_forehead_count_and_a_covered_forehead_does_not(side):
 
 
 def test_traits_of_pictures(tmp_path):
-    for index, colour in enumerate([(40, 5, 8), (60, 12, 18), (75, 10, 14)]):
+    colours = [(40, 5, 8), (60, 12, 18), (75, 10, 14), (60, 0, 0)]
+    for index, colour in enumerate(colours):
         write_image(tmp_path / f"pictures/{index}.png", skin(*colour))
     traits = compare.face_traits(Pairs(open_folder(tmp_path / "pictures"), "color", 64))
-    assert [row["name"] for row in traits] == ["0", "1", "2"]
-    assert [row["lightness"] for row in traits] == pytest.approx([40, 60, 75], abs=0.5)
-    assert traits[0]["ita"] < 0 < traits[1]["ita"] < traits[2]["ita"]
+    assert [row["name"] for row in traits] == ["0", "1", "2", "3"]
+    assert [row["lightness"] for row in traits] == pytest.approx([40, 60, 75, 60], abs=0.5)
+    angles = [math.degrees(math.atan((lightness - 50) / b)) for lightness, _, b in colours[:3]]
+    assert [row["ita"] for row in traits[:3]] == pytest.approx(angles, abs=2)
+    assert traits[3]["ita"] is None, "grey pictures have no skin tone"
     assert traits[0]["colourfulness"] < traits[1]["colourfulness"]
 
 
@@ -291,7 +278,7 @@ def test_the_table_of_groups_is_one_family_and_says_so():
     assert {row["verdict"] for row in table} == {NOT_SHOWN}
     note = compare.groups_note(table)
     assert note.startswith("120 means") and f"not corrected for that number; {alone} of them" in note
-    assert "corrected (Holm)" in note and "0 are shown" in note
+    assert "corrected (Holm)" in note and "shown: 0." in note
 
 
 def test_thirds_hold_every_face_once_and_few_faces_are_marked():
