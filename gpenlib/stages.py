@@ -101,9 +101,9 @@ class Work:
     settings: Declared
     used: Mapping[str, Manifest]
 
-    def artefact(self, name: str = "compile") -> Path:
-        """Return the artefact folder of a used stage of 03_compile."""
-        return Path(self.used[name]["folder"]) / "artefact"
+    def path(self, stage: str, file: str) -> Path:
+        """Return a file or folder of a used stage."""
+        return Path(self.used[stage]["folder"]) / file
 
 
 def stage(

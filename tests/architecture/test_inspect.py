@@ -35,10 +35,8 @@ def test_capture_gives_outputs_or_what_is_asked_for_and_removes_its_hooks(record
         model(image)
     assert list(outputs) == ["ecd1.0.0", "ecd1", "final_linear"]  # as they finish
     assert torch.equal(outputs["ecd1"], model.encode(image)[1][-2])
-    with (
-        torch.no_grad(),
-        inspect.capture(model, names, lambda name, inputs, output: (name, inputs[0].shape)) as seen,
-    ):
+    shapes = inspect.capture(model, names, lambda name, inputs, output: (name, inputs[0].shape))
+    with torch.no_grad(), shapes as seen:
         model(image)
     assert seen["ecd1"] == ("ecd1", (1, model.config.channels(64), 64, 64))
     with pytest.raises(AttributeError, match="nothing"), inspect.capture(model, ["ecd1", "nothing"]):
@@ -88,9 +86,7 @@ def test_strongest_channels():
 
 @pytest.fixture(scope="module")
 def prior():
-    return random_network(
-        SMALL
-    ).generator  # its noise weights are not 0: noise that is not the same would show
+    return random_network(SMALL).generator  # its noise weights are not 0: noise that differs would show
 
 
 def test_ends_of_a_walk_are_the_faces_of_its_latents(prior):
