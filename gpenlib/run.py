@@ -55,6 +55,7 @@ from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
 from gpenlib.infer.scoring import data_chroma, restore_pairs, summarise
 from gpenlib.settings import (
+    INCEPTION,
     MODES,
     QUANTISED,
     REFERENCE,
@@ -89,7 +90,7 @@ PAGE = "report.html"
 IN_FLOAT = "; all that is not rounded to 8 bits is computed in float32"
 NOTEBOOK_05 = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
-    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "features_are_inception", "runs",
+    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
     "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
 )  # fmt: skip
 
@@ -779,6 +780,8 @@ class Run(Stages):
             for name, value in self.settings.model_dump(exclude_defaults=True).items()
             if value is not None and not (isinstance(value, tuple) and not value)
         }
+        if changed.pop("features_are_inception", False):
+            changed["features_file"] = f"{INCEPTION}{changed['features_file']}"
         words = ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
         for name in NOTEBOOK_05:
             if name in changed:

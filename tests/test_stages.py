@@ -265,6 +265,9 @@ def test_settings_take_what_papermill_and_yaml_pass():
         assert settings(dtypes=dtypes).dtypes == ("fp32", "int8")
     assert settings(perf_threads="1,2").perf_threads == settings(perf_threads=[1, 2]).perf_threads == (1, 2)
     assert settings(runs="").runs == ()
+    inception = settings(features_file=f"inception:{__file__}")
+    assert (inception.features_file, inception.features_are_inception) == (__file__, True)
+    assert f"features_file inception:{__file__}" in Run(inception).papermill_command()
 
 
 def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
