@@ -53,8 +53,7 @@ from gpenlib.files import (
 from gpenlib.images import Image, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
-from gpenlib.infer.scoring import data_chroma, summarise
-from gpenlib.infer.scoring import restore_pack as restore_pairs
+from gpenlib.infer.scoring import data_chroma, restore_pairs, summarise
 from gpenlib.settings import (
     MODES,
     QUANTISED,
