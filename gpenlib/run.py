@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gpenlib.architecture.checkpoints import Weights, load_weights, weights_file
+from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
 from gpenlib.compile.build import build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
@@ -80,6 +80,7 @@ from gpenlib.train.trainer import (
 
 log = logging.getLogger("gpenlib.run")
 
+SPLIT = ("data_dir", "dataset_size", "calib_dir", "calib_size", "seed")  # decide which faces are used
 PARITY_FACES = 2
 STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
@@ -92,8 +93,7 @@ NOTEBOOK_05 = (
     "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
 )  # fmt: skip
 
-# The code that decides a stage's content: a change of it voids what stands. Each layer stands on those before
-# it.
+# The code that decides a stage's content: a change of it voids what stands.
 DATA = ("files", "images", "metrics", "architecture", "data", "settings", "stages", "run")
 EXPORT = (*DATA, "export")
 INFER = (*EXPORT, "infer")
@@ -147,44 +147,45 @@ class Run(Stages):
         stamp = path.stat().st_mtime_ns if path.is_file() else 0
         return _load(self.settings.weights, stamp)
 
+    def _once(self, names: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        """Return what ``make`` makes, once for all runs that share these settings."""
+        key = (make.__qualname__, *(getattr(self.settings, name) for name in names))
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
+
     @property
     def split(self) -> Split:
         """The faces: ``evaluation``, ``calibration``, and a note on where the latter come from."""
         s = self.settings
-        key = ("split", s.data_dir, s.dataset_size, s.calib_dir, s.calib_size, s.seed)
-        if key not in self._memory:
+
+        def split() -> Split:
             faces = open_faces(s.data_dir, s.dataset_size + s.calib_size)
             calibration = open_folder(resolve_path(s.calib_dir)) if s.calib_dir else None
-            self._memory[key] = faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
-        return self._memory[key]
+            return faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
+
+        return self._once(SPLIT, split)
 
     @property
     def evaluation(self) -> Pairs:
         """Input and truth of the faces that are scored; face k is degraded with the seed (seed, 0, k)."""
-        return self._pairs(0)
+        return self._pairs[0]
 
     @property
     def calibration(self) -> Pairs:
         """Input and truth of the faces that calibrate int8; face k is degraded with the seed (seed, 1, k)."""
-        return self._pairs(1)
+        return self._pairs[1]
 
-    def _pairs(self, number: int) -> Pairs:
-        s, config = self.settings, self.weights.model.config
-        key = (
-            "pairs",
-            number,
-            s.weights,
-            s.task,
-            s.data_dir,
-            s.dataset_size,
-            s.calib_dir,
-            s.calib_size,
-            s.seed,
-        )
-        if key not in self._memory:
-            faces = (self.split.evaluation, self.split.calibration)[number]
-            self._memory[key] = Pairs(faces, s.task, config.in_size, config.out_size, (s.seed, number))
-        return self._memory[key]
+    @property
+    def _pairs(self) -> tuple[Pairs, Pairs]:
+        s, split = self.settings, self.split
+
+        def pairs() -> list[Pairs]:
+            sizes = (self.weights.model.config.in_size, self.weights.model.config.out_size)
+            sets = enumerate((split.evaluation, split.calibration))
+            return [Pairs(faces, s.task, *sizes, (s.seed, number)) for number, faces in sets]
+
+        return self._once((*SPLIT, "weights", "task"), pairs)
 
     def _data_inputs(self) -> dict[str, str | None]:
         """Digests of both sets: pictures, and what is done to them."""
@@ -255,7 +256,7 @@ class Run(Stages):
         _data_inputs,
     )
     def data(self, work: Work) -> Mapping[str, Any]:
-        """02_data: which faces are scored and which calibrate; with ``save_packs`` the vendor's npz packs, too.
+        """02_data: which faces are scored and which calibrate; ``save_packs``: the vendor's npz packs, too.
 
         Writes ``images.csv`` and, if asked, the packs ``evaluation/`` and ``calibration/``.
 
@@ -363,7 +364,7 @@ class Run(Stages):
             self.weights.model,
             self.build_config(),
             work.folder / "artefact",
-            Path(work.used["float"]["folder"]) / "model.onnx",
+            work.path("float", "model.onnx"),
             self._calibration_cache,
             calibration,
         )
@@ -393,7 +394,7 @@ class Run(Stages):
         )
         deploy = deploy_form(self.weights.model)
         images = open_calibration_data(config.dataset, deploy.config, self.calibration)
-        graph = Path(work.used["float"]["folder"]) / "model.onnx"
+        graph = work.path("float", "model.onnx")
         built = build_int8(deploy, options, graph, images, self._calibration_cache)
         measured = measure_sensitivity(
             deploy, built, images, options.sensitivity_images, work.settings.healed
@@ -432,7 +433,7 @@ class Run(Stages):
         artefacts: dict[tuple[str, str | None], Path] = {}
         for dtype in work.settings.dtypes:
             mode = work.used[dtype]["metrics"].get("quantisation", {}).get("calibrate_mode")
-            artefacts[dtype, mode] = work.artefact(dtype)
+            artefacts[dtype, mode] = work.path(dtype, "artefact")
         aside = work.folder / "artefacts"  # only measured; notebook 04 builds the one it wants
         graph = Path(self.float_graph()["folder"]) / "model.onnx"
         for dtype in work.settings.dtypes:
@@ -486,7 +487,7 @@ class Run(Stages):
             If the backend cannot run this dtype on this device.
         """
         s, folder, pairs = work.settings, work.folder, self.evaluation
-        runtime = open_runtime(work.artefact(), device=s.device)
+        runtime = open_runtime(work.path("compile", "artefact"), device=s.device)
         chroma = data_chroma(pairs, self.calibration)
         images = folder / "images" if s.save_images else None
         npz = folder / "npz" if s.save_npz else None
@@ -544,7 +545,7 @@ class Run(Stages):
             s.features_are_inception,
         )
         # Timed in turns: times of separate runs hold the noise of their moment.
-        artefacts = {dtype: work.artefact(f"compile {dtype}") for dtype in s.dtypes}
+        artefacts = {dtype: work.path(f"compile {dtype}", "artefact") for dtype in s.dtypes}
         runtimes = {dtype: open_runtime(path, device=s.device) for dtype, path in artefacts.items()}
         results["latency"] = interleaved_latency(runtimes, s.repeats, warm_up=1, batch_size=s.batch_size)
         sizes = {
@@ -605,7 +606,7 @@ class Run(Stages):
         """
         if len(self.settings.dtypes) < 2:
             raise SettingsError(
-                f"dtypes={','.join(self.settings.dtypes)}: name fp32 and at least one other dtype, with commas"
+                f"dtypes={','.join(self.settings.dtypes)}: name fp32 and another, with commas"
             )
         manifest = self._errors()
         comparison = self.comparison() if self.settings.runs else None
@@ -641,7 +642,7 @@ class Run(Stages):
             update={"exclude_layers": list(quantisation["excluded"]), "quantize_mode": "manual"}
         )
         data = open_calibration_data(config.dataset, model.config, self.calibration)
-        graph = Path(work.used["float"]["folder"]) / "model.onnx"
+        graph = work.path("float", "model.onnx")
         built = build_int8(deploy, options, graph, data, self._calibration_cache)
         stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
 
@@ -650,7 +651,7 @@ class Run(Stages):
                 deploy(stressed[:1])
 
         qdq = next((name for name, form in quantisation["forms"].items() if form == "qdq"), None)
-        int8_file = work.artefact() / qdq if qdq else work.folder / "model.onnx"
+        int8_file = work.path("compile", "artefact") / qdq if qdq else work.folder / "model.onnx"
         arithmetic = f"the artefact's own QDQ file{IN_FLOAT}"
         if not qdq:
             built.write("qdq", int8_file)
@@ -684,7 +685,7 @@ class Run(Stages):
         -------
         dict or None
             None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of
-            int8 was computed), ``excluded`` (layers that the build left in float), ``rows``, ``ranking`` and
+            int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
             ``healing`` (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
             :func:`gpenlib.errors.layers.stress_half`).
         """
@@ -821,7 +822,8 @@ class Run(Stages):
         inputs = {"faces": fingerprint([*faces.names, faces.take(held_out).combined_digest()])}
         if config.init:
             init = weights_file(config.init)
-            inputs["init"] = sha256(init) if init.is_file() else config.init
+            digest = onnx_digest if init.suffix == ".onnx" else sha256
+            inputs["init"] = digest(init) if init.is_file() else config.init
         key = {
             "settings": config.model_dump(mode="json", exclude=RESUMABLE_CHANGES),
             "inputs": inputs,
