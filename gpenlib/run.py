@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,16 +18,7 @@ from gpenlib.compile.sensitivity import compare_artefacts
 from gpenlib.data.faces import DataError, Split, embedded_faces, made_here, open_faces, open_folder
 from gpenlib.data.pairs import Pairs, write_pack
 from gpenlib.data.tasks import baseline_name, make_pair
-from gpenlib.errors.compare import (
-    analyse,
-    compare_results,
-    faces_by_loss,
-    open_face_errors,
-    recommend,
-    with_costs,
-    worst_faces,
-)
-from gpenlib.errors.layers import analyse_layers, measured_threads, stress_half
+from gpenlib.errors import compare, layers
 from gpenlib.errors.report import write_report
 from gpenlib.export import (
     assert_parity,
@@ -78,8 +68,6 @@ from gpenlib.train.trainer import (
     beginning_and_end,
     read_log,
 )
-
-log = logging.getLogger("gpenlib.run")
 
 SPLIT = ("data_dir", "dataset_size", "calib_dir", "calib_size", "seed")  # decide which faces are used
 PARITY_FACES = 2
@@ -538,7 +526,7 @@ class Run(Stages):
     def _errors(self, work: Work) -> Mapping[str, Any]:
         s = work.settings
         files = {name: getattr(s, name) for name in ("lpips_weights", "features_file")}
-        results = analyse(
+        results = compare.analyse(
             {dtype: work.used[f"infer {dtype}"]["metrics"] for dtype in s.dtypes},
             {dtype: self.output_reader(dtype) for dtype in s.dtypes},
             self.evaluation,
@@ -556,7 +544,7 @@ class Run(Stages):
             }
             for dtype in s.dtypes
         }
-        results["table"] = with_costs(results["table"], sizes, results["latency"])
+        results["table"] = compare.with_costs(results["table"], sizes, results["latency"])
         results["facts"] = {
             **{name: getattr(s, name) for name in ("run", "weights", "task", "device", "batch_size")},
             "weights_digest": self.weights.digest,
@@ -609,15 +597,15 @@ class Run(Stages):
             raise SettingsError(
                 f"dtypes={','.join(self.settings.dtypes)}: name fp32 and another, with commas"
             )
-        manifest = self._errors()
-        comparison = self.comparison() if self.settings.runs else None
-        report = self._report()
-        page = self.folder / PAGE
+        report, page = self._report(), self.folder / PAGE
         if not page.is_file() or sha256(page) != report["outputs"][PAGE]:
             with write_atomically(page) as temporary:
                 shutil.copyfile(Path(report["folder"]) / PAGE, temporary)
-        recommendation = report["metrics"]["recommendation"]
-        return manifest | {"recommendation": recommendation, "comparison": comparison, "report": str(page)}
+        return self._errors() | {
+            "recommendation": report["metrics"]["recommendation"],
+            "comparison": self.comparison() if self.settings.runs else None,
+            "report": str(page),
+        }
 
     @stage(
         "05_layers",
@@ -661,10 +649,10 @@ class Run(Stages):
                 f"rounds the layers' outputs too{IN_FLOAT}"
             )
         ranking = work.used["sensitivity"]["metrics"]["ranking"]
-        with measured_threads(call):
-            analysed = analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
-        with measured_threads(call):  # again: what else the machine does may have changed
-            half = stress_half(model, stressed, STRESS_FACTORS)
+        with layers.measured_threads(call):
+            analysed = layers.analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
+        with layers.measured_threads(call):  # again: what else the machine does may have changed
+            half = layers.stress_half(model, stressed, STRESS_FACTORS)
         (work.folder / "model.onnx").unlink(missing_ok=True)
         results = {
             "dtype": config.backend.dtype,
@@ -718,7 +706,7 @@ class Run(Stages):
         """
         results = {name: read_json(self._results_file(name)) for name in work.settings.runs}
         compared: dict[str, Any] = {
-            "rows": compare_results(results),
+            "rows": compare.compare_results(results),
             "runs": {name: result["facts"] for name, result in results.items()},
         }
         write_csv(work.folder / "comparison.csv", compared["rows"])
@@ -756,18 +744,16 @@ class Run(Stages):
     )
     def _report(self, work: Work) -> Mapping[str, Any]:
         results = work.used["errors"]["metrics"]
-        recommendation = recommend(results["table"], work.settings.max_drop_db)
-        rows = results["rows"]
-        # The faces on which the recommended precision loses most; fp32 recommended: the weakest one.
-        dtype = (
-            recommendation.dtype if recommendation.dtype not in (None, REFERENCE) else faces_by_loss(rows)[0]
-        )
-        assert dtype is not None  # None was replaced
+        recommendation = compare.recommend(results["table"], work.settings.max_drop_db)
+        rows, dtype = results["rows"], recommendation.dtype
+        if dtype in (None, REFERENCE):  # then the faces of the weakest one are shown
+            dtype = compare.faces_by_loss(rows)[0]
+        assert dtype is not None
         pairs = self.evaluation
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
-        worst = worst_faces(rows, dtype, work.settings.worst)
-        faces = open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
+        worst = compare.worst_faces(rows, dtype, work.settings.worst)
+        faces = compare.open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self.papermill_command()
         write_report(work.folder / PAGE, results, recommendation, (dtype, faces), command, compared)
