@@ -28,14 +28,9 @@ class ImageError(ValueError):
 
 
 def read_image(path: str | Path) -> Image:
-    """Read a picture as uint8 RGB [H, W, 3]; grey and alpha files are expanded or flattened by OpenCV.
+    """Read a picture as uint8 RGB [H, W, 3], turned as its EXIF orientation says.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ImageError
-        If OpenCV cannot decode it.
+    Grey becomes three equal channels, alpha is dropped (not blended), of 16 bits the upper eight are kept.
     """
     path = Path(path)
     if not path.is_file():
@@ -48,13 +43,7 @@ def read_image(path: str | Path) -> Image:
 
 
 def write_image(path: str | Path, image: Image) -> Path:
-    """Write uint8 RGB [H, W, 3]; the suffix chooses the format.
-
-    Raises
-    ------
-    ImageError
-        If the array is not such an image or the format is unknown.
-    """
+    """Write uint8 RGB [H, W, 3]; the suffix chooses the format, one of :data:`SUFFIXES`."""
     path = Path(path)
     check_image(image, str(path))
     if path.suffix.lower() not in SUFFIXES:
@@ -69,63 +58,43 @@ def write_image(path: str | Path, image: Image) -> Path:
 
 def check_image(image: NDArray[np.generic], name: str = "image") -> None:
     """Raise ImageError unless ``image`` is uint8 [H, W, 3]."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != RGB_CHANNELS:
         raise ImageError(f"{name}: {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
 
 
 def resize(image: Image, size: int | tuple[int, int]) -> Image:
     """Resize bilinearly (OpenCV's INTER_LINEAR, as the vendor's card) to (width, height) or a square."""
-    wanted = (size, size) if isinstance(size, int) else size
-    if (image.shape[1], image.shape[0]) == wanted:
+    width, height = (size, size) if isinstance(size, int) else size
+    if image.shape[:2] == (height, width):
         return image
-    return np.asarray(cv2.resize(image, wanted, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def to_grey(image: Image) -> Image:
     """Return OpenCV's grey (0.299 R + 0.587 G + 0.114 B) copied to three channels."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return np.repeat(np.asarray(grey, dtype=np.uint8)[:, :, None], 3, axis=2)
+    return np.repeat(np.asarray(grey, dtype=np.uint8)[:, :, None], RGB_CHANNELS, axis=2)
 
 
 def to_tensor(images: Image | list[Image]) -> FloatArray:
-    """Normalise images to network input: ``(x / 255 - 0.5) / 0.5``.
+    """Normalise images to network input, ``(x / 255 - 0.5) / 0.5``.
 
-    Parameters
-    ----------
-    images : uint8 [H, W, 3], [N, H, W, 3], or a list of images of one size
-
-    Returns
-    -------
-    float32 [N, 3, H, W] in [-1, 1]
+    uint8 [H, W, 3], [N, H, W, 3] or a list of images of one size -> float32 [N, 3, H, W] in [-1, 1].
     """
     batch = np.stack(images) if isinstance(images, list) else images
     if batch.ndim == 3:
         batch = batch[None]
-    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
+    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != RGB_CHANNELS:
         raise ImageError(f"{batch.dtype} {batch.shape}: expected uint8 [N, H, W, 3]")
     scaled = batch.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0
     return np.ascontiguousarray(scaled)
 
 
 def from_tensor(tensor: NDArray[np.floating], rounding: Rounding = "round") -> Image:
-    """Turn network output into images.
+    """Turn network output, float [N, 3, H, W], clipped to [-1, 1], into images, uint8 [N, H, W, 3].
 
-    Parameters
-    ----------
-    tensor : float [N, 3, H, W]
-        Nominally in [-1, 1]; clipped to it.
-    rounding : {"round", "truncate"}
-        ``"round"`` is correct; ``"truncate"`` is what the vendor's script does (``astype(uint8)``) and
-        darkens by half a grey level on average.
-
-    Returns
-    -------
-    uint8 [N, H, W, 3]
-
-    Raises
-    ------
-    ValueError
-        If values are not finite, or ``rounding`` is unknown.
+    ``"round"`` is correct; ``"truncate"`` is what the vendor's script does (``astype(uint8)``) and darkens by
+    half a grey level on average.
     """
     if rounding not in ROUNDINGS:
         raise ValueError(choice_error("rounding", rounding, ROUNDINGS))
@@ -139,22 +108,7 @@ def from_levels(levels: FloatArray, rounding: Rounding = "round") -> Image:
 
 
 def to_levels(tensor: NDArray[np.floating]) -> FloatArray:
-    """Turn network output into grey levels that are clipped, but not yet whole numbers.
-
-    Parameters
-    ----------
-    tensor : float [N, 3, H, W]
-        Nominally in [-1, 1]; clipped to it.
-
-    Returns
-    -------
-    float32 [N, H, W, 3] in [0, 255]
-
-    Raises
-    ------
-    ValueError
-        If values are not finite.
-    """
+    """Turn network output, float [N, 3, H, W], clipped to [-1, 1], into float32 [N, H, W, 3] in [0, 255]."""
     if not np.isfinite(tensor).all():
         raise ValueError("network output holds NaN or infinity")
     scaled = np.clip(tensor.astype(np.float32) * 0.5 + 0.5, 0.0, 1.0) * np.float32(255.0)

@@ -1,9 +1,13 @@
-"""What the figures share: types, strips of rows, checks of a pair."""
+"""Figures of images: PSNR, SSIM, colour, detail; LPIPS, FID and KID where the user has the weights.
+
+Images are uint8 RGB [H, W, 3] unless said otherwise.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import math
 import statistics
 import tempfile
@@ -11,23 +15,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from typing import Any as Pack
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from skimage.color import xyz_tristimulus_values
 from skimage.color.colorconv import xyz_from_rgb
 
 from gpenlib.files import progress, sha256
-from gpenlib.images import Image, to_planar, to_tensor
-
-# ----------------------------------------------------------------------
-# What the figures share: types, strips of rows, checks of a pair.
+from gpenlib.images import RGB_CHANNELS, Image, to_planar, to_tensor
 
 Array = NDArray[Any]
+LabArray = NDArray[np.float32]
 STRIP = 64  # rows
+PSNR_CEILING = 100.0
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_K1, SSIM_K2 = 0.01, 0.03
+DETAIL_RADIUS = 2.0  # pixels: standard deviation of the blur that fine detail does not survive
 
 
 def strips(height: int) -> Iterator[slice]:
@@ -47,16 +51,8 @@ def check_pair(a: Array, b: Array, data_range: float | None) -> float:
     return 255.0
 
 
-# ----------------------------------------------------------------------
-# Distance of an image from its truth, whatever it consists of: PSNR and SSIM.
-
-PSNR_CEILING = 100.0
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_K1, SSIM_K2 = 0.01, 0.03
-
-
 def psnr(a: Array, b: Array, data_range: float | None = None) -> float:
-    """Return the peak signal-to-noise ratio in dB over all pixels and channels.
+    """Return the peak signal-to-noise ratio in dB over all pixels and channels, ``10 log10(range^2 / MSE)``.
 
     Parameters
     ----------
@@ -90,38 +86,30 @@ def finite_psnr(a: Array, b: Array, data_range: float | None = None) -> float:
 def ssim(a: Array, b: Array, data_range: float | None = None) -> float:
     """Return the structural similarity index of Wang et al. 2004.
 
-    11x11 Gaussian window, sigma 1.5, valid region only, computed per channel and averaged, which is
-    what the vendor's evaluation script computes.
+    Equation 13, ``C1 = (0.01 range)^2``, ``C2 = (0.03 range)^2``: 11x11 Gaussian window, sigma 1.5, inside
+    the image only, computed per channel and averaged, which is what the vendor's evaluation script computes.
 
     Parameters
     ----------
     a, b : [H, W, 3] or [H, W], uint8 or float
     data_range : float, optional
-        As :func:`psnr`.
+        As :func:`psnr`. SSIM depends on where zero is: use values from 0 upwards.
+
+    Returns
+    -------
+    float
+        1 for equal images.
 
     Raises
     ------
     ValueError
         As :func:`psnr`, or if an image is smaller than the window.
     """
-    width = check_pair(a, b, data_range)
-    return SsimReference(b, width).score(a)
+    return SsimReference(b, check_pair(a, b, data_range)).score(a)
 
 
 class SsimReference:
-    """SSIM of many images against one, whose local means and energies are filtered only once.
-
-    Parameters
-    ----------
-    image : [H, W, 3] or [H, W], uint8 or float
-    data_range : float
-        Width of the value range. SSIM depends on where zero is: use values from 0 upwards.
-
-    Raises
-    ------
-    ValueError
-        If ``image`` is smaller than the window.
-    """
+    """SSIM of many images against one, whose local means and energies are filtered only once."""
 
     def __init__(self, image: Array, data_range: float = 255.0) -> None:
         if min(image.shape[:2]) < SSIM_WINDOW:
@@ -132,64 +120,40 @@ class SsimReference:
         self._c1, self._c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
 
     def score(self, image: Array) -> float:
-        """Return the SSIM of ``image``, an array of the same shape and value range.
-
-        Raises
-        ------
-        ValueError
-            If the shape differs.
-        """
+        """Return the SSIM of ``image``, an array of the same shape and value range."""
         if image.shape != self._values.shape:
             raise ValueError(f"images differ in shape: {image.shape} and {self._values.shape}")
-        height = len(self._mean)
-        total = sum(self._similarity(image, rows) for rows in strips(height))
+        total = 0.0
+        for rows in strips(len(self._mean)):
+            pixels = slice(rows.start, rows.stop + SSIM_WINDOW - 1)
+            values, others = image[pixels].astype(np.float64), self._values[pixels]
+            mean, other_mean = _window_mean(values), self._mean[rows]
+            means = mean * other_mean
+            squares = mean * mean
+            squares += other_mean * other_mean
+            covariance = _window_mean(values * others) - means
+            variances = _window_mean(values * values) + self._energy[rows]
+            variances -= squares
+            similarity = (2 * means + self._c1) * (2 * covariance + self._c2)
+            similarity /= (squares + self._c1) * (variances + self._c2)
+            total += float(similarity.sum())
         return total / self._mean.size
-
-    def _similarity(self, image: Array, rows: slice) -> float:
-        """Return the sum of the similarity over some rows of windows."""
-        pixels = slice(rows.start, rows.stop + SSIM_WINDOW - 1)
-        values, others = image[pixels].astype(np.float64), self._values[pixels]
-        mean, other_mean = _window_mean(values), self._mean[rows]
-        means = mean * other_mean
-        squares = mean * mean
-        squares += other_mean * other_mean
-        covariance = _window_mean(values * others) - means
-        variances = _window_mean(values * values) + self._energy[rows]
-        variances -= squares
-        similarity = (2 * means + self._c1) * (2 * covariance + self._c2)
-        similarity /= (squares + self._c1) * (variances + self._c2)
-        return float(similarity.sum())
 
 
 def _window_mean(values: Array) -> Array:
-    """Return Gaussian-weighted means over every window that lies inside the image, [H - 10, W - 10, ...].
-
-    OpenCV's separable filter gives what scikit-image's ``structural_similarity`` computes, five times
-    as fast.
-    """
+    """Return Gaussian-weighted means over every window inside the image, [H - 10, W - 10, ...]."""
     profile = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA, cv2.CV_64F)
     inside = SSIM_WINDOW // 2
+    # What scikit-image's structural_similarity computes, five times as fast.
     return np.asarray(cv2.sepFilter2D(values, -1, profile, profile))[inside:-inside, inside:-inside]
 
 
-# ----------------------------------------------------------------------
-# Colour: CIELAB, differences in it, colourfulness.
-
-LabArray = NDArray[np.float32]
-
-
 def to_lab(image: Array) -> LabArray:
-    """Return the CIELAB coordinates (D65) of uint8 RGB, float32 [H, W, 3]; L in [0, 100].
+    """Return the CIELAB coordinates (CIE 15, D65) of uint8 RGB, float32 [H, W, 3]; L in [0, 100].
 
-    To the last bit what scikit-image's ``rgb2lab`` gives for ``image / 255`` in float32, three times as fast,
-    because uint8 has only 256 values whose power need be taken.
-
-    Raises
-    ------
-    ValueError
-        If ``image`` is not uint8 [H, W, 3].
+    As scikit-image's ``rgb2lab`` of ``image / 255`` in float32, in a third of the time: uint8 has 256 levels.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != RGB_CHANNELS:
         raise ValueError(f"{image.dtype} {image.shape}: expected uint8 RGB [H, W, 3]")
     linear, from_linear, white = _lab_constants()
     lab = np.empty(image.shape, dtype=np.float32)
@@ -215,20 +179,9 @@ def _lab_constants() -> tuple[Array, Array, Array]:
 
 
 def delta_e2000(a: LabArray, b: LabArray) -> float:
-    """Return the mean colour difference CIEDE2000 over all pixels; about 1 is just visible.
+    """Return the mean colour difference CIEDE2000 of two CIELAB images; about 1 is just visible.
 
-    The same as scikit-image's ``deltaE_ciede2000`` up to the rounding of float32 (1e-7 in the mean), and
-    three times as fast.
-
-    Parameters
-    ----------
-    a, b : float [H, W, 3]
-        CIELAB, as :func:`to_lab` gives it.
-
-    Raises
-    ------
-    ValueError
-        If the arrays are not of one shape, or are uint8 (not yet CIELAB).
+    As scikit-image's ``deltaE_ciede2000`` up to float32's rounding (1e-7 in the mean), three times as fast.
     """
     _check_lab(a, b)
     total = sum(_ciede2000(a[rows], b[rows]).sum(dtype=np.float64) for rows in strips(len(a)))
@@ -236,11 +189,9 @@ def delta_e2000(a: LabArray, b: LabArray) -> float:
 
 
 def _ciede2000(first: Array, second: Array) -> Array:
-    """Return CIEDE2000 by pixel, in the steps of Sharma, Wu and Dalal (2005), radians for degrees.
-
-    They treat hue apart where a colour has no chroma. There every term with a hue is multiplied by a chroma
-    of 0, so that any hue will do.
-    """
+    """Return CIEDE2000 by pixel: equations 2 to 22 of Sharma, Wu and Dalal 2005, radians for degrees."""
+    # They treat hue apart where a colour has no chroma. There every term with a hue is multiplied by a chroma
+    # of 0, so that any hue will do.
     l1, a1, b1 = np.ascontiguousarray(np.moveaxis(first, -1, 0))
     l2, a2, b2 = np.ascontiguousarray(np.moveaxis(second, -1, 0))
     stretch = 1.5 - 0.5 * _saturating(0.5 * (_length(a1, b1) + _length(a2, b2)))  # 1 + G
@@ -275,17 +226,12 @@ def _saturating(chroma: Array) -> Array:
 
 
 def chroma_error(a: LabArray, b: LabArray) -> float:
-    """Return the mean distance of the pixels in CIELAB's chroma plane, sqrt(da^2 + db^2).
-
-    Unlike PSNR it sees colour alone: a grey image that is right in lightness still has the whole chroma
-    of the truth as its error. Parameters and errors as :func:`delta_e2000`.
-    """
+    """Return the mean distance of two CIELAB images in colour alone, ``sqrt(da^2 + db^2)`` by pixel."""
     _check_lab(a, b)
     total = 0.0
     for rows in strips(len(a)):
-        difference = a[rows, :, 1:] - b[rows, :, 1:]
-        difference *= difference
-        total += float(np.sqrt(difference[..., 0] + difference[..., 1]).sum(dtype=np.float64))
+        da, db = np.moveaxis(a[rows, :, 1:] - b[rows, :, 1:], -1, 0)
+        total += float(_length(da, db).sum(dtype=np.float64))
     return total / (a.shape[0] * a.shape[1])
 
 
@@ -295,33 +241,23 @@ def mean_colour(lab: LabArray) -> NDArray[np.float64]:
 
 
 def colour_shift(a: Array, b: Array) -> float:
-    """Return the CIELAB distance (Delta E 1976) between the mean colours of two uint8 RGB images.
-
-    It shows a veil of colour over the whole face, which PSNR and SSIM hardly see.
-    """
+    """Return the CIELAB distance ``sqrt(dL^2 + da^2 + db^2)`` of the mean colours: a veil over a face."""
     check_pair(a, b, None)
     return float(np.linalg.norm(mean_colour(to_lab(a)) - mean_colour(to_lab(b))))
 
 
 def colourfulness(image: Array) -> float:
-    """Return Hasler and Suesstrunk's colourfulness (2003) of uint8 RGB: 0 for grey, 30-60 for portraits."""
+    """Return the colourfulness M^(3) of Hasler and Suesstrunk 2003: 0 for grey, 30-60 for portraits."""
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     rg, yb = red - green, 0.5 * (red + green) - blue
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
 def _check_lab(a: Array, b: Array) -> None:
-    """Raise unless both arrays may be CIELAB images of one shape."""
     if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3:
         raise ValueError(f"CIELAB images of shapes {a.shape} and {b.shape}: expected one shape [H, W, 3]")
     if a.dtype.kind != "f" or b.dtype.kind != "f":
         raise ValueError(f"{a.dtype} and {b.dtype}: convert the images with to_lab first")
-
-
-# ----------------------------------------------------------------------
-# Detail: how sharp an image is, and how much of that is the truth's.
-
-DETAIL_RADIUS = 2.0  # pixels
 
 
 def sharpness(image: Array) -> float:
@@ -332,34 +268,16 @@ def sharpness(image: Array) -> float:
 def detail(image: Array, truth: Array) -> float:
     """Return how much of the truth's fine detail an image shows; noise and invented detail do not count.
 
-    Parameters
-    ----------
-    image, truth : uint8 RGB [H, W, 3]
-        Of the same shape.
-
-    Returns
-    -------
-    float
-        Slope of the least-squares line through the origin from the truth's detail to the image's: 1 if all of
-        the truth's detail is there in full contrast, 0 if none is, above 1 where it is exaggerated; 0 for a
-        flat truth. Detail is luma less its blur with a standard deviation of :data:`DETAIL_RADIUS` pixels.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ.
+    With their details i and t (luma less its blur) the slope ``<i, t> / <t, t>`` of a line through the
+    origin: 1 if all is there in full contrast, 0 if none is, above 1 where exaggerated; 0 for a flat truth.
     """
     if image.shape != truth.shape:
         raise ValueError(f"shapes differ: {image.shape} and {truth.shape}")
-    shown, wanted = (_fine_detail(picture) for picture in (image, truth))
-    energy = float(np.square(wanted).mean())
+    lumas = [_luma(picture) for picture in (image, truth)]
+    shown, true = (luma - np.asarray(cv2.GaussianBlur(luma, (0, 0), DETAIL_RADIUS)) for luma in lumas)
+    energy = float(np.square(true).mean())
     flat = energy < 1e-6  # grey levels squared: what rounding leaves
-    return 0.0 if flat else float((shown * wanted).mean()) / energy
-
-
-def _fine_detail(image: Array) -> Array:
-    luma = _luma(image)
-    return np.asarray(luma - cv2.GaussianBlur(luma, (0, 0), DETAIL_RADIUS))
+    return 0.0 if flat else float((shown * true).mean()) / energy
 
 
 def _luma(image: Array) -> Array:
@@ -367,281 +285,186 @@ def _luma(image: Array) -> Array:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.float32)
 
 
-# ----------------------------------------------------------------------
-# LPIPS, FID and KID, where the user has the weights; a row that says what is missing where not.
-#
-# None of them is replaced by a look-alike: LPIPS is torchmetrics' on torchvision's own backbone file, and
-# distances on other features than the standard Inception's carry the name of their file.
+# LPIPS, FID and KID, where the user has the weights; a row that says what is missing where not. None of them
+# is replaced by a look-alike: LPIPS is torchmetrics' on torchvision's own backbone file, and distances on
+# other features than the standard Inception's carry the name of their file.
 
 Row = dict[str, Any]
-Reader = Callable[[str], Image]
+Readers = Mapping[str, Callable[[str], Image]]  # by dtype: name of a face -> restored image, uint8 [S, S, 3]
+Features = NDArray[np.float64]
+Extractor = Callable[[NDArray[np.uint8]], Features]
 ALL = "all"  # in the column dtype of a row that says what is missing
 BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # torchmetrics', torchvision's
 ENOUGH_FOR_FID = 2048  # features of the standard Inception: below, its covariances are singular
-
-
-def perceptual_rows(
-    pack: Pack,
-    readers: Mapping[str, Reader],
-    lpips_weights: Path | None = None,
-    features_file: Path | None = None,
-    features_are_inception: bool = False,
-) -> list[Row]:
-    """Return LPIPS and the feature distances of every dtype's outputs to the truths.
-
-    Parameters
-    ----------
-    pack : Pack
-        With truths.
-    readers : mapping of dtype to callable
-        Name of a face -> restored image, uint8 [S, S, 3].
-    lpips_weights : Path, optional
-        torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1, under their original file name.
-    features_file : Path, optional
-        TorchScript feature extractor, see :func:`gpenlib.errors.feature_distance.open_extractor`.
-    features_are_inception : bool
-        Whether that file is the standard Inception network, so that the distances are FID and KID.
-
-    Returns
-    -------
-    list of dict
-        ``metric``, ``dtype``, ``value`` (None if it could not be computed) and ``note``.
-
-    Raises
-    ------
-    FeatureError
-        If ``features_file`` is given, but cannot be used.
-    """
-    return [
-        *_lpips_rows(pack, readers, lpips_weights),
-        *_distance_rows(pack, readers, features_file, features_are_inception),
-    ]
-
-
-def _lpips_rows(pack: Pack, readers: Mapping[str, Reader], weights: Path | None) -> list[Row]:
-    """Return LPIPS per dtype, or the one row that says what is missing."""
-    if missing := _lpips_obstacle(weights):
-        return [_row("lpips", ALL, None, missing)]
-    assert weights is not None  # else there was an obstacle
-    net, measure = _open_lpips(weights)
-    note = f"mean over {len(pack)} images, backbone {BACKBONES[net]}; lower is better"
-    rows = []
-    for dtype, read in readers.items():
-        bar = progress(range(len(pack)), desc=f"LPIPS {dtype}", unit="image", leave=False)
-        values = [_lpips(measure, read(pack.paths[i].stem), pack.truths(i)) for i in bar]
-        rows.append(_row(f"lpips[{net}]", dtype, statistics.fmean(values), note))
-    return rows
-
-
-def _distance_rows(
-    pack: Pack, readers: Mapping[str, Reader], file: Path | None, inception: bool
-) -> list[Row]:
-    """Return the two feature distances per dtype, or the rows that say what is missing."""
-    if file is None:
-        note = (
-            "no weights file given: set features_file to a TorchScript file, and features_are_inception to "
-            "true if it is the standard Inception network (inception-2015-12-05.pt)"
-        )
-        return [_row(metric, ALL, None, note) for metric in ("fid", "kid")]
-    names = (
-        ("fid", "kid") if inception else tuple(f"{n}_distance[{file.name}]" for n in ("frechet", "kernel"))
-    )
-    if len(pack) < 2:
-        return [_row(metric, ALL, None, "needs at least two images") for metric in names]
-    extract = open_extractor(file, inception)
-    truths = features_of((pack.truths(i) for i in range(len(pack))), extract)
-    note = f"{len(pack)} images; lower is better"
-    biased = f"{note}; biased upwards below some {ENOUGH_FOR_FID} images: compare only equal numbers"
-    rows = []
-    for dtype, read in progress(readers.items(), desc="feature distances", unit="dtype", leave=False):
-        found = features_of((read(path.stem) for path in pack.paths), extract)
-        rows.append(_row(names[0], dtype, frechet_distance(found, truths), biased))
-        rows.append(_row(names[1], dtype, kernel_distance(found, truths), note))
-    return rows
-
-
-def _lpips_obstacle(weights: Path | None) -> str:
-    """Return why LPIPS cannot be computed and what to do, or nothing if it can."""
-    absent = [name for name in ("torchmetrics", "torchvision") if importlib.util.find_spec(name) is None]
-    reasons = [f"{name} is not installed" for name in absent]
-    todo = ["pip install -e '.[metrics]'"] if absent else []
-    if weights is None:
-        reasons.append("no weights file given")
-        todo.append("set lpips_weights to torchvision's file of AlexNet, VGG-16 or SqueezeNet 1.1")
-    elif not absent:
-        wanted = list(_backbone_files().values())
-        if weights.name not in wanted:
-            reasons.append(f"{weights.name} is none of torchvision's files {', '.join(wanted)}")
-            todo.append("give one of them under its own name")
-        elif not sha256(weights).startswith(weights.stem.rpartition("-")[2]):
-            reasons.append(f"{weights.name} is damaged: its SHA-256 is not the one in its name")
-            todo.append("fetch it again")
-    return f"{'; '.join(reasons)}. To do: {'; '.join(todo)}" if reasons else ""
-
-
-def _backbone_files() -> dict[str, str]:
-    """Return the file names that torchvision itself looks for, by torchmetrics' name of the backbone."""
-    models = importlib.import_module("torchvision.models")
-    urls = {net: models.get_model_weights(name).IMAGENET1K_V1.url for net, name in BACKBONES.items()}
-    return {net: url.rpartition("/")[2] for net, url in urls.items()}
-
-
-def _open_lpips(weights: Path) -> tuple[str, Any]:
-    """Return the backbone's name and torchmetrics' LPIPS on the given file; nothing is downloaded.
-
-    torchvision takes weights from torch's hub folder if a file of the right name lies there, so
-    that folder is moved to one that holds this file while the network is made.
-    """
-    net = next(net for net, name in _backbone_files().items() if name == weights.name)
-    lpip = importlib.import_module("torchmetrics.image.lpip")
-    before = torch.hub.get_dir()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoints = Path(folder) / "checkpoints"
-        checkpoints.mkdir()
-        (checkpoints / weights.name).symlink_to(weights.resolve())
-        torch.hub.set_dir(folder)
-        try:
-            return net, lpip.LearnedPerceptualImagePatchSimilarity(net_type=net)
-        finally:
-            torch.hub.set_dir(before)
-
-
-def _lpips(measure: Any, output: Image, truth: Image) -> float:
-    """Return the LPIPS of one pair of images."""
-    with torch.inference_mode():
-        return float(measure(torch.from_numpy(to_tensor(output)), torch.from_numpy(to_tensor(truth))))
-
-
-def _row(metric: str, dtype: str, value: float | None, note: str) -> Row:
-    return {"metric": metric, "dtype": dtype, "value": value, "note": note}
-
-
-# ----------------------------------------------------------------------
-# Distances between two sets of images in the space of a network's features.
-#
-# Frechet distance (Heusel et al. 2017) and kernel distance (Binkowski et al. 2018). They are FID and KID only
-# if the features are those of the standard Inception network; on others they are figures of their own.
-
-Features = NDArray[np.float64]
-Extractor = Callable[[NDArray[np.uint8]], Features]
 BATCH = 16
-KERNEL_DEGREE = 3
 
 
 class FeatureError(ValueError):
     """A feature extractor that cannot be opened or does not give one row per image."""
 
 
-def open_extractor(path: str | Path, inception: bool = False) -> Extractor:
-    """Open a TorchScript file as a function from images to features.
+def perceptual_rows(
+    pairs: Any,
+    readers: Readers,
+    lpips_weights: Path | None = None,
+    features_file: Path | None = None,
+    features_are_inception: bool = False,
+) -> list[Row]:
+    """Return LPIPS and the feature distances of every dtype's outputs to the truths.
 
-    Parameters
-    ----------
-    path : path
-        It takes uint8 RGB [N, 3, H, W] in [0, 255], does its own resizing, and gives [N, D].
-    inception : bool
-        Whether this is the Inception network of the original FID as TorchScript (the file
-        ``inception-2015-12-05.pt`` of the StyleGAN projects); its features are asked for by name.
-
-    Raises
-    ------
-    FeatureError
-        If the file is missing or no TorchScript.
+    ``pairs`` have ``names`` and ``truths(index)``; ``lpips_weights`` are torchvision's of AlexNet, VGG-16 or
+    SqueezeNet 1.1 under their original file name; ``features_file`` is for :func:`open_extractor`. Rows hold
+    ``metric``, ``dtype``, ``value`` (None if it could not be computed) and ``note``.
     """
-    path = Path(path)
+    lpips = _lpips_rows(pairs, readers, lpips_weights)
+    return lpips + _distance_rows(pairs, readers, features_file, features_are_inception)
+
+
+def _row(metric: str, dtype: str, value: float | None, note: str) -> Row:
+    return {"metric": metric, "dtype": dtype, "value": value, "note": note}
+
+
+def _lpips_rows(pairs: Any, readers: Readers, weights: Path | None) -> list[Row]:
+    """Return LPIPS (Zhang et al. 2018, equation 1) per dtype, or the one row that says what is missing."""
+    try:
+        net, measure = _open_lpips(weights)
+    except FeatureError as missing:
+        return [_row("lpips", ALL, None, str(missing))]
+    import torch  # heavy: only where it is needed
+
+    note = f"mean over {len(pairs.names)} images, backbone {BACKBONES[net]}; lower is better"
+    rows = []
+    for dtype, read in readers.items():
+        values = []
+        for index, name in enumerate(progress(pairs.names, desc=f"LPIPS {dtype}", unit="image", leave=False)):
+            output, truth = (torch.from_numpy(to_tensor(x)) for x in (read(name), pairs.truths(index)))
+            with torch.inference_mode():
+                values.append(float(measure(output, truth)))
+        rows.append(_row(f"lpips[{net}]", dtype, statistics.fmean(values), note))
+    return rows
+
+
+def _distance_rows(pairs: Any, readers: Readers, file: Path | None, inception: bool) -> list[Row]:
+    """Return the two feature distances per dtype, or the rows that say what is missing."""
+    names = ("fid", "kid")
+    if file is None:
+        note = (
+            "no weights file given: set features_file to a TorchScript file, and features_are_inception to "
+            "true if it is the standard Inception network (inception-2015-12-05.pt)"
+        )
+        return [_row(metric, ALL, None, note) for metric in names]
+    if not inception:
+        names = (f"frechet_distance[{file.name}]", f"kernel_distance[{file.name}]")
+    count = len(pairs.names)
+    if count < 2:
+        return [_row(metric, ALL, None, "needs at least two images") for metric in names]
+    extract = open_extractor(file, inception)
+    truths = features_of(map(pairs.truths, range(count)), extract)
+    note = f"{count} images; lower is better"
+    biased = f"{note}; biased upwards below some {ENOUGH_FOR_FID} images: compare only equal numbers"
+    rows = []
+    for dtype, read in progress(readers.items(), desc="feature distances", unit="dtype", leave=False):
+        outputs = features_of(map(read, pairs.names), extract)
+        rows.append(_row(names[0], dtype, frechet_distance(outputs, truths), biased))
+        rows.append(_row(names[1], dtype, kernel_distance(outputs, truths), note))
+    return rows
+
+
+def _open_lpips(weights: Path | None) -> tuple[str, Any]:
+    """Return a backbone's name and torchmetrics' LPIPS; FeatureError says what is missing, and what to do."""
+    absent = [name for name in ("torchmetrics", "torchvision") if importlib.util.find_spec(name) is None]
+    reasons = [f"{name} is not installed" for name in absent]
+    todo = ["pip install -e '.[metrics]'"] if absent else []
+    nets: dict[str, str] = {}  # torchmetrics' name by the file name that torchvision looks for
+    if not absent:
+        models = importlib.import_module("torchvision.models")
+        for net, name in BACKBONES.items():
+            nets[models.get_model_weights(name).IMAGENET1K_V1.url.rpartition("/")[2]] = net
+    if weights is None:
+        reasons.append("no weights file given")
+        todo.append("set lpips_weights to torchvision's file of AlexNet, VGG-16 or SqueezeNet 1.1")
+    elif not absent and weights.name not in nets:
+        reasons.append(f"{weights.name} is none of torchvision's files {', '.join(nets)}")
+        todo.append("give one of them under its own name")
+    elif not absent and not sha256(weights).startswith(weights.stem.rpartition("-")[2]):
+        reasons.append(f"{weights.name} is damaged: its SHA-256 is not the one in its name")
+        todo.append("fetch it again")
+    if reasons or weights is None:
+        raise FeatureError(f"{'; '.join(reasons)}. To do: {'; '.join(todo)}")
+    import torch
+
+    lpip = importlib.import_module("torchmetrics.image.lpip")
+    before = torch.hub.get_dir()  # torchvision takes weights from here if a file of the right name is there
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Path(folder) / "checkpoints"
+        checkpoints.mkdir()
+        (checkpoints / weights.name).symlink_to(weights.resolve())
+        torch.hub.set_dir(folder)
+        try:
+            net = nets[weights.name]
+            return net, lpip.LearnedPerceptualImagePatchSimilarity(net_type=net)
+        finally:
+            torch.hub.set_dir(before)
+
+
+def open_extractor(path: str | Path, inception: bool = False) -> Extractor:
+    """Open a TorchScript file as a function from uint8 RGB [N, 3, H, W], of any size, to float64 [N, D]."""
+    import torch
+
     try:
         network: Any = torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise FeatureError(f"{path}: not a readable TorchScript file ({reason})") from None
+        raise FeatureError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]})") from None
+    # The network of the original FID (inception-2015-12-05.pt of StyleGAN) is asked for features by name.
     options = {"return_features": True} if inception else {}
 
     def extract(batch: NDArray[np.uint8]) -> Features:
         with torch.inference_mode():
-            found = network(torch.from_numpy(batch), **options)
-        if not isinstance(found, torch.Tensor) or found.ndim < 2 or len(found) != len(batch):
-            shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            features = network(torch.from_numpy(batch), **options)
+        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        if isinstance(shape, str) or len(shape) < 2 or shape[0] != len(batch):
             raise FeatureError(f"{path}: gave {shape} for {len(batch)} images, expected [N, D]")
-        return found.flatten(1).double().numpy()
+        return features.flatten(1).double().numpy()
 
     return extract
 
 
 def features_of(images: Iterable[Image], extract: Extractor) -> Features:
-    """Return the features of images, float64 [N, D]; a few images are held at a time.
-
-    Raises
-    ------
-    FeatureError
-        If there is no image, or features are not finite.
-    """
-    found: list[Features] = []
-    few: list[NDArray[np.uint8]] = []
-    for image in images:
-        few.append(to_planar(image))
-        if len(few) == BATCH:
-            found.append(extract(np.stack(few)))
-            few = []
-    if few:
-        found.append(extract(np.stack(few)))
-    if not found:
+    """Return the features of images, float64 [N, D]; a few images are held at a time."""
+    planes = map(to_planar, images)
+    features = [extract(np.stack(few)) for few in iter(lambda: list(itertools.islice(planes, BATCH)), [])]
+    if not features:
         raise FeatureError("no image to take features of")
-    features = np.concatenate(found)
-    if not np.isfinite(features).all():
+    rows = np.concatenate(features)
+    if not np.isfinite(rows).all():
         raise FeatureError("features hold NaN or infinity")
-    return features
+    return rows
 
 
 def frechet_distance(a: Features, b: Features) -> float:
-    """Return the Frechet distance between Gaussians fitted to two sets of features.
-
-    ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``. The trace of the root is computed from the
-    symmetric ``C_a^(1/2) C_b C_a^(1/2)``, which has the same eigenvalues and stays real where covariances are
-    singular, as they are with fewer images than features.
-
-    Parameters
-    ----------
-    a, b : float64 [N, D], [M, D]
-
-    Raises
-    ------
-    FeatureError
-        If a set has fewer than two rows, or the widths differ.
-    """
-    _check_pair(a, b)
+    """Return ``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`` (Heusel et al. 2017, equation 6)."""
+    _check_features(a, b)
     mean = a.mean(axis=0) - b.mean(axis=0)
-    return gaussian_distance(mean, np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T)))
-
-
-def gaussian_distance(mean_difference: Features, covariance_a: Features, covariance_b: Features) -> float:
-    """Return the Frechet distance between two Gaussians: difference of means [D], covariances [D, D]."""
-    values, vectors = np.linalg.eigh(covariance_a)
+    cov_a, cov_b = (np.atleast_2d(np.cov(features.T)) for features in (a, b))
+    # The root's trace is that of the symmetric (C_a^(1/2) C_b C_a^(1/2))^(1/2), which stays real where
+    # covariances are singular, as they are with fewer images than features.
+    values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    between = np.linalg.eigvalsh(root @ covariance_b @ root)
+    between = np.linalg.eigvalsh(root @ cov_b @ root)
     overlap = np.sqrt(np.clip(between, 0, None)).sum()
-    total = mean_difference @ mean_difference + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap
-    return float(max(0.0, total))
+    return float(max(0.0, mean @ mean + np.trace(cov_a) + np.trace(cov_b) - 2 * overlap))
 
 
 def kernel_distance(a: Features, b: Features) -> float:
-    """Return the squared maximum mean discrepancy under KID's kernel ``(x . y / D + 1)^3``, unbiased.
-
-    It may be slightly negative where the sets do not differ. Unlike the Frechet distance it does not depend
-    on the number of images. Parameters and errors as :func:`frechet_distance`.
-    """
-    _check_pair(a, b)
-    within_a, within_b = _kernel(a, a), _kernel(b, b)
+    """Return the unbiased squared MMD with the kernel ``(x . y / D + 1)^3`` (Binkowski et al. 2018)."""
+    _check_features(a, b)
+    within_a, within_b, across = ((x @ y.T / x.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
     n, m = len(a), len(b)
     same_a = (within_a.sum() - np.trace(within_a)) / (n * (n - 1))
     same_b = (within_b.sum() - np.trace(within_b)) / (m * (m - 1))
-    return float(same_a + same_b - 2 * _kernel(a, b).mean())
+    return float(same_a + same_b - 2 * across.mean())  # it may be slightly negative where sets do not differ
 
 
-def _kernel(a: Features, b: Features) -> Features:
-    return np.asarray((a @ b.T / a.shape[1] + 1) ** KERNEL_DEGREE)
-
-
-def _check_pair(a: Features, b: Features) -> None:
-    """Raise unless both are [N, D] of one width with at least two rows."""
+def _check_features(a: Features, b: Features) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise FeatureError(f"features {a.shape} and {b.shape}: expected two of [N, D], N at least 2")

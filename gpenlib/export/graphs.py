@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 import logging
 import math
+import os
+import tempfile
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -160,7 +163,7 @@ def export_onnx(
     deploy = deploy_copy(model).cpu()
     path = Path(path)
     with write_atomically(path) as temporary:
-        _trace(deploy, deploy.config, temporary, exporter, dynamic_batch)
+        _trace(deploy, temporary, exporter, dynamic_batch)
         graph = onnx.load(temporary)
         name_nodes(graph)
         for node in graph.graph.node:  # stack traces of this machine do not belong in the file
@@ -182,15 +185,16 @@ def export_training_form(model: Gpen, path: str | Path) -> Path:
     The batch size is fixed at 1: its grouped convolution has one group per image, which ONNX cannot
     express for an unknown batch: with one, both of torch's exporters fail (notebook 01 shows it).
     """
-    original = copy.deepcopy(model).cpu().float().eval().set_modulation("weights")
     with write_atomically(Path(path)) as temporary:
-        _trace(original, model.config, temporary, "dynamo", dynamic_batch=False)
+        _trace(_training_form(model), temporary, "dynamo", dynamic_batch=False)
     return Path(path)
 
 
-def _trace(
-    module: nn.Module, config: GpenConfig, path: Path, exporter: Exporter, dynamic_batch: bool
-) -> None:
+def _training_form(model: Gpen) -> Gpen:
+    return copy.deepcopy(model).cpu().float().eval().set_modulation("weights")
+
+
+def _trace(network: Gpen | DeployGpen, path: Path, exporter: Exporter, dynamic_batch: bool) -> None:
     """Run one of torch's exporters, silencing its remarks on deprecation and packages that are not needed."""
     free: dict[str, Any] = {}
     if dynamic_batch and exporter == "dynamo":
@@ -204,12 +208,35 @@ def _trace(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                module, (example_input(config, 2 if dynamic_batch else 1),), path,
+                network, (example_input(network.config, 2 if dynamic_batch else 1),), path,
                 input_names=[INPUT_NAME], output_names=[OUTPUT_NAME], opset_version=OPSET,
                 dynamo=exporter == "dynamo", external_data=False, verbose=False, **free,
             )  # fmt: skip
     finally:
         logger.setLevel(level)
+
+
+def try_exporters(model: Gpen) -> list[dict[str, str]]:
+    """Try both exporters with the training form, open and fixed batch size, one row each, for notebook 01."""
+    rows, network = [], _training_form(model)
+    for exporter, dynamic_batch in itertools.product(get_args(Exporter), (True, False)):
+        outcome, stdout = "works", os.dup(1)
+        with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)  # a trace that fails prints its whole graph, past Python
+            try:
+                _trace(network, Path(folder) / "training.onnx", exporter, dynamic_batch)
+            except Exception as error:  # whatever an exporter raises is the answer
+                cause: BaseException = error
+                while cause.__cause__:
+                    cause = cause.__cause__
+                reason = str(cause).partition("  [")[0][:100]
+                outcome = f"fails with {type(cause).__name__}: {reason}"
+            finally:
+                os.dup2(stdout, 1)
+                os.close(stdout)
+        batch = "open" if dynamic_batch else "fixed"
+        rows.append({"exporter": exporter, "batch size": batch, "training form": outcome})
+    return rows
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -25,7 +25,6 @@ Placed = tuple[float, Row]  # a place on the axis, and what stands there
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.005, 1), "fontsize": 9, "frameon": False}
 DOTS: Any = {"edgecolors": "white", "zorder": 3}
 
-
 # Columns of the notebook's tables, see ``gpenlib.plots.table``.
 DROP = {"drop": ("drop", "{:+.4f}"), "drop_low": ("from", "{:+.4f}"), "drop_high": ("to", "{:+.4f}")}
 LOSSES = {

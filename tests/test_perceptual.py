@@ -1,0 +1,203 @@
+"""LPIPS, FID, KID: rows that say what is missing, honest names, closed forms, what extractors must give."""
+
+import hashlib
+import itertools
+import re
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from gpenlib import metrics
+from gpenlib.metrics import (
+    BATCH,
+    FeatureError,
+    features_of,
+    frechet_distance,
+    kernel_distance,
+    open_extractor,
+    perceptual_rows,
+)
+
+BACKBONE = b"the weights"
+NAME = f"alexnet-owt-{hashlib.sha256(BACKBONE).hexdigest()[:8]}.pth"
+
+
+class Means(torch.nn.Module):
+    """Mean of each channel when asked for features, as the Inception file is; else of the first one."""
+
+    def forward(self, images, return_features: bool = False):
+        means = images.float().mean(dim=(2, 3))
+        return means if return_features else means[:, :1]
+
+
+def script(module, folder):
+    path = folder / f"{type(module).__name__.lower()}.pt"
+    torch.jit.script(module).save(str(path))
+    return path
+
+
+def pictures(count):
+    return list(np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def pairs():
+    return types.SimpleNamespace(names=["b", "d", "a", "c"], truths=pictures(4).__getitem__)
+
+
+@pytest.fixture
+def readers(pairs):
+    """fp32 answers with the truth, int8 with something darker."""
+
+    def truth(name):
+        return pairs.truths(pairs.names.index(name))
+
+    return {"fp32": truth, "int8": lambda name: truth(name) // 2}
+
+
+@pytest.fixture
+def backbone(tmp_path):
+    path = tmp_path / NAME
+    path.write_bytes(BACKBONE)
+    return path
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Modules with the parts of torchmetrics and torchvision that are used; the metric is a mean distance."""
+    opened = []
+
+    class Lpips:
+        def __init__(self, net_type):
+            hub = metrics.Path(torch.hub.get_dir()) / "checkpoints"
+            opened.append((net_type, {path.name: path.read_bytes() for path in hub.iterdir()}))
+
+        def __call__(self, a, b):
+            assert a.shape == b.shape and a.min() >= -1 and a.max() <= 1 and a.dtype == torch.float32
+            return (a - b).abs().mean()
+
+    def weights(name):
+        file = {"alexnet": NAME, "vgg16": "vgg16-0.pth", "squeezenet1_1": "squeezenet1_1-0.pth"}[name]
+        return types.SimpleNamespace(IMAGENET1K_V1=types.SimpleNamespace(url=f"https://nowhere/{file}"))
+
+    contents = {
+        "torchmetrics": {}, "torchmetrics.image": {}, "torchvision": {},
+        "torchmetrics.image.lpip": {"LearnedPerceptualImagePatchSimilarity": Lpips},
+        "torchvision.models": {"get_model_weights": weights},
+    }  # fmt: skip
+    for name, attributes in contents.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(attributes, __spec__=ModuleSpec(name, None), __path__=[])
+        monkeypatch.setitem(sys.modules, name, module)
+    return opened
+
+
+def by_metric(rows):
+    return {(row["metric"], row["dtype"]): row for row in rows}
+
+
+def test_without_anything_each_row_says_what_is_missing(pairs, readers, monkeypatch, backbone):
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda _: None)
+    rows = by_metric(perceptual_rows(pairs, readers))
+    assert set(rows) == {("lpips", "all"), ("fid", "all"), ("kid", "all")}
+    assert all(row["value"] is None for row in rows.values())
+    note = rows["lpips", "all"]["note"]
+    assert "torchmetrics is not installed" in note and "no weights file given" in note and "metrics]" in note
+    assert "set features_file" in rows["fid", "all"]["note"]
+    note = by_metric(perceptual_rows(pairs, readers, backbone))["lpips", "all"]["note"]
+    assert "torchmetrics is not installed" in note and "no weights" not in note
+
+
+def test_distances_on_other_features_carry_the_name_of_their_file(pairs, readers, tmp_path):
+    extractor = script(Means(), tmp_path)
+    rows = by_metric(perceptual_rows(pairs, readers, features_file=extractor))
+    names = ("frechet_distance[means.pt]", "kernel_distance[means.pt]")
+    assert {key for key in rows if key[0] != "lpips"} == {(n, d) for n in names for d in readers}
+    assert rows[names[0], "fp32"]["value"] == pytest.approx(0, abs=1e-4)
+    assert rows[names[0], "int8"]["value"] > 100
+    assert "4 images" in rows[names[0], "int8"]["note"]
+    as_inception = perceptual_rows(pairs, readers, features_file=extractor, features_are_inception=True)
+    assert {row["metric"] for row in as_inception} == {"lpips", "fid", "kid"}
+
+
+def test_lpips_is_asked_of_torchmetrics_with_the_given_file(pairs, readers, stand_ins, backbone):
+    before = torch.hub.get_dir()
+    rows = by_metric(perceptual_rows(pairs, readers, backbone))
+    assert stand_ins == [("alex", {NAME: BACKBONE})]
+    assert torch.hub.get_dir() == before
+    assert rows["lpips[alex]", "fp32"]["value"] == 0
+    expected = np.mean([np.abs(t.astype(float) - t // 2).mean() / 127.5 for t in pictures(4)])
+    assert rows["lpips[alex]", "int8"]["value"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("my_alexnet.pth", BACKBONE, "my_alexnet.pth is none of"), (NAME, b"others", f"{NAME} is damaged")],
+)
+def test_other_weights_are_refused(pairs, readers, stand_ins, tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    row = by_metric(perceptual_rows(pairs, readers, tmp_path / name))["lpips", "all"]
+    assert row["value"] is None and said in row["note"]
+    assert stand_ins == []
+
+
+def test_frechet_distance_by_the_formula_of_the_paper():
+    random = np.random.default_rng(0)
+    a = random.normal(size=(200, 6)) @ random.normal(size=(6, 6))
+    b = 1 + random.normal(size=(150, 6)) @ random.normal(size=(6, 6))
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected)
+    assert frechet_distance(b, a) == pytest.approx(expected)
+    # Singular: fewer rows than columns; then diagonal ones, sum (sqrt(a) - sqrt(b))^2
+    few = random.normal(size=(5, 40))
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(few, few + 2) == pytest.approx(160, rel=1e-6)
+    x = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]) * np.sqrt(3 / 4)
+    assert frechet_distance(x * (1, 3), x * (2, 0)) == pytest.approx(1 + 9)
+
+
+def test_kernel_distance_by_sums_over_pairs():
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(6, 3)), random.normal(size=(4, 3)) + 1
+
+    def kernel(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    within = [np.mean([kernel(x, y) for x, y in itertools.permutations(s, 2)]) for s in (a, b)]
+    across = np.mean([kernel(x, y) for x in a for y in b])
+    assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across)
+    a, b = random.normal(size=(400, 8)), random.normal(size=(400, 8))
+    assert abs(kernel_distance(a, b)) < 0.05 < kernel_distance(a, b + 0.5)
+
+
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize("shape", [(1, 4), (5, 3)])
+def test_sets_that_do_not_fit_are_refused(measure, shape):
+    with pytest.raises(FeatureError, match=re.escape(str(shape))):
+        measure(np.zeros(shape), np.zeros((5, 4)))
+
+
+def test_features_are_of_every_image_and_asked_for_by_name_of_inception(tmp_path):
+    images, path = pictures(BATCH + 3), script(Means(), tmp_path)
+    features = features_of(images, open_extractor(path, inception=True))
+    np.testing.assert_allclose(features, [image.mean(axis=(0, 1)) for image in images], rtol=1e-6)
+    assert features_of(images, open_extractor(path)).shape == (BATCH + 3, 1)
+
+
+def test_what_is_no_extractor_is_named(pairs, readers, tmp_path):
+    path = tmp_path / "notes.pt"
+    path.write_text("not a network")
+    with pytest.raises(FeatureError, match="notes.pt"):  # an error, not a row
+        perceptual_rows(pairs, readers, features_file=path)
+    with pytest.raises(FeatureError, match=r"flatten.pt: gave \(384,\) for 2 images"):
+        features_of(pictures(2), open_extractor(script(torch.nn.Flatten(0), tmp_path)))
+    with pytest.raises(FeatureError, match="no image"):
+        features_of([], open_extractor(script(Means(), tmp_path)))
+    with pytest.raises(FeatureError, match="NaN"):
+        features_of(pictures(2), lambda batch: np.full((len(batch), 3), np.nan))
