@@ -18,7 +18,7 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors", "06_train")
 SMOKE = read_yaml(ROOT / "params/smoke.yaml")
-# Natural ways to give a value that once stopped a notebook: text (papermill -r), a list (-y), a number for a list
+# Natural values that once stopped a notebook: text (papermill -r), a list (-y), a number for a list
 NATURAL = {
     "02_data": {"dataset_size": "3", "save_packs": "True"},
     "03_compile": {

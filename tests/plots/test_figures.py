@@ -250,8 +250,8 @@ SAMPLES = {
 SLACK = 2  # pixels
 UNITS = re.compile(
     r"\[.+\]|\b(ms|dB|MiB|GFLOPs|millions|pixels|images?|nodes|convolutions|layers|step|L1|latent)\b|"
-    r"share|loss|part of|SSIM|CIELAB|ΔE|correlation|deviation|factor|units|magnitude|variance|olourful|logit|cosine|"
-    r"gradient|softplus|J'y"
+    r"share|loss|part of|SSIM|CIELAB|ΔE|correlation|deviation|factor|units|magnitude|variance|olourful|logit|"
+    r"cosine|gradient|softplus|J'y"
 )  # a unit, or a number without one
 
 
