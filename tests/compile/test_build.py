@@ -153,7 +153,7 @@ def test_another_mode_takes_the_calibration_from_the_cache(tiny_model, float_gra
 
     assert quantisation("max")["calibration_cached"] is False
     with monkeypatch.context() as patch:
-        patch.setattr(compiler, "calibrate", lambda *_: pytest.fail("calibrated again"))
+        patch.setattr(compiler.calibrate, "calibrate", lambda *_: pytest.fail("calibrated again"))
         again = quantisation("mse")
     assert again["calibration_cached"] is True and again["calibration_images"] == 2
     (file,) = (tmp_path / "cache").iterdir()
@@ -350,7 +350,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(tiny_model, tmp_path, mon
     ],
 )
 def test_what_cannot_be_built(tiny_model, float_graph, tmp_path, monkeypatch, build, error, message):
-    monkeypatch.setattr(compiler, "calibrate", lambda *_: pytest.fail("calibrated before names were checked"))
+    monkeypatch.setattr(compiler.calibrate, "calibrate", lambda *_: pytest.fail("calibrated before names were checked"))
     with pytest.raises(error, match=message):
         compile_model(tiny_model, build, tmp_path / "artefact", float_graph)
     assert not (tmp_path / "artefact").exists() or names_in(tmp_path / "artefact") == []
