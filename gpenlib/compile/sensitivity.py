@@ -87,7 +87,7 @@ def rank_layers(probe: Probe, layers: Mapping[str, RoundedLayer]) -> list[LayerS
 def choose_exclusions(
     drop: Callable[[Sequence[str]], float], ranking: Sequence[str], max_drop_db: float
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Exclude the most sensitive layers until the ``drop`` of the rest (dB) fits; return them and the steps."""
+    """Exclude the most sensitive layers until the ``drop`` of the rest (dB) fits; return them and steps."""
     steps: list[dict[str, Any]] = []
     lost = 0.0
     for count in range(len(ranking)):
