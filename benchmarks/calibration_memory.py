@@ -18,7 +18,7 @@ from gpenlib.files import package_versions, repository_root, write_json
 CHILD = """
 import sys, tempfile
 from gpenlib.compile import compile_model
-from gpenlib.infer.instances import memory_mib
+from gpenlib.infer.performance import memory_mib
 from gpenlib.weights import load_weights
 weights, images = sys.argv[1], int(sys.argv[2])
 build = {"backend": {"dtype": "int8", "type": "openvino"}, "dataset": {"sampler": {"get_data_num": images}}}

@@ -29,7 +29,7 @@ from gpenlib.data.pairs import Pack, Pairs, read_pack, write_pack
 from gpenlib.errors.compare import compare_outputs, face_traits, group_losses, summarise_comparison, trends
 from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.images import FloatArray, read_image, to_tensor
-from gpenlib.infer.scoring import data_chroma, restore_pack
+from gpenlib.infer.scoring import data_chroma, restore_pairs
 
 FIRST = 50  # faces after which the memory is looked at for the first time
 CALIBRATION = 32
@@ -50,7 +50,7 @@ class NoisyTruth:
         self.random = np.random.default_rng(0)
 
     def __call__(self, batch: FloatArray) -> FloatArray:
-        """Answer one face; the first call is the untimed warm-up of :func:`restore_pack`."""
+        """Answer one face; the first call is the untimed warm-up of :func:`restore_pairs`."""
         wall, cpu = time.perf_counter(), time.thread_time()
         if self.calls == min(FIRST, len(self.pack) - 1) + 1:
             self.first_peak_mib = peak_mib()
@@ -93,7 +93,7 @@ def measure(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
         return found
 
     runtime: Any = network
-    rows = step("score and save", lambda: restore_pack(runtime, pack, 1, images, chroma=data_chroma(pack)))
+    rows = step("score and save", lambda: restore_pairs(runtime, pack, 1, images, chroma=data_chroma(pack)))
     steps[0]["wall_s"] -= network.wall_s
     steps[0]["cpu_s"] -= network.cpu_s
     noise = np.random.default_rng(1).normal(0, 0.01, len(rows))

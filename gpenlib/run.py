@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,23 +11,14 @@ from typing import Any
 
 import torch
 
-from gpenlib.architecture.checkpoints import Weights, load_weights, weights_file
+from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
 from gpenlib.compile.build import build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
 from gpenlib.data.faces import DataError, Split, embedded_faces, made_here, open_faces, open_folder
 from gpenlib.data.pairs import Pairs, write_pack
 from gpenlib.data.tasks import baseline_name, make_pair
-from gpenlib.errors.compare import (
-    analyse,
-    compare_results,
-    faces_by_loss,
-    open_face_errors,
-    recommend,
-    with_costs,
-    worst_faces,
-)
-from gpenlib.errors.layers import analyse_layers, measured_threads, stress_half
+from gpenlib.errors import compare, layers
 from gpenlib.errors.report import write_report
 from gpenlib.export import (
     assert_parity,
@@ -53,9 +43,9 @@ from gpenlib.files import (
 from gpenlib.images import Image, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
-from gpenlib.infer.scoring import data_chroma, summarise
-from gpenlib.infer.scoring import restore_pack as restore_pairs
+from gpenlib.infer.scoring import data_chroma, restore_pairs, summarise
 from gpenlib.settings import (
+    INCEPTION,
     MODES,
     QUANTISED,
     REFERENCE,
@@ -79,8 +69,7 @@ from gpenlib.train.trainer import (
     read_log,
 )
 
-log = logging.getLogger("gpenlib.run")
-
+SPLIT = ("data_dir", "dataset_size", "calib_dir", "calib_size", "seed")  # decide which faces are used
 PARITY_FACES = 2
 STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
@@ -89,12 +78,11 @@ PAGE = "report.html"
 IN_FLOAT = "; all that is not rounded to 8 bits is computed in float32"
 NOTEBOOK_05 = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
-    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "features_are_inception", "runs",
+    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
     "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
 )  # fmt: skip
 
-# The code that decides a stage's content: a change of it voids what stands. Each layer stands on those before
-# it.
+# The code that decides a stage's content: a change of it voids what stands.
 DATA = ("files", "images", "metrics", "architecture", "data", "settings", "stages", "run")
 EXPORT = (*DATA, "export")
 INFER = (*EXPORT, "infer")
@@ -148,44 +136,45 @@ class Run(Stages):
         stamp = path.stat().st_mtime_ns if path.is_file() else 0
         return _load(self.settings.weights, stamp)
 
+    def _once(self, names: tuple[str, ...], make: Callable[[], Any]) -> Any:
+        """Return what ``make`` makes, once for all runs that share these settings."""
+        key = (make.__qualname__, *(getattr(self.settings, name) for name in names))
+        if key not in self._memory:
+            self._memory[key] = make()
+        return self._memory[key]
+
     @property
     def split(self) -> Split:
         """The faces: ``evaluation``, ``calibration``, and a note on where the latter come from."""
         s = self.settings
-        key = ("split", s.data_dir, s.dataset_size, s.calib_dir, s.calib_size, s.seed)
-        if key not in self._memory:
+
+        def split() -> Split:
             faces = open_faces(s.data_dir, s.dataset_size + s.calib_size)
             calibration = open_folder(resolve_path(s.calib_dir)) if s.calib_dir else None
-            self._memory[key] = faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
-        return self._memory[key]
+            return faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
+
+        return self._once(SPLIT, split)
 
     @property
     def evaluation(self) -> Pairs:
         """Input and truth of the faces that are scored; face k is degraded with the seed (seed, 0, k)."""
-        return self._pairs(0)
+        return self._pairs[0]
 
     @property
     def calibration(self) -> Pairs:
         """Input and truth of the faces that calibrate int8; face k is degraded with the seed (seed, 1, k)."""
-        return self._pairs(1)
+        return self._pairs[1]
 
-    def _pairs(self, number: int) -> Pairs:
-        s, config = self.settings, self.weights.model.config
-        key = (
-            "pairs",
-            number,
-            s.weights,
-            s.task,
-            s.data_dir,
-            s.dataset_size,
-            s.calib_dir,
-            s.calib_size,
-            s.seed,
-        )
-        if key not in self._memory:
-            faces = (self.split.evaluation, self.split.calibration)[number]
-            self._memory[key] = Pairs(faces, s.task, config.in_size, config.out_size, (s.seed, number))
-        return self._memory[key]
+    @property
+    def _pairs(self) -> tuple[Pairs, Pairs]:
+        s, split = self.settings, self.split
+
+        def pairs() -> list[Pairs]:
+            sizes = (self.weights.model.config.in_size, self.weights.model.config.out_size)
+            sets = enumerate((split.evaluation, split.calibration))
+            return [Pairs(faces, s.task, *sizes, (s.seed, number)) for number, faces in sets]
+
+        return self._once((*SPLIT, "weights", "task"), pairs)
 
     def _data_inputs(self) -> dict[str, str | None]:
         """Digests of both sets: pictures, and what is done to them."""
@@ -256,7 +245,7 @@ class Run(Stages):
         _data_inputs,
     )
     def data(self, work: Work) -> Mapping[str, Any]:
-        """02_data: which faces are scored and which calibrate; with ``save_packs`` the vendor's npz packs, too.
+        """02_data: which faces are scored and which calibrate; ``save_packs``: the vendor's npz packs, too.
 
         Writes ``images.csv`` and, if asked, the packs ``evaluation/`` and ``calibration/``.
 
@@ -364,7 +353,7 @@ class Run(Stages):
             self.weights.model,
             self.build_config(),
             work.folder / "artefact",
-            Path(work.used["float"]["folder"]) / "model.onnx",
+            work.path("float", "model.onnx"),
             self._calibration_cache,
             calibration,
         )
@@ -394,7 +383,7 @@ class Run(Stages):
         )
         deploy = deploy_form(self.weights.model)
         images = open_calibration_data(config.dataset, deploy.config, self.calibration)
-        graph = Path(work.used["float"]["folder"]) / "model.onnx"
+        graph = work.path("float", "model.onnx")
         built = build_int8(deploy, options, graph, images, self._calibration_cache)
         measured = measure_sensitivity(
             deploy, built, images, options.sensitivity_images, work.settings.healed
@@ -433,7 +422,7 @@ class Run(Stages):
         artefacts: dict[tuple[str, str | None], Path] = {}
         for dtype in work.settings.dtypes:
             mode = work.used[dtype]["metrics"].get("quantisation", {}).get("calibrate_mode")
-            artefacts[dtype, mode] = work.artefact(dtype)
+            artefacts[dtype, mode] = work.path(dtype, "artefact")
         aside = work.folder / "artefacts"  # only measured; notebook 04 builds the one it wants
         graph = Path(self.float_graph()["folder"]) / "model.onnx"
         for dtype in work.settings.dtypes:
@@ -487,7 +476,7 @@ class Run(Stages):
             If the backend cannot run this dtype on this device.
         """
         s, folder, pairs = work.settings, work.folder, self.evaluation
-        runtime = open_runtime(work.artefact(), device=s.device)
+        runtime = open_runtime(work.path("compile", "artefact"), device=s.device)
         chroma = data_chroma(pairs, self.calibration)
         images = folder / "images" if s.save_images else None
         npz = folder / "npz" if s.save_npz else None
@@ -537,7 +526,7 @@ class Run(Stages):
     def _errors(self, work: Work) -> Mapping[str, Any]:
         s = work.settings
         files = {name: getattr(s, name) for name in ("lpips_weights", "features_file")}
-        results = analyse(
+        results = compare.analyse(
             {dtype: work.used[f"infer {dtype}"]["metrics"] for dtype in s.dtypes},
             {dtype: self.output_reader(dtype) for dtype in s.dtypes},
             self.evaluation,
@@ -545,7 +534,7 @@ class Run(Stages):
             s.features_are_inception,
         )
         # Timed in turns: times of separate runs hold the noise of their moment.
-        artefacts = {dtype: work.artefact(f"compile {dtype}") for dtype in s.dtypes}
+        artefacts = {dtype: work.path(f"compile {dtype}", "artefact") for dtype in s.dtypes}
         runtimes = {dtype: open_runtime(path, device=s.device) for dtype, path in artefacts.items()}
         results["latency"] = interleaved_latency(runtimes, s.repeats, warm_up=1, batch_size=s.batch_size)
         sizes = {
@@ -555,7 +544,7 @@ class Run(Stages):
             }
             for dtype in s.dtypes
         }
-        results["table"] = with_costs(results["table"], sizes, results["latency"])
+        results["table"] = compare.with_costs(results["table"], sizes, results["latency"])
         results["facts"] = {
             **{name: getattr(s, name) for name in ("run", "weights", "task", "device", "batch_size")},
             "weights_digest": self.weights.digest,
@@ -606,17 +595,17 @@ class Run(Stages):
         """
         if len(self.settings.dtypes) < 2:
             raise SettingsError(
-                f"dtypes={','.join(self.settings.dtypes)}: name fp32 and at least one other dtype, with commas"
+                f"dtypes={','.join(self.settings.dtypes)}: name fp32 and another, with commas"
             )
-        manifest = self._errors()
-        comparison = self.comparison() if self.settings.runs else None
-        report = self._report()
-        page = self.folder / PAGE
+        report, page = self._report(), self.folder / PAGE
         if not page.is_file() or sha256(page) != report["outputs"][PAGE]:
             with write_atomically(page) as temporary:
                 shutil.copyfile(Path(report["folder"]) / PAGE, temporary)
-        recommendation = report["metrics"]["recommendation"]
-        return manifest | {"recommendation": recommendation, "comparison": comparison, "report": str(page)}
+        return self._errors() | {
+            "recommendation": report["metrics"]["recommendation"],
+            "comparison": self.comparison() if self.settings.runs else None,
+            "report": str(page),
+        }
 
     @stage(
         "05_layers",
@@ -642,7 +631,7 @@ class Run(Stages):
             update={"exclude_layers": list(quantisation["excluded"]), "quantize_mode": "manual"}
         )
         data = open_calibration_data(config.dataset, model.config, self.calibration)
-        graph = Path(work.used["float"]["folder"]) / "model.onnx"
+        graph = work.path("float", "model.onnx")
         built = build_int8(deploy, options, graph, data, self._calibration_cache)
         stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
 
@@ -651,7 +640,7 @@ class Run(Stages):
                 deploy(stressed[:1])
 
         qdq = next((name for name, form in quantisation["forms"].items() if form == "qdq"), None)
-        int8_file = work.artefact() / qdq if qdq else work.folder / "model.onnx"
+        int8_file = work.path("compile", "artefact") / qdq if qdq else work.folder / "model.onnx"
         arithmetic = f"the artefact's own QDQ file{IN_FLOAT}"
         if not qdq:
             built.write("qdq", int8_file)
@@ -660,10 +649,10 @@ class Run(Stages):
                 f"rounds the layers' outputs too{IN_FLOAT}"
             )
         ranking = work.used["sensitivity"]["metrics"]["ranking"]
-        with measured_threads(call):
-            analysed = analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
-        with measured_threads(call):  # again: what else the machine does may have changed
-            half = stress_half(model, stressed, STRESS_FACTORS)
+        with layers.measured_threads(call):
+            analysed = layers.analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
+        with layers.measured_threads(call):  # again: what else the machine does may have changed
+            half = layers.stress_half(model, stressed, STRESS_FACTORS)
         (work.folder / "model.onnx").unlink(missing_ok=True)
         results = {
             "dtype": config.backend.dtype,
@@ -685,7 +674,7 @@ class Run(Stages):
         -------
         dict or None
             None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of
-            int8 was computed), ``excluded`` (layers that the build left in float), ``rows``, ``ranking`` and
+            int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
             ``healing`` (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
             :func:`gpenlib.errors.layers.stress_half`).
         """
@@ -717,7 +706,7 @@ class Run(Stages):
         """
         results = {name: read_json(self._results_file(name)) for name in work.settings.runs}
         compared: dict[str, Any] = {
-            "rows": compare_results(results),
+            "rows": compare.compare_results(results),
             "runs": {name: result["facts"] for name, result in results.items()},
         }
         write_csv(work.folder / "comparison.csv", compared["rows"])
@@ -755,18 +744,16 @@ class Run(Stages):
     )
     def _report(self, work: Work) -> Mapping[str, Any]:
         results = work.used["errors"]["metrics"]
-        recommendation = recommend(results["table"], work.settings.max_drop_db)
-        rows = results["rows"]
-        # The faces on which the recommended precision loses most; fp32 recommended: the weakest one.
-        dtype = (
-            recommendation.dtype if recommendation.dtype not in (None, REFERENCE) else faces_by_loss(rows)[0]
-        )
-        assert dtype is not None  # None was replaced
+        recommendation = compare.recommend(results["table"], work.settings.max_drop_db)
+        rows, dtype = results["rows"], recommendation.dtype
+        if dtype in (None, REFERENCE):  # then the faces of the weakest one are shown
+            dtype = compare.faces_by_loss(rows)[0]
+        assert dtype is not None
         pairs = self.evaluation
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
-        worst = worst_faces(rows, dtype, work.settings.worst)
-        faces = open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
+        worst = compare.worst_faces(rows, dtype, work.settings.worst)
+        faces = compare.open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self.papermill_command()
         write_report(work.folder / PAGE, results, recommendation, (dtype, faces), command, compared)
@@ -779,6 +766,8 @@ class Run(Stages):
             for name, value in self.settings.model_dump(exclude_defaults=True).items()
             if value is not None and not (isinstance(value, tuple) and not value)
         }
+        if changed.pop("features_are_inception", False):
+            changed["features_file"] = f"{INCEPTION}{changed['features_file']}"
         words = ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
         for name in NOTEBOOK_05:
             if name in changed:
@@ -822,7 +811,8 @@ class Run(Stages):
         inputs = {"faces": fingerprint([*faces.names, faces.take(held_out).combined_digest()])}
         if config.init:
             init = weights_file(config.init)
-            inputs["init"] = sha256(init) if init.is_file() else config.init
+            digest = onnx_digest if init.suffix == ".onnx" else sha256
+            inputs["init"] = digest(init) if init.is_file() else config.init
         key = {
             "settings": config.model_dump(mode="json", exclude=RESUMABLE_CHANGES),
             "inputs": inputs,

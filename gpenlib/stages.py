@@ -101,9 +101,9 @@ class Work:
     settings: Declared
     used: Mapping[str, Manifest]
 
-    def artefact(self, name: str = "compile") -> Path:
-        """Return the artefact folder of a used stage of 03_compile."""
-        return Path(self.used[name]["folder"]) / "artefact"
+    def path(self, stage: str, file: str) -> Path:
+        """Return a file or folder of a used stage."""
+        return Path(self.used[stage]["folder"]) / file
 
 
 def stage(
@@ -312,7 +312,7 @@ class Stages:
                     if now is None or now["digest"] != earlier["digest"]:
                         raise StageError(
                             f"{name}: {earlier['folder']} ({stage_name}) was changed by another process "
-                            "while this stage was built from it; run again, or give each process a run name of its own"
+                            "while this stage was built from it; run again, or name a run for each process"
                         )
                 _refuse_foreign_files(folder)
                 _replace(folder, work)

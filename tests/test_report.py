@@ -7,37 +7,33 @@ import shlex
 
 import pytest
 
-from gpenlib import run as stages
 from gpenlib.data.faces import embedded_faces
-from gpenlib.errors.compare import Recommendation
+from gpenlib.errors.compare import Recommendation, groups_note, open_face_errors, worst_faces
 from gpenlib.errors.report import signed, write_report
 from gpenlib.files import read_json, repository_root, sha256
 from gpenlib.images import write_image
 from gpenlib.notebooks import declared_parameters
-from gpenlib.run import NOTEBOOK_PARAMETERS, _gallery
-from gpenlib.settings import OUTPUTS_VARIABLE
+from gpenlib.run import NOTEBOOK_05, Run
+from gpenlib.settings import OUTPUTS_VARIABLE, RunSettings
 
-NAMES = ["<b>bold</b>".replace("/", "|"), 'quo"te & co', "plain", "four", "five", "six"]
+NAMES = ["<b>bold", 'quo"te & co', "plain", "four", "five", "six"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Settings and manifest of a run over six faces with awkward names."""
+    """A run over six faces with awkward names, and its manifest."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("report")
         patch.setenv(OUTPUTS_VARIABLE, str(root / "outputs"))
-        source = embedded_faces(6, 64)
+        faces = embedded_faces(6, 64)
         for index, name in enumerate(NAMES):
-            write_image(root / "faces & co" / f"{name}.png", source.read(index))
-        settings = stages.ErrorSettings.parse(
-            {
-                "run": "page", "weights": "tiny-random", "data_dir": str(root / "faces & co"),
-                "dataset_size": 6, "calib_size": 4, "dtypes": "fp32,int8", "repeats": 2, "worst": 6,
-                "max_drop_db": 50,
-            }
-        )  # fmt: skip
-        manifest = stages.errors(settings)
-        yield settings, manifest
+            write_image(root / "faces & co" / f"{name}.png", faces.read(index))
+        values = {
+            "run": "page", "weights": "tiny-random", "data_dir": str(root / "faces & co"), "dataset_size": 6,
+            "calib_size": 4, "dtypes": "fp32,int8", "repeats": 2, "worst": 6, "max_drop_db": 50,
+        }  # fmt: skip
+        run = Run(RunSettings.parse(values))
+        yield run, run.errors()
 
 
 @pytest.fixture(scope="module")
@@ -50,39 +46,62 @@ def cells(page):
     return [html.unescape(text) for text in re.findall(r"<td[^>]*>(.*?)</td>", page)]
 
 
-def test_the_page_needs_nothing_else(page):
+def test_the_page_needs_nothing_else_and_says_in_words_what_its_figures_show(run, page):
     sources = re.findall(r"\b(?:src|href)\s*=\s*(.{6})", page)
     assert set(sources) == {'"data:'}
     assert not re.search(r"<(?:script|link|iframe)|url\(|@import|https?://", page)
-    images = re.findall(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)"', page)
-    assert len(images) == 4 and all(len(image) > 10_000 for image in images)
+    images = re.findall(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([^"]+)"', page)
+    assert len(images) == 4 and all(len(image) > 10_000 for image, _ in images)
     assert len(page) < 5_000_000
+    pareto, drops, worst, groups = (html.unescape(words) for _, words in images)
+    metrics = run[1]["metrics"]
+    times = {row["dtype"]: row["median_ms"] for row in metrics["latency"]}
+    loss = f"{signed(metrics['table'][1]['psnr_drop'], 3)}"
+    assert f"int8 {times['int8']:.1f} ms, {loss} dB" in pareto and f"int8 {loss} (" in drops
+    assert all(name in worst for name in NAMES) and "skin tone, brightness, colourfulness" in groups
 
 
-def test_the_recommendation_stands_on_the_page(run, page):
+def test_the_recommendation_stands_on_the_page_and_names_are_escaped(run, page):
     choice = run[1]["recommendation"]
     assert choice["dtype"] in ("fp32", "int8")
     assert f"Recommended: <b>{choice['dtype']}</b>" in page
     text = html.unescape(page)
     assert choice["reason"] in text and all(why in text for why in choice["others"].values())
     assert "Only 6 faces" in text
+    assert "<b>bold" not in page and "&lt;b&gt;bold" in page
+    assert 'quo"te' not in page and "quo&#34;te &amp; co" in page
 
 
 def test_its_tables_are_those_of_the_summary(run, page):
     with (run[0].folder / "05_errors/summary.csv").open(encoding="utf-8") as file:
         summary = list(csv.DictReader(file))
     assert [row["dtype"] for row in summary] == ["fp32", "int8"]
-    assert [row["dtype"] for row in run[1]["metrics"]["table"]] == ["fp32", "int8"]
-    found = cells(page)
+    texts = cells(page)
     for row in summary:
-        start = found.index(row["dtype"])
-        line = found[start : start + 10]
+        start = texts.index(row["dtype"])
+        line = texts[start : start + 10]
         assert line[1] == f"{float(row['psnr']):.3f}" and line[3] == f"{float(row['ssim']):.4f}"
         assert line[5] == f"{float(row['delta_e2000']):.2f}" and line[7] == f"{float(row['model_mib']):.1f}"
         assert line[8] == f"{float(row['latency_ms']):.1f}"
-        assert row["backend_reason"] in found
-        found = found[start + 1 :]
-    assert f"{float(summary[1]['psnr_drop']):+.3f} (" in line[2]
+        assert row["backend_reason"] in texts
+        texts = texts[start + 1 :]
+    assert f"{signed(float(summary[1]['psnr_drop']), 3)} (" in line[2]
+    gain = float(summary[0]["psnr"]) - float(summary[0]["psnr_input"])
+    assert f"fp32 {'gains' if gain >= 0 else 'loses'} {abs(gain):.3f} dB" in page
+
+
+def test_it_says_which_verdicts_are_corrected(run, page):
+    groups = run[1]["metrics"]["groups"]
+    text = html.unescape(page)
+    assert groups_note(groups) in text and "These 4 verdicts are not corrected" in text
+    assert "verdict, corrected" in text
+    shown = [row for row in groups if row["score"] == "psnr"]
+    texts = cells(page)
+    start = next(i for i, cell in enumerate(texts) if cell == "skin tone") - 1
+    lines = [texts[start + 8 * i : start + 8 * i + 8] for i in range(len(shown))]
+    assert [(line[2], line[3], line[7]) for line in lines] == [
+        (row["group"], str(row["faces"]), row["verdict"]) for row in shown
+    ]
 
 
 def test_small_differences_keep_their_size():
@@ -91,51 +110,42 @@ def test_small_differences_keep_their_size():
     ]  # fmt: skip
 
 
-def test_names_are_escaped(page):
-    assert "<b>bold" not in page and "&lt;b&gt;bold" in page
-    assert 'quo"te' not in page and "quo&#34;te &amp; co" in page
-
-
 def test_own_faces_carry_no_warning_and_embedded_ones_do(run, page, tmp_path):
     assert "do not judge a network" not in page
-    settings, manifest = run
+    run, manifest = run
     results = manifest["metrics"] | {"facts": manifest["metrics"]["facts"] | {"made_here": True}}
+    readers = {dtype: run.output_reader(dtype) for dtype in ("fp32", "int8")}
+    faces = open_face_errors(worst_faces(results["rows"], "int8", 1), readers, readers["fp32"])
     choice = Recommendation(None, "too few")
-    runs = {dtype: stages.infer(settings.for_dtype(dtype)) for dtype in settings.dtypes}
-    gallery = _gallery(settings, results, choice, runs)
-    assert gallery[0] == "int8", "nothing is recommended: the precision that loses most is shown"
-    text = write_report(tmp_path / "page.html", results, choice, gallery, "command").read_text()
+    rows = {"dtype": "int8", "score": "psnr", "images": 6, "difference": 0.5, "low": None, "high": None}
+    rows["verdict"] = "new"
+    first, later = rows | {"run": "a", "value": 20.0}, rows | {"run": "b", "value": 20.5}
+    comparison = {"rows": [first, later], "runs": dict.fromkeys("ab", results["facts"])}
+    path = write_report(tmp_path / "page.html", results, choice, ("int8", faces), "command", comparison)
+    text = path.read_text(encoding="utf-8")
     assert "do not judge a network" in text and "No recommendation" in text
+    line = ["int8", "PSNR [dB]", "b", "6", "20.000", "20.500", "+0.5000", "–", "–", "new"]
+    assert " ".join(line) in " ".join(cells(text))
 
 
 def test_it_is_written_once_and_restored_if_lost(run):
-    settings, manifest = run
-    stage = settings.folder / "05_errors/report"
+    run, manifest = run
+    stage = run.folder / "05_report"
     before = (stage / "report.html").stat().st_mtime_ns
-    (settings.folder / "report.html").unlink()
-    again = stages.errors(settings)
+    (run.folder / "report.html").unlink()
+    again = run.errors()
     assert again["built"] is False and again["report"] == manifest["report"]
     assert (stage / "report.html").stat().st_mtime_ns == before
-    assert (
-        sha256(settings.folder / "report.html")
-        == read_json(stage / "manifest.json")["outputs"]["report.html"]
-    )
+    assert sha256(run.folder / "report.html") == read_json(stage / "manifest.json")["outputs"]["report.html"]
 
 
 def test_the_command_repeats_the_run(run, page):
-    settings, _ = run
-    command = stages.papermill_command(settings)
+    command = run[0].papermill_command()
     assert command in html.unescape(page)
     words = shlex.split(command)
     assert words[:3] == ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
-    values = dict(zip(words[4::3], words[5::3], strict=True))
     assert set(words[3::3]) == {"-p"}
-    assert stages.ErrorSettings.parse(values) == settings
-
-
-def test_the_command_knows_the_parameters_of_the_notebook(run):
-    declared = declared_parameters(repository_root() / "notebooks/05_errors.ipynb")
-    assert set(NOTEBOOK_PARAMETERS) == set(declared)
-    other = stages.ErrorSettings.parse({"seed": 3, "runs": "a,b"})
-    command = stages.papermill_command(other)
-    assert "-p runs a,b" in command and command.endswith("# and, set in Python: seed=3")
+    assert RunSettings.parse(dict(zip(words[4::3], words[5::3], strict=True))) == run[0].settings
+    assert set(NOTEBOOK_05) == set(declared_parameters(repository_root() / "notebooks/05_errors.ipynb"))
+    other = Run(RunSettings.parse({"seed": 3, "runs": "a,b"})).papermill_command()
+    assert "-p runs a,b" in other and other.endswith("# and, set in Python: seed=3")

@@ -20,8 +20,7 @@ FOLDER = Path(__file__).parents[1] / "weights"
 TINY = GpenConfig(64, 64, 1, 0.0625)
 RANDOM_NAMES = ("tiny-random", "random-256", "random-512", "random-1024", "random-2048")
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-GENERATOR_KEYS = ("g_ema", "g")  # where the original's training checkpoints keep the networks, best first
-DISCRIMINATOR_KEYS = ("d",)
+GENERATOR_KEYS = ("g_ema", "g")  # where training checkpoints keep it, best first; the discriminator is "d"
 
 Network = TypeVar("Network", Gpen, Generator, Discriminator)
 
@@ -99,7 +98,8 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
             f"starts training (stage embed, init={text}), but restores none; "
             f"give one of {', '.join(_restoring_names())}"
         )
-    return Weights(_gpen(read_state_dict(path, key), path), text, sha256(path))
+    state = read_state_dict(path, key)
+    return Weights(_build(Gpen, deduce_config(state, path), state, path), text, sha256(path))
 
 
 def _restoring_names() -> list[str]:
@@ -180,7 +180,7 @@ def onnx_digest(path: Path) -> str:
 
 def load_discriminator(path: str | Path, key: str | None = None) -> Discriminator:
     """Load a discriminator: a state dict, or entry ``key`` (default ``d``) of a training checkpoint."""
-    state = read_state_dict(path, key, DISCRIMINATOR_KEYS)
+    state = read_state_dict(path, key, ("d",))
     top, bottom = "convs.0.0.weight", "final_conv.0.weight"
     _require({top: 4, bottom: 4}, state, path, "discriminator")
     size = 4 * 2 ** sum(name.startswith("convs.") and name.endswith(".skip.1.weight") for name in state)
@@ -192,13 +192,9 @@ def load_generator(path: str | Path, key: str | None = None) -> Generator:
     """Load a GAN prior: a generator's own weights, or those inside a whole GPEN (``key`` as there)."""
     state = read_state_dict(path, key)
     if "input.input" not in state:
-        return _gpen(state, path).generator
+        return _build(Gpen, deduce_config(state, path), state, path).generator
     size, top, bottom = _decoder_widths(state, "", path)
     return _build(Generator, _config_from_widths(size, size, top, bottom, path), state, path)
-
-
-def _gpen(state: Mapping[str, Tensor], path: str | Path) -> Gpen:
-    return _build(Gpen, deduce_config(state, path), state, path)
 
 
 def _build(kind: type[Network], config: GpenConfig, state: Mapping[str, Tensor], path: str | Path) -> Network:
@@ -256,10 +252,8 @@ def read_state_dict(
         allowed = ", ".join((".safetensors", ".onnx", *TORCH_SUFFIXES))
         raise CheckpointError(f"{path}: unknown checkpoint suffix; allowed: {allowed}")
     try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        pickled = path.suffix in TORCH_SUFFIXES
+        content: Any = torch.load(path, "cpu", weights_only=True) if pickled else load_file(path)
     except Exception as error:
         raise _damaged(path, error) from error
     if not isinstance(content, Mapping):
@@ -269,10 +263,8 @@ def read_state_dict(
         keys = defaults if key is None else (key,)
         key = next((name for name in keys if isinstance(content.get(name), Mapping)), None)
         if key is None:
-            present = _some([str(name) for name in content]) or "no entries"
-            raise CheckpointError(
-                f"{path}: no state dict under {', '.join(keys)}; pass key=, one of: {present}"
-            )
+            present = f"present: {_some([str(name) for name in content]) or 'no entries'}"
+            raise CheckpointError(f"{path}: no state dict under {', '.join(keys)}; pass key=; {present}")
         content, where = content[key], f"{path}[{key!r}]"
     wrong = [str(name) for name, value in content.items() if not _is_weight(name, value)]
     if wrong:
@@ -353,16 +345,12 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
 
 # Start a network from trained weights, also from those of a smaller one. Encoder and discriminator count
 # their stages from the largest size down, the decoder from 4 px up.
-
 TOP_DOWN = re.compile(r"^(ecd|convs\.)(\d+)(\..*)$")
 COLOURS = re.compile(r"^(generator\.)?to_rgbs\.\d+\.(conv\.weight|bias)$")
 
 
 def find_discriminator(weights: Path) -> Discriminator | None:
-    """Return the discriminator that was trained with weights, if it was kept.
-
-    A training checkpoint holds it under ``d``; beside safetensors it lies in :func:`discriminator_file`.
-    """
+    """Return the discriminator kept with weights, beside safetensors or in a training checkpoint, if any."""
     if weights.suffix == ".safetensors":
         beside = discriminator_file(weights)
         return load_discriminator(beside) if beside.is_file() else None
@@ -388,10 +376,7 @@ def seed_gpen(model: Gpen, trained: Gpen) -> None:
 
 
 def open_skips(model: Gpen) -> None:
-    """Let the encoder's features into a decoder that starts from random weights.
-
-    StyleGAN2 starts its noise at weight 0; without a trained prior the features are the main path.
-    """
+    """Let the encoder's features, the main path, into a random decoder, whose noise begins at weight 0."""
     for weight in noise_weights(model):
         nn.init.ones_(weight)
 

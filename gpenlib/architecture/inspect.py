@@ -110,8 +110,7 @@ def mean_latent(prior: Generator, count: int = 4096, seed: int = 0) -> Tensor:
 def generate(prior: Generator, latents: Tensor, seed: int, noise: float = 1.0) -> Tensor:
     """Return faces in [-1, 1], all with the same noise: [..., num_latents, 512] -> float32 [..., 3, S, S].
 
-    ``noise`` is its strength, 1 as in training. A prior that learned for a short time makes its texture of
-    noise: with less of it faces are cleaner, and softer.
+    ``noise`` is its strength, 1 as in training; with less, a young prior's faces are cleaner, and softer.
     """
     flat = latents.reshape(-1, prior.config.num_latents, STYLE_DIM)  # [N, num_latents, 512]
     maps = [noise * values for values in prior.noise_maps(1, seed)]
@@ -182,13 +181,11 @@ def to_pictures(images: Tensor) -> Image:
 
 
 # Cost of one image in float32, counted by torch in one forward pass on the meta device (shapes, no data).
-#
 # MACs are those of convolutions, FIR filters and matrix products, at the positions that PyTorch computes
 # (output positions of a convolution, input positions of a transposed one); 1 GFLOP is 0.5 GMAC. Element-wise
 # work (bias, activation, concatenation, scaling by the style) is left out: it is memory-bound and below one
 # percent of the arithmetic. The training form is counted; the deploy form adds one matrix-vector product per
 # demodulated convolution (under a thousandth of the total at 512 px).
-
 MemoryPart = Literal["encoder", "decoder"]
 Part = Literal["encoder", "mapping", "decoder"]
 OPERATIONS = {  # of the decoder's and filters' classes
@@ -375,19 +372,15 @@ def live_activations(config: GpenConfig) -> list[LiveActivations]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follow the bytes of the tensors that operations make, on any device; ``peak`` is their maximum.
+    """Follow the bytes of the storages that operations make until Python drops their last view.
 
-    Storages are counted once, however many views they have, until Python drops the last of them; those of
-    ``existing`` tensors, such as parameters, are not counted.
+    ``peak`` is the maximum; those of ``existing`` tensors, such as parameters, are not counted.
     """
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
-        self.live = 0
-        self.peak = 0
-        self._seen: Any = WeakIdKeyDictionary()
-        for tensor in existing:
-            self._seen[tensor.untyped_storage()] = True
+        self.live = self.peak = 0
+        self._seen: Any = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in existing})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` and take note of the storages of its results."""

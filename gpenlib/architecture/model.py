@@ -133,18 +133,15 @@ class Blur(nn.Module):
         return upfirdn2d(x, self.kernel, pad=(self.pad, self.pad))
 
 
-class Upsample(nn.Module):
+class Upsample(Blur):
     """Double height and width with the FIR kernel, as in the ToRGB skip path."""
 
-    kernel: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("kernel", fir_kernel(gain=4.0))
+        super().__init__(pad=2, gain=4.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, 2H, 2W]."""
-        return upfirdn2d(x, self.kernel, up=2, pad=(2, 1))
+        return upfirdn2d(x, self.kernel, up=2, pad=(self.pad, self.pad - 1))
 
 
 class PixelNorm(nn.Module):
@@ -350,10 +347,10 @@ class Generator(nn.Module):
     def __init__(self, config: GpenConfig) -> None:
         super().__init__()
         self.config = config
-        self.style = nn.Sequential(
-            PixelNorm(),
-            *(EqualLinear(STYLE_DIM, STYLE_DIM, lr_mul=0.01, activation=True) for _ in range(MAPPING_LAYERS)),
-        )
+        mapping = [
+            EqualLinear(STYLE_DIM, STYLE_DIM, lr_mul=0.01, activation=True) for _ in range(MAPPING_LAYERS)
+        ]
+        self.style = nn.Sequential(PixelNorm(), *mapping)
         width = config.channels(4)
         self.input = ConstantInput(width)
         self.conv1 = StyledConv(width, width)
@@ -521,8 +518,7 @@ class Discriminator(nn.Module):
 def minibatch_stddev(x: Tensor) -> Tensor:
     """Return the mean standard deviation over groups of the batch as one channel [N, 1, H, W].
 
-    The group is the largest divisor of N up to 4; the original takes ``min(N, 4)`` and so refuses
-    batches that 4 does not divide. Both agree wherever the original runs.
+    The group is the largest divisor of N up to 4; the original's ``min(N, 4)`` refuses other batches.
     """
     n, _, h, w = x.shape
     group = max(g for g in range(1, STDDEV_GROUP + 1) if n % g == 0)

@@ -270,8 +270,10 @@ def verify_artefact(build: Build) -> None:
     device = next(build.deploy.buffers()).device
     with torch.inference_mode():
         expected = [build.deploy(torch.from_numpy(image).to(device)).cpu().numpy() for image in images]
-    backends = dict.fromkeys((build.manifest["backend"], *build.backend.also))
-    rows = {name: verify(build.folder, name, build.backend.device, images, expected) for name in backends}
+    rows = {}
+    for backend in dict.fromkeys((build.manifest["backend"], *build.backend.also)):
+        runtime = open_runtime(build.folder, device=build.backend.device, backend=backend)
+        rows[backend] = verify(runtime, images, expected)
     build.manifest |= {**rows.pop(build.manifest["backend"]), "also": rows}
     build.save_manifest()
 
@@ -328,11 +330,8 @@ def compile_model(
     ------
     SettingsError
         If the configuration has unknown keys or wrong values.
-    RuntimeUnavailable
-        If a backend cannot run the dtype on ``backend.device``, the machine has no such device, or the
-        backend is the vendor's compiler and that is not installed.
-    VendorCompilerError
-        If the vendor's compiler (``backend.type: tvm_vacc``) fails.
+    RuntimeUnavailable, VendorCompilerError
+        If a backend cannot run the dtype on ``backend.device`` here, or the vendor's is absent or fails.
     QuantisationError, CalibrationError, DataError
         If int8 was asked for and cannot be made as configured.
     ParityError
@@ -398,8 +397,8 @@ def measure_sensitivity(
 ) -> dict[str, Any]:
     """Rank all quantised layers on the first ``images``; measure what leaving the worst in float brings.
 
-    Returns ``images``; ``ranking`` (rows of LayerSensitivity); ``steps`` up to ``healed``: ``excluded`` (how
-    many of the ranking stay in float), ``psnr`` (against the float network, dB), ``drop_db`` (against truth).
+    Returns ``images``; ``ranking`` (rows of LayerSensitivity); ``steps``: ``excluded`` (how many of them stay
+    in float, up to ``healed``), ``psnr`` (against the float network, dB), ``drop_db`` (against the truth).
     """
     probe = open_probe(deploy, data, images)
     ranking = rank_layers(probe, built.layers)
@@ -424,28 +423,23 @@ def picture_means(build: Build, backend: str, count: int | None = None) -> list[
     return [runtime(image).mean(axis=(0, 2, 3), dtype=np.float64) for image in images]
 
 
-def verify(
-    out_dir: Path, backend: str, device: str, images: Sequence[np.ndarray], expected: Sequence[np.ndarray]
-) -> dict[str, Any]:
-    """Run an artefact on images, float32 [1, 3, S, S], under one backend; fail unless it is as expected.
-
-    Returns for the manifest ``parity`` (``faces``, ``mean``, ``worst``) and what was executed.
-    """
-    runtime = open_runtime(out_dir, device=device, backend=backend)
+def verify(runtime: Runtime, images: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Run images, float32 [1, 3, S, S]; fail unless the runtime does what it should, else describe it."""
     executed = runtime.executed_types()
     if runtime.dtype in QUANTISED and runtime.executed_precision.startswith("int8"):
         asked = len(write.quantised_nodes(onnx.load(runtime.path)))
         ran = executed.get("i8", 0) + executed.get("u8", 0)
         if ran < asked:
             raise QuantisationError(
-                f"{backend} executes {ran} of {asked} quantised convolutions in int8: {executed}"
+                f"{runtime.backend} executes {ran} of {asked} quantised convolutions in int8: {executed}"
             )
     rows = [parity(output, runtime(image)) for image, output in zip(images, expected, strict=True)]
     worst = min(rows, key=lambda row: row.psnr)
     if worst.psnr < least_psnr(runtime):
         raise ParityError(
             f"{runtime.dtype} artefact reaches {worst.psnr:.1f} dB against the float network on its worst "
-            f"held-out face under {backend} on {device}, at least {least_psnr(runtime)} dB is expected"
+            f"held-out face under {runtime.backend} on {runtime.device}, expected are at least "
+            f"{least_psnr(runtime)} dB"
         )
     means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in asdict(worst)}
     mean = replace(worst, **means)
@@ -546,7 +540,7 @@ def main(arguments: list[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="values that replace the file's, such as frontend.checkpoint=demo-color dataset.path=faces",
+        help="values that replace the file's, such as frontend.checkpoint=demo-color",
     )
     options = parser.parse_args(arguments)
     try:

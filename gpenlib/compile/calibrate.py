@@ -32,7 +32,7 @@ from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
 from gpenlib.settings import MODES, DatasetConfig
 
 LEVELS = 127  # symmetric s8
-BINS = 4096
+BINS = 4096  # even, for merging in pairs; enough for a level to span several
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
 Counts = NDArray[np.float64]
@@ -50,14 +50,11 @@ class CalibrationError(RuntimeError):
 class MagnitudeHistogram:
     """Histogram of ``|x|`` over any number of arrays, in constant memory.
 
-    ``counts`` is float64 [bins], ``limit`` the upper edge of the last bin (0 before the first value other
-    than zero), ``largest`` the exact largest magnitude.
+    ``limit`` is the upper edge of the last of the ``counts``, ``largest`` the exact largest magnitude.
     """
 
-    def __init__(self, bins: int = BINS) -> None:
-        if bins < 2 * LEVELS or bins % 2:
-            raise ValueError(f"bins={bins}: must be even and at least {2 * LEVELS}")
-        self.counts: Counts = np.zeros(bins)
+    def __init__(self) -> None:
+        self.counts: Counts = np.zeros(BINS)
         self.limit = 0.0
         self.largest = 0.0
 
@@ -81,9 +78,9 @@ class MagnitudeHistogram:
     def threshold(self, mode: str, percentile: float = 99.99) -> float:
         """Return the largest magnitude that stays representable under a mode of :data:`MODES`.
 
-        ``max`` clips nothing; ``percentile`` keeps that many per cent of the values, in (0, 100];
-        ``kl_divergence`` keeps the most information (Migacz, *8-bit Inference with TensorRT*, 2017);
-        ``mse`` minimises the mean square error of rounding and clipping together.
+        ``max`` clips nothing; ``percentile`` keeps that many per cent of the values; ``kl_divergence`` keeps
+        the most information (Migacz, *8-bit Inference with TensorRT*, 2017); ``mse`` minimises the mean
+        square error of rounding and clipping together.
         """
         if mode not in MODES:
             raise ValueError(choice_error("calibrate_mode", mode, MODES))
@@ -97,10 +94,41 @@ class MagnitudeHistogram:
             edge = (min(place, len(self.counts) - 1) + 1) * self.limit / len(self.counts)
             return min(edge, self.largest)
         if mode == "mse":
-            return mse_threshold(self.counts, self.limit, self.largest)
-        if mode == "kl_divergence":
-            return min(kl_threshold(self.counts, self.limit, self.largest), self.largest)
-        return self.largest
+            return self._mse_threshold()
+        return min(self._kl_threshold(), self.largest) if mode == "kl_divergence" else self.largest
+
+    def _centres(self) -> Counts:
+        """Return the centres of the bins."""
+        return (np.arange(len(self.counts), dtype=np.float64) + 0.5) * (self.limit / len(self.counts))
+
+    def _mse_threshold(self) -> float:
+        """Return the candidate with the least mean square error of quantised bin centres."""
+        centres, candidates = self._centres(), candidate_thresholds(self.largest)
+        steps = candidates[:, None] / LEVELS  # [T, 1]
+        restored = np.minimum(np.rint(centres / steps), LEVELS) * steps  # [T, bins]
+        return float(candidates[np.argmin(np.square(restored - centres) @ self.counts)])
+
+    def _kl_threshold(self) -> float:
+        """Return the candidate whose quantised distribution loses the least information."""
+        # The reference is the histogram below the threshold with everything above it added to its last bin;
+        # the candidate spreads the content of each of 128 levels evenly over its non-empty bins.
+        best, best_threshold = np.inf, self.largest
+        width = self.limit / len(self.counts)
+        for threshold in candidate_thresholds(self.largest):
+            used = int(np.ceil(threshold / width - 1e-9))
+            used = min(max(used, LEVELS + 1), len(self.counts))
+            inside = self.counts[:used]
+            reference = inside.copy()
+            reference[-1] += self.counts[used:].sum()
+            groups = (np.arange(used) * (LEVELS + 1)) // used  # [used] level of each bin
+            filled = inside > 0
+            totals = np.bincount(groups, weights=inside, minlength=LEVELS + 1)
+            sizes = np.bincount(groups, weights=filled, minlength=LEVELS + 1)
+            spread = np.where(filled, totals[groups] / np.maximum(sizes[groups], 1), 0.0)
+            divergence = kl_divergence(reference, spread)
+            if divergence < best:
+                best, best_threshold = divergence, used * width
+        return float(best_threshold)
 
     def summary(self, percentile: float = 99.99, bins: int = 128) -> dict[str, Any]:
         """Return what a report needs: ``limit``, coarse ``counts`` [bins], ``thresholds`` by mode."""
@@ -112,52 +140,13 @@ class MagnitudeHistogram:
 
     def clipped_share(self, threshold: float) -> float:
         """Return the share of values in bins that lie wholly above ``threshold``."""
-        lower_edges = bin_centres(len(self.counts), self.limit) - 0.5 * self.limit / len(self.counts)
+        lower_edges = self._centres() - 0.5 * self.limit / len(self.counts)
         return float(self.counts[lower_edges >= threshold].sum() / max(self.counts.sum(), 1.0))
-
-
-def bin_centres(bins: int, limit: float) -> Counts:
-    """Return the centres of ``bins`` equal bins between 0 and ``limit``."""
-    return (np.arange(bins, dtype=np.float64) + 0.5) * (limit / bins)
 
 
 def candidate_thresholds(largest: float) -> Counts:
     """Return the thresholds to try, from a share of ``largest`` up to it."""
     return np.linspace(SMALLEST_SHARE, 1.0, CANDIDATES) * largest
-
-
-def mse_threshold(counts: Counts, limit: float, largest: float) -> float:
-    """Return the candidate with the least mean square error of quantised bin centres."""
-    centres = bin_centres(len(counts), limit)
-    candidates = candidate_thresholds(largest)
-    steps = candidates[:, None] / LEVELS  # [T, 1]
-    restored = np.minimum(np.rint(centres / steps), LEVELS) * steps  # [T, bins]
-    return float(candidates[np.argmin(np.square(restored - centres) @ counts)])
-
-
-def kl_threshold(counts: Counts, limit: float, largest: float) -> float:
-    """Return the candidate whose quantised distribution loses the least information.
-
-    The reference is the histogram below the threshold with everything above it added to its last bin; the
-    candidate spreads the content of each of 128 levels evenly over its non-empty bins.
-    """
-    best, best_threshold = np.inf, largest
-    width = limit / len(counts)
-    for threshold in candidate_thresholds(largest):
-        used = int(np.ceil(threshold / width - 1e-9))
-        used = min(max(used, LEVELS + 1), len(counts))
-        inside = counts[:used]
-        reference = inside.copy()
-        reference[-1] += counts[used:].sum()
-        groups = (np.arange(used) * (LEVELS + 1)) // used  # [used] level of each bin
-        filled = inside > 0
-        totals = np.bincount(groups, weights=inside, minlength=LEVELS + 1)
-        sizes = np.bincount(groups, weights=filled, minlength=LEVELS + 1)
-        spread = np.where(filled, totals[groups] / np.maximum(sizes[groups], 1), 0.0)
-        divergence = kl_divergence(reference, spread)
-        if divergence < best:
-            best, best_threshold = divergence, used * width
-    return float(best_threshold)
 
 
 def kl_divergence(reference: Counts, candidate: Counts, floor: float = 1e-9) -> float:
@@ -187,17 +176,12 @@ class ChannelRange:
 
 @dataclass
 class Calibration:
-    """What one pass over the images saw; its size does not depend on their number.
+    """What one pass over the images saw; its size does not depend on their number."""
 
-    By name of a tensor that layers read: ``histograms``, and ``input_means``, float64 [Cin]. By name of one
-    that they write: ``output_ranges``. ``picture_mean`` is the mean output of the network, float64 [3] in
-    [-1, 1].
-    """
-
-    histograms: dict[str, MagnitudeHistogram]
-    input_means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    output_ranges: dict[str, ChannelRange] = field(default_factory=dict)
-    picture_mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(RGB_CHANNELS))
+    histograms: dict[str, MagnitudeHistogram]  # by tensor that layers read
+    input_means: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # of the same, [Cin]
+    output_ranges: dict[str, ChannelRange] = field(default_factory=dict)  # by tensor that layers write
+    picture_mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(RGB_CHANNELS))  # in [-1, 1]
     images: int = 0
 
     def thresholds(self, mode: str, percentile: float) -> dict[str, float]:
@@ -209,18 +193,14 @@ class Calibration:
 
     def check_alive(self, layers: Iterable[Sequence[str]]) -> None:
         """Fail if all that a layer reads was zero; one half may be (encoder features that do not exist)."""
-        dead = [
-            ", ".join(names) for names in layers if not any(self.histograms[n].largest > 0 for n in names)
-        ]
+        largest = {name: histogram.largest for name, histogram in self.histograms.items()}
+        dead = [", ".join(names) for names in layers if not any(largest[name] > 0 for name in names)]
         if dead:
             raise CalibrationError(f"tensors that are zero on every calibration image: {'; '.join(dead[:5])}")
 
 
 def calibrate(
-    model: Path | onnx.ModelProto,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    images: Iterable[FloatArray],
+    model: Path | onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], images: Iterable[FloatArray]
 ) -> Calibration:
     """Run the float model over images, float32 [1, 3, S, S], one at a time; record what layers see.
 
@@ -346,10 +326,6 @@ class CalibrationData:
         for index in range(min(count, len(self.chosen))):
             yield self._prepare(self.chosen, index), self.chosen.truths(index)
 
-    def network_input(self, pairs: Pairs | Pack, index: int) -> Image:
-        """Return one picture as network input, uint8 [size, size, 3]."""
-        return resize(pairs.inputs(index), self.size)
-
     def held_out(self) -> Iterator[FloatArray]:
         """Yield a few images that calibration does not see."""
         return (self._prepare(self.verification, index) for index in range(len(self.verification)))
@@ -362,6 +338,10 @@ class CalibrationData:
             made = {"task": self.chosen.task, "recipe": recipe, "out_size": self.chosen.out_size}
         operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
         return {"size": self.size, "process_ops": operators, **made}
+
+    def network_input(self, pairs: Pairs | Pack, index: int) -> Image:
+        """Return one picture as network input, uint8 [size, size, 3]."""
+        return resize(pairs.inputs(index), self.size)
 
     def _prepare(self, pairs: Pairs | Pack, index: int) -> FloatArray:
         return preprocess(self.network_input(pairs, index), self.operators, self.size)

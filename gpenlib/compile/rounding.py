@@ -47,14 +47,11 @@ class QuantisationError(ValueError):
 
 @dataclass(frozen=True)
 class ConvolutionLayer:
-    """A convolution as the user knows it: one node, or the two halves (main, skip) and what adds them.
+    """A convolution as the user knows it: one node, or the two halves (main, skip) and what adds them."""
 
-    ``name`` is its module path, ``output`` the tensor with its result.
-    """
-
-    name: str
+    name: str  # module path
     nodes: tuple[NodeProto, ...]
-    output: str
+    output: str  # the tensor with its result
 
     @property
     def operator(self) -> str:
@@ -85,8 +82,7 @@ def nodes_and_layers(
 ) -> Iterator[tuple[NodeProto, ConvolutionLayer | None]]:
     """Walk through a graph, taking the layers of some names as a whole.
 
-    Yields a node of none of them with None; or a layer's first node with the layer, whose other nodes (its
-    other half, and the sum of both) are passed over.
+    Yields a layer's first node with the layer, but not its other nodes; every node of none of them with None.
     """
     layers = {layer.nodes[0].name: layer for layer in convolution_layers(model) if layer.name in names}
     written = {layer.output for layer in layers.values()}
@@ -209,9 +205,9 @@ def bias_correction(
     """Return what rounding the weights takes from each output channel on average, [Cout].
 
     The expected error of a convolution is the weight error times the mean input (Nagel et al., *Data-Free
-    Quantization*, 2019, section 4.2). Only this layer's own error is corrected, for a float input:
-    correcting what earlier layers did as well would count it once per layer. Borders are not treated apart; a
-    transposed convolution of stride s spreads its taps over s x s outputs.
+    Quantization*, 2019, section 4.2). Only this layer's own error is corrected, for a float input: correcting
+    what earlier layers did as well would count it once per layer. Borders are not treated apart; a transposed
+    convolution of stride s spreads its taps over s x s outputs.
     """
     if node.op_type == "Conv":
         return np.einsum("oikl,i->o", weight_error.astype(np.float64), means)
@@ -322,8 +318,7 @@ def quantisable_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
 def select_layers(names: Sequence[str], exclude: Sequence[int | str]) -> list[str]:
     """Return the names of layers, in graph order, without the excluded ones.
 
-    These are indices into ``names`` (the vendor's way), module paths, or glob patterns of them. An entry that
-    stands twice or matches nothing is an error, and so is leaving no layer.
+    Those are indices into ``names`` (the vendor's way), module paths, or glob patterns of them.
     """
     dropped: set[str] = set()
     for place, entry in enumerate(exclude):
@@ -355,12 +350,11 @@ def round_layers(
     power2: bool = False,
     input_means: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> dict[str, RoundedLayer]:
-    """Round the weights of some layers of the float deploy graph, joined or in halves, and choose scales.
+    """Round the weights of exactly these layers of the float deploy graph, joined or in halves.
 
     ``thresholds`` (largest magnitudes that are represented) and ``input_means`` (float64 [Cin], for
-    :func:`bias_correction`; None: not corrected) are by name of an activation. Returns exactly the asked
-    layers, in graph order, or fails. ``power2`` rounds weight scales up to powers of two (the vendor's shift
-    hardware); the activation steps of two halves then differ by a power of two.
+    :func:`bias_correction`) are by name of an activation. ``power2`` rounds weight scales up to powers of two
+    (the vendor's shift hardware); the activation steps of two halves then differ by a power of two.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     rounded: dict[str, RoundedLayer] = {}

@@ -21,7 +21,7 @@ from gpenlib.compile.calibrate import CalibrationData, open_calibration_data
 from gpenlib.compile.write import read_listing, remove_older
 from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.export import DeployGpen, export_torchscript
-from gpenlib.files import hash_outputs, package_versions, progress, sha256, write_atomically, write_json
+from gpenlib.files import hash_outputs, package_versions, progress, sha256, write_json, write_text
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
@@ -35,13 +35,9 @@ PICTURE_LIST = "calibration.json"  # the pictures that were written here and may
 LOG_FILE = "vamc.log"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg")
 TAIL_LINES = 20
-VERSION_SECONDS = 60.0
 # Keys of ours that the vendor's file does not know, but that are spent when the pictures are written.
 SPENT_KEYS = ("dataset.task",)
-VENDOR_QUANTIZE = {
-    *("calibrate_mode", "quantize_per_channel", "weight_scale", "output_ddr"),
-    *("exclude_layers", "quantize_mode"),
-}
+OUR_QUANTIZE = {"percentile", "max_drop_db", "sensitivity_images", "bias_correction", "format"}
 
 
 class VendorCompilerError(RuntimeError):
@@ -53,9 +49,8 @@ def build_for_vendor(
 ) -> Path:
     """Write the vendor's inputs into ``out_dir``, run ``vamc compile`` on them, write the manifest last.
 
-    These are the TorchScript file, ``build.yaml`` and the pictures in ``calibration/``; the compiler's output
-    goes into ``vamc.log``. Where there is no ``vamc`` they lie ready, and RuntimeUnavailable says so. A
-    relative ``workspace.path`` starts at ``out_dir``.
+    Where there is no ``vamc`` the inputs lie ready, and RuntimeUnavailable says so. A relative
+    ``workspace.path`` starts at ``out_dir``.
     """
     dtype, layers = config.backend.dtype, config.backend.quantize.exclude_layers
     if dtype not in VENDOR_DTYPES:
@@ -80,9 +75,7 @@ def build_for_vendor(
     suffix = suffix if suffix in PICTURE_SUFFIXES else PICTURE_SUFFIXES[0]
     _write_pictures(data, out_dir, suffix)
     resolved = vendor_schema(config, size, checkpoint, suffix, len(data.chosen))
-    with write_atomically(out_dir / BUILD_FILE) as temporary:
-        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-        temporary.write_text(text, encoding="utf-8")
+    write_text(out_dir / BUILD_FILE, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     compiler = shutil.which(COMPILER)
     if compiler is None:
         raise RuntimeUnavailable(
@@ -142,7 +135,7 @@ def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, 
             "type": "tvm_vacc",
             "dtype": config.backend.dtype,
             **({"compile": options} if options else {}),
-            "quantize": config.backend.quantize.model_dump(include=VENDOR_QUANTIZE, exclude_none=True),
+            "quantize": config.backend.quantize.model_dump(exclude=OUR_QUANTIZE, exclude_none=True),
         },
         "dataset": {
             "type": "tvm",
@@ -209,10 +202,9 @@ def _state(workspace: Path) -> dict[Path, tuple[int, int]]:
 
 def _version(compiler: str, folder: Path) -> str | None:
     """Return what ``vamc --version`` says, or None if it does not understand it."""
-    command = [compiler, "--version"]
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True}
     try:
-        done = subprocess.run(command, cwd=folder, timeout=VERSION_SECONDS, check=False, **options)
+        done = subprocess.run([compiler, "--version"], cwd=folder, timeout=60, check=False, **streams)
     except subprocess.TimeoutExpired:
         return None
     text = (done.stdout or done.stderr).decode(errors="replace").strip()

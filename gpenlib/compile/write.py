@@ -58,10 +58,7 @@ def remove_older(folder: Path) -> None:
 
 
 def count_quantised(model: onnx.ModelProto) -> dict[str, int]:
-    """Return, by operator of the float graph, how many layers have 8-bit data and weights.
-
-    Halves count as one layer, and only if both are quantised; so do the phases of an up-convolution.
-    """
+    """Return, by operator of the float graph, how many layers are 8-bit as a whole (halves, phases)."""
     quantised = quantised_nodes(model)
     counts = dict.fromkeys(CONVOLUTIONS, 0)
     for layer in convolution_layers(model):
@@ -169,15 +166,11 @@ def _write_qdq_layer(
 
 # QOperator form: QLinearConv, the operator that ONNX Runtime computes in 8 bits on a CPU. It fuses a QDQ
 # convolution into an 8-bit one only if its output is quantised too, and has no 8-bit transposed convolution.
-# Both are solved here without loss worth mentioning:
-#
 # - With one scale for all channels, rounding the outputs before demodulation costs tens of dB. Here every
 #   output channel has its own scale and zero point: the scale is moved into the weights' scales and the zero
-#   point into the integer bias, which is exact; DequantizeLinear, which knows scales per channel, takes them
-#   out again.
+#   point into the integer bias, which is exact; DequantizeLinear takes them out again.
 # - A stride-2 transposed convolution is four small convolutions, one per phase of the output, whose 8-bit
 #   results are interleaved (DepthToSpace). The depthwise blur behind it takes care of the additional border.
-#
 # Standard operators only. Activations are stored as u8 with zero point 128, i.e. s8 with an offset: MLAS, the
 # kernel library behind ONNX Runtime, is about eight times faster on them than on s8 (x86 with VNNI).
 
@@ -193,10 +186,7 @@ PHASE_TAPS = ((2, 0), (1,))
 def write_qoperator(
     model: onnx.ModelProto, layers: Mapping[str, RoundedLayer], output_ranges: Mapping[str, ChannelRange]
 ) -> None:
-    """Replace convolutions by QLinearConv in place, in the float deploy graph that they were rounded for.
-
-    ``output_ranges``, by tensor, hold the smallest and largest value of every output channel.
-    """
+    """Replace convolutions by QLinearConv in place, in the float deploy graph that they were rounded for."""
     writer = _Writer(model)
     writer.store(ONE, np.array(1, np.float32))
     writer.store(MIDDLE, np.array(MIDDLE_LEVEL, np.uint8))
@@ -303,16 +293,13 @@ CORRECTED = "output_bias"
 
 
 def add_to_output(model: onnx.ModelProto, change: NDArray[np.float64]) -> None:
-    """Add float64 [3] to the last bias of a graph, in place; the bias gets a name of its own.
-
-    (The exporter lets layers with equal biases share one constant.)
-    """
+    """Add float64 [3] to the last bias of a graph, in place."""
     graph = model.graph
     node, slot = _last_bias(graph)
     old = next(tensor for tensor in graph.initializer if tensor.name == node.input[slot])
     value = numpy_helper.to_array(old)
     corrected = (value + change.reshape(1, RGB_CHANNELS, 1, 1)).astype(value.dtype)
-    node.input[slot] = CORRECTED
+    node.input[slot] = CORRECTED  # a name of its own: the exporter lets layers with equal biases share one
     if not any(old.name in other.input for other in graph.node):
         graph.initializer.remove(old)
     graph.initializer.append(numpy_helper.from_array(corrected, CORRECTED))
@@ -373,11 +360,9 @@ def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
 
 
 def join_casts(model: onnx.ModelProto) -> int:
-    """Remove the detours float32 -> fp16 -> float32 that the converter leaves; return how many reads had one.
-
-    It casts the result of every node it was told to leave alone to fp16, and the input of the next one
-    back: the style path would be rounded, and large styles overflow, between any two of its nodes.
-    """
+    """Remove the detours float32 -> fp16 -> float32 that the converter leaves; return how many there were."""
+    # It casts the result of every node it was told to leave alone to fp16, and the input of the next one
+    # back: the style path would be rounded, and large styles overflow, between any two of its nodes.
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
     target = {node.output[0]: helper.get_node_attr_value(node, "to") for node in casts}
     source = {node.output[0]: node.input[0] for node in casts}

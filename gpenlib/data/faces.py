@@ -447,7 +447,7 @@ EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
 TRUNCATION = 0.7  # StyleGAN's own choice for its samples
 NOISE = 0.0  # a prior that learned for a short time makes specks of it
 PRIOR_VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
-_mean_latent = lru_cache(maxsize=1)(mean_latent)  # of thousands: only those pay who read a face
+_mean_latent = lru_cache(maxsize=2)(mean_latent)  # of thousands: only those pay who read a face
 
 
 def prior_faces(name: str, count: int, truncation: float = TRUNCATION, noise: float = NOISE) -> Faces:

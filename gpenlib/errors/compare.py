@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,30 +13,32 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import pandas as pd
+import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
-from gpenlib.data.pairs import Pack
+from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.files import choice_error, progress
 from gpenlib.images import Image
 from gpenlib.infer.scoring import BASELINES, best_median_worst, in_parallel, rank
 from gpenlib.metrics import LabArray, colourfulness, finite_psnr, perceptual_rows, to_lab
+from gpenlib.settings import REFERENCE
 
 Row = Mapping[str, Any]
+Statistic = Callable[..., Any]
 Reader = Callable[[str], Image]  # name of a face -> restored image, uint8 [S, S, 3]
-Floats = NDArray[np.float64]
 
-REFERENCE = "fp32"
 # Scores against the truth, and whether more is better; a drop is a loss of quality in either case.
 SCORES = {"psnr": True, "ssim": True, "delta_e2000": False, "chroma_error": False}
 PLAIN = ("psnr_float", "ssim_float", "psnr_truncated", "ssim_truncated", "colourfulness")
 OF_BASELINES = tuple(f"{score}_{baseline}" for baseline in BASELINES for score in SCORES)
+ENDS = {"": "value", "_low": "low", "_high": "high"}  # a drop and the ends of its interval
 MEAN_COLOUR = ("lightness", "lab_a", "lab_b")
 
 
 def analyse(
     results: Mapping[str, Mapping[str, Any]],
     readers: Mapping[str, Reader],
-    pairs: Pack,
+    pairs: Pairs | Pack,
     files: Mapping[str, Path | None] | None = None,
     features_are_inception: bool = False,
 ) -> dict[str, Any]:
@@ -70,33 +72,27 @@ def compare_outputs(
     if names != reference_names:
         differing = sorted(set(names) ^ set(reference_names)) or ["their order"]
         raise ValueError(f"{dtype} and fp32 were run on different faces: {', '.join(differing[:5])}")
-    jobs = (
-        partial(_compare_face, dtype, row, reference, read, read_reference)
-        for row, reference in zip(rows, reference_rows, strict=True)
-    )
+
+    def compare(row: Row, reference: Row) -> dict[str, Any]:
+        output, expected = read(row["name"]), read_reference(row["name"])
+        difference = output.astype(np.int16) - expected
+        colour, reference_colour = ([each[name] for name in MEAN_COLOUR] for each in (row, reference))
+        return {
+            "dtype": dtype,
+            **{name: row[name] for name in ("name", *SCORES, *PLAIN, *OF_BASELINES)},
+            **{
+                f"{score}_drop": (reference[score] - row[score]) * (1 if more_is_better else -1)
+                for score, more_is_better in SCORES.items()
+            },
+            "psnr_to_fp32": finite_psnr(output, expected),  # dB; equal images count as 100
+            "colour_shift_to_fp32": math.dist(colour, reference_colour),  # in CIELAB, of the images' means
+            "largest_error": int(np.abs(difference).max()),  # grey levels, as bias
+            "bias": float(difference.mean()),
+            "ms": row["ms"],
+        }
+
+    jobs = (partial(compare, *each) for each in zip(rows, reference_rows, strict=True))
     return list(progress(in_parallel(jobs), total=len(rows), desc=f"compare {dtype}", unit="image"))
-
-
-def _compare_face(
-    dtype: str, row: Row, reference: Row, read: Reader, read_reference: Reader
-) -> dict[str, Any]:
-    output, expected = read(row["name"]), read_reference(row["name"])
-    difference = output.astype(np.int16) - expected
-    return {
-        "dtype": dtype,
-        "name": row["name"],
-        **{name: row[name] for name in (*SCORES, *PLAIN, *OF_BASELINES)},
-        **{
-            f"{score}_drop": (reference[score] - row[score]) * (1 if more_is_better else -1)
-            for score, more_is_better in SCORES.items()
-        },
-        "psnr_to_fp32": finite_psnr(output, expected),  # dB; equal images count as 100
-        # CIELAB distance of the two images' means
-        "colour_shift_to_fp32": math.dist(*([each[c] for c in MEAN_COLOUR] for each in (row, reference))),
-        "largest_error": int(np.abs(difference).max()),  # grey levels
-        "bias": float(difference.mean()),
-        "ms": row["ms"],
-    }
 
 
 def summarise_comparison(
@@ -113,20 +109,16 @@ def summarise_comparison(
         faces = frame[frame["dtype"] == dtype]
         drops: dict[str, Any] = {}
         for score in SCORES:
-            estimate = mean_loss(faces[f"{score}_drop"])
-            drops |= {
-                f"{score}_drop": estimate.value,
-                f"{score}_drop_low": estimate.low,
-                f"{score}_drop_high": estimate.high,
-                f"{score}_verdict": "reference" if dtype == REFERENCE else estimate.verdict,
-            }
+            loss = mean_loss(faces[f"{score}_drop"])
+            drops |= {f"{score}_drop{end}": getattr(loss, name) for end, name in ENDS.items()}
+            drops[f"{score}_verdict"] = "reference" if dtype == REFERENCE else loss.verdict
         table.append(
             {
                 "dtype": dtype,
                 "backend": result["backend"],
                 "executed_precision": result["executed_precision"],
                 "images": len(faces),
-                **faces[means].mean(skipna=False).to_dict(),
+                **{name: float(faces[name].mean(skipna=False)) for name in means},
                 **drops,
                 "worst_psnr_drop": float(faces["psnr_drop"].max()),
                 "largest_error": int(faces["largest_error"].max()),
@@ -148,17 +140,15 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 RANK_RESAMPLES = 1999  # ranking every resample takes longer
 BATCH = 500  # resamples held in memory at once
-SEED = 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure from ``count`` faces with its 95 % interval and two-sided p-value (None below five faces)."""
+    """A figure with its 95 % interval and two-sided p-value, both None below five faces."""
 
     value: float
     low: float | None
     high: float | None
-    count: int
     p_value: float | None
 
     @property
@@ -176,34 +166,14 @@ class Estimate:
         return "drop" if self.value > 0 else "gain"
 
 
-def mean_loss(losses: ArrayLike, seed: int = SEED) -> Estimate:
+def mean_loss(losses: ArrayLike, seed: int = 0) -> Estimate:
     """Return the mean of paired differences, one per face; the same seed gives the same interval."""
-    from scipy import stats  # takes a second to load, which no other stage should wait for
-
-    values = _finite(losses)
-    low, high = _interval((values,), np.mean, RESAMPLES, seed)
-    p_value = None
-    if low is not None:
-        # Paired t. The interval itself cannot be asked at the levels that Holm needs (0.05/117): five losses
-        # of one sign, which chance gives once in 16, would have a bootstrap p of 0.
-        spread = np.ptp(values) > 0
-        p_value = float(stats.ttest_1samp(values, 0).pvalue) if spread else float(values[0] == 0)
-    return Estimate(float(values.mean()), low, high, len(values), p_value)
+    return _estimate((losses,), np.mean, lambda x: scipy.stats.ttest_1samp(x, 0), RESAMPLES, seed)
 
 
-def rank_correlation(x: ArrayLike, y: ArrayLike, seed: int = SEED) -> Estimate:
+def rank_correlation(x: ArrayLike, y: ArrayLike, seed: int = 0) -> Estimate:
     """Return Spearman's rank correlation of two properties of the same faces; 0 if one does not vary."""
-    from scipy import stats
-
-    first, second = _finite(x), _finite(y)
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} values of one property and {len(second)} of the other")
-    low, high = _interval((first, second), _spearman, RANK_RESAMPLES, seed)
-    p_value = None
-    if low is not None:
-        spread = np.ptp(first) > 0 and np.ptp(second) > 0
-        p_value = float(stats.spearmanr(first, second).pvalue) if spread else 1.0
-    return Estimate(float(_spearman(first, second)), low, high, len(first), p_value)
+    return _estimate((x, y), _spearman, scipy.stats.spearmanr, RANK_RESAMPLES, seed)
 
 
 def holm(estimates: Sequence[Estimate]) -> list[tuple[float | None, Verdict]]:
@@ -221,58 +191,48 @@ def holm(estimates: Sequence[Estimate]) -> list[tuple[float | None, Verdict]]:
     ]
 
 
-def _interval(
-    data: tuple[Floats, ...], statistic: Callable[..., Any], resamples: int, seed: int
-) -> tuple[float | None, float | None]:
-    """Return the ends of the interval, or None twice if there are too few faces."""
+def _estimate(
+    properties: Sequence[ArrayLike], statistic: Statistic, test: Statistic, resamples: int, seed: int
+) -> Estimate:
+    """Return a statistic of one or two properties of the same faces; no interval for too few faces."""
+    data = [np.asarray(each, dtype=np.float64) for each in properties]
+    shapes = {each.shape for each in data}
+    if len(shapes) > 1 or not data[0].size or not all(np.isfinite(each).all() for each in data):
+        raise ValueError(f"values of shape {shapes}: as many of each are needed, one or more, and all finite")
+    value = float(statistic(*data))
     if len(data[0]) < FEWEST:
-        return None, None
+        return Estimate(value, None, None, None)
     if any(np.ptp(values) == 0 for values in data):  # every resample gives the same
-        value = float(statistic(*data))
-        return value, value
-    from scipy import stats
-
+        return Estimate(value, value, value, float(value == 0))
     ends: tuple[float, float] = (np.nan, np.nan)
     for method in ("BCa", "percentile"):  # BCa is undefined if all resamples lie on one side
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            interval = stats.bootstrap(
+        with warnings.catch_warnings(action="ignore"):
+            interval = scipy.stats.bootstrap(
                 data, statistic, paired=True, vectorized=True, n_resamples=resamples, batch=BATCH,
                 confidence_level=CONFIDENCE, method=method, rng=np.random.default_rng(seed),
             ).confidence_interval  # fmt: skip
         ends = float(interval.low), float(interval.high)
         if np.isfinite(ends).all():
             break
-    return ends
+    # The p-value is that of a t-test: at the levels that Holm needs (0.05/117) the bootstrap knows nothing.
+    # Five losses of one sign, which chance gives once in 16, would have a p-value of 0.
+    return Estimate(value, *ends, float(test(*data).pvalue))
 
 
-def _spearman(x: Floats, y: Floats, axis: int = -1) -> Any:
+def _spearman(x: NDArray[Any], y: NDArray[Any], axis: int = -1) -> Any:
     """Return rank correlations along ``axis``, as SciPy's bootstrap wants them; 0 where ranks do not vary."""
-    from scipy import stats
-
-    a, b = (stats.rankdata(each, axis=axis) for each in (x, y))
+    a, b = (scipy.stats.rankdata(each, axis=axis) for each in (x, y))
     a, b = (ranks - ranks.mean(axis=axis, keepdims=True) for ranks in (a, b))
     scale = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
     return np.divide((a * b).sum(axis=axis), scale, out=np.zeros_like(scale), where=scale > 0)
 
 
-def _finite(values: ArrayLike) -> Floats:
-    """Return the values as an array; raise unless there are some and all are finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
-        raise ValueError(f"{array.shape} values, expected at least one and all finite")
-    return array
-
-
 # Does a precision cost some people more than others? Losses by skin tone, brightness and colourfulness.
-#
 # Skin tone is the individual typology angle, ITA = arctan((L - 50) / b) in degrees (Chardin et al. 1991), of
 # the truth's skin in CIELAB, with the usual six groups. It is measured in a picture: light and exposure move
-# it, so it describes pictures of people rather than people.
-#
-# The skin is taken from three squares of the FFHQ layout (eyes at 0.47 of the height, mouth corners at
-# 0.735): both cheeks and the forehead. Medians over all their pixels pass over a lock of hair or a
-# highlight. In faces that are not aligned the squares may miss the skin.
+# it, so it describes pictures of people rather than people. The skin is taken from three squares of the FFHQ
+# layout (eyes at 0.47 of the height, mouth corners at 0.735): both cheeks and the forehead. Medians over all
+# their pixels pass over a lock of hair or a highlight. In faces that are not aligned they may miss the skin.
 
 SKIN_PLACES = ((0.36, 0.60), (0.64, 0.60), (0.50, 0.35))  # centres (x, y) as parts of the side
 SKIN_SIDE = 0.07
@@ -298,7 +258,7 @@ def typology_angle(lab: LabArray) -> float | None:
     return math.degrees(math.atan((lightness - 50) / yellow)) if yellow >= LEAST_YELLOW else None
 
 
-def face_traits(pairs: Pack) -> list[dict[str, Any]]:
+def face_traits(pairs: Pairs | Pack) -> list[dict[str, Any]]:
     """Return ``ita`` (or None), ``lightness`` (mean L*) and ``colourfulness`` of every face's truth."""
 
     def measure(index: int, name: str) -> dict[str, Any]:
@@ -324,7 +284,7 @@ def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, A
     faces = _faces_with_traits(rows, traits)
     reference = faces[faces["dtype"] == REFERENCE].set_index("name")
     groups, estimates = [], []
-    for dtype, of_dtype in _other_dtypes(faces):
+    for dtype, of_dtype in faces[faces["dtype"] != REFERENCE].groupby("dtype", sort=False):
         for trait in TRAITS:
             for group, members in of_dtype.groupby(f"{trait}_group", observed=True):
                 for score in GROUP_SCORES:
@@ -333,7 +293,7 @@ def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, A
                                    "faces": len(members), "fp32": fp32})  # fmt: skip
                     estimates.append(mean_loss(members[f"{score}_drop"]))
     return [
-        row | {"drop": loss.value, "drop_low": loss.low, "drop_high": loss.high}
+        row | {f"drop{end}": getattr(loss, name) for end, name in ENDS.items()}
         | {"p_holm": p_holm, "verdict": verdict}
         for row, loss, (p_holm, verdict) in zip(groups, estimates, holm(estimates), strict=True)
     ]  # fmt: skip
@@ -344,11 +304,13 @@ def groups_note(groups: Sequence[Row]) -> str:
     tested = [row for row in groups if row["p_holm"] is not None]
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
     shown = sum(row["verdict"] in ("drop", "gain") for row in tested)
+    if not tested:
+        return f"Nothing is tested: every group has fewer than {FEWEST} faces."
     return (
-        f"{len(tested)} means are compared with zero. Each interval is a single {CONFIDENCE:.0%} interval, not "
-        f"corrected for that number; {alone} of them leave out zero. The verdicts are corrected (Holm), so that "
-        f"the chance of even one false drop or gain is at most {1 - CONFIDENCE:.0%}: {shown} are shown. Groups "
-        f"of fewer than {FEWEST} faces are not tested."
+        f"{len(tested)} means are compared with zero. Each interval is a single {CONFIDENCE:.0%} interval, "
+        f"not corrected for that number; {alone} of them leave out zero. The verdicts are corrected (Holm): "
+        f"the chance of even one false drop or gain is at most {1 - CONFIDENCE:.0%}; shown: {shown}. "
+        f"Groups of fewer than {FEWEST} faces are not tested."
     )
 
 
@@ -357,8 +319,9 @@ def trends(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:
 
     Positive: the loss grows with the trait. ``shown`` is corrected as the verdicts of :func:`group_losses`.
     """
+    faces = _faces_with_traits(rows, traits)
     pairs, estimates = [], []
-    for dtype, of_dtype in _other_dtypes(_faces_with_traits(rows, traits)):
+    for dtype, of_dtype in faces[faces["dtype"] != REFERENCE].groupby("dtype", sort=False):
         for trait in TRAITS:
             measured = of_dtype.dropna(subset=[trait])
             for score in GROUP_SCORES if len(measured) else ():
@@ -384,18 +347,12 @@ def _faces_with_traits(rows: Sequence[Row], traits: Sequence[Row]) -> pd.DataFra
     faces["ita_group"] = tones.cat.set_categories(order).fillna(NOT_MEASURED)
     for trait in ("lightness", "colourfulness"):
         thirds = np.searchsorted(np.quantile(faces[trait], (1 / 3, 2 / 3)), faces[trait])
-        faces[f"{trait}_group"] = pd.Categorical.from_codes(thirds, THIRDS)
+        faces[f"{trait}_group"] = pd.Categorical(np.array(THIRDS)[thirds], THIRDS)
     return faces.merge(scores, on="name")  # in the order of the traits: intervals depend on it
-
-
-def _other_dtypes(faces: pd.DataFrame) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """Yield every dtype but fp32 with its faces."""
-    yield from faces[faces["dtype"] != REFERENCE].groupby("dtype", sort=False)
 
 
 # What each precision costs to store and to run, beside what it costs in quality.
 
-MIB = 2**20
 TIMES = {"latency_ms": "median_ms", "latency_p10_ms": "p10_ms", "latency_p90_ms": "p90_ms"}
 
 
@@ -411,24 +368,20 @@ def with_costs(
     rows = []
     for row in table:
         artefact, times = artefacts[row["dtype"]], timed[row["dtype"]]
-        size = {"backend_reason": artefact["backend_reason"], "model_mib": artefact["file_bytes"] / MIB}
-        rows.append(
-            {**row, **size, **{name: times[key] / times["batch_size"] for name, key in TIMES.items()}}
-        )
+        size = {"backend_reason": artefact["backend_reason"], "model_mib": artefact["file_bytes"] / 2**20}
+        per_image = {name: times[key] / times["batch_size"] for name, key in TIMES.items()}
+        rows.append({**row, **size, **per_image})
     return rows
 
 
 def pareto_rows(table: Sequence[Row], latency: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return what :func:`gpenlib.plots.compile.pareto_figure` draws: time per call and loss of every dtype."""
+    """Return what :func:`gpenlib.plots.compile.pareto_figure` draws: time per call, and loss."""
     timed = {row["dtype"]: {key: row[key] for key in TIMES.values()} for row in latency}
     losses = ("dtype", "psnr_drop", "psnr_to_fp32")
     return [{key: row[key] for key in losses} | timed[row["dtype"]] | {"mode": None} for row in table]
 
 
 # Which precision to take: the fastest one whose loss is acceptable, and in a sentence why.
-
-MAX_DROP_DB = 0.1
-MAX_COLOUR_SHIFT = 0.5  # CIELAB
 
 
 @dataclass(frozen=True)
@@ -446,25 +399,25 @@ class Recommendation:
 
 
 def recommend(
-    table: Sequence[Row], max_drop_db: float = MAX_DROP_DB, max_colour_shift: float = MAX_COLOUR_SHIFT
+    table: Sequence[Row], max_drop_db: float = 0.1, max_colour_shift: float = 0.5
 ) -> Recommendation:
     """Recommend the fastest precision whose loss is acceptable.
 
-    A loss is acceptable if the upper end of its interval is not above ``max_drop_db``: one may be all but
-    sure that no more is lost. Precisions whose times overlap with the fastest one's (10th to 90th
-    percentile) count as equally fast; of those the one with the smallest upper end is taken.
+    A loss is acceptable if the upper end of its interval is not above ``max_drop_db`` (one may be all but
+    sure that no more is lost) and the mean colour moves by less than ``max_colour_shift`` (CIELAB). Of those
+    whose times overlap with the fastest one's (10th to 90th percentile), and so count as equally fast, the
+    one with the smallest upper end is taken.
     """
     rows = {row["dtype"]: row for row in table}
     if REFERENCE not in rows:
         raise ValueError(f"{', '.join(rows) or 'an empty table'}: {REFERENCE} must be among the precisions")
-    reference = rows[REFERENCE]
-    images = int(reference["images"])
+    reference, images = rows[REFERENCE], int(rows[REFERENCE]["images"])
     faces = f"{images} face{'s' if images != 1 else ''}"
     if any(row["psnr_drop_high"] is None for row in table):
         reason = (
             f"{faces} {'is' if images == 1 else 'are'} too few to say what a precision loses: an interval "
-            f"needs at least {FEWEST}, and is to be trusted from about {ENOUGH}. Until then {REFERENCE} is the "
-            "safe choice."
+            f"needs at least {FEWEST}, and is to be trusted from about {ENOUGH}. Until then {REFERENCE} is "
+            "the safe choice."
         )
         unknown = f"What it loses is not known well enough from {faces}."
         return Recommendation(None, reason, {dtype: unknown for dtype in rows if dtype != REFERENCE})
@@ -474,11 +427,8 @@ def recommend(
     fastest = min(acceptable, key=lambda row: _times(row)[1])
     equal = [row for row in acceptable if _times(row)[0] <= _times(fastest)[2]]
     chosen = min(equal, key=lambda row: (row["psnr_drop_high"], _times(row)[1]))
-    others = {
-        dtype: faults[dtype] or _why_not(row, chosen, row in equal)
-        for dtype, row in rows.items()
-        if row is not chosen
-    }
+    others = {dtype: faults[dtype] or _why_not(row, chosen, row in equal) for dtype, row in rows.items()}
+    del others[chosen["dtype"]]
     cautions = []
     if images < ENOUGH:
         cautions.append(f"Only {faces}: intervals from fewer than about {ENOUGH} faces are too narrow.")
@@ -492,8 +442,8 @@ def _fault(row: Row, max_drop_db: float, max_colour_shift: float) -> str:
     if row["psnr_drop_high"] > max_drop_db:
         return (
             f"It may lose too much: it {_change(row['psnr_drop'])} of PSNR on average, and loses up to "
-            f"{_decibels(row['psnr_drop_high'])} at the upper end of the interval, where {max_drop_db:g} dB is "
-            f"the budget{_executed(row)}."
+            f"{_decibels(row['psnr_drop_high'])} at the upper end of the interval, where {max_drop_db:g} dB "
+            f"is the budget{_executed(row)}."
         )
     if row["colour_shift_to_fp32"] >= max_colour_shift:
         return (
@@ -521,9 +471,7 @@ def _why(chosen: Row, reference: Row, equal: Sequence[Row], max_drop_db: float, 
         f"{CONFIDENCE:.0%} interval (budget {max_drop_db:g} dB), and moves the mean colour by ΔE "
         f"{chosen['colour_shift_to_fp32']:.2f} (budget below {max_shift:g}){_executed(chosen)}."
     )
-    if peers:
-        text += f" As fast within the spread of the times, but not more accurate: {peers}."
-    return text
+    return text + (f" As fast, within the spread, but not more accurate: {peers}." if peers else "")
 
 
 def _why_not(row: Row, chosen: Row, equally_fast: bool) -> str:
@@ -608,13 +556,11 @@ def _compared(first: Row, result: Row, dtype: str, score: str) -> dict[str, Any]
     if result["facts"]["faces_digest"] != first["facts"]["faces_digest"]:
         return compared | {"verdict": DIFFERENT}
     before = {face["name"]: face[score] for face in first["rows"] if face["dtype"] == dtype}
-    estimate = mean_loss(
-        [face[score] - before[face["name"]] for face in result["rows"] if face["dtype"] == dtype]
-    )
-    verdict: str = estimate.verdict
-    if estimate.excludes_zero:
-        verdict = "better" if (estimate.value > 0) == SCORES[score] else "worse"
-    return compared | {"low": estimate.low, "high": estimate.high, "verdict": verdict}
+    after = {face["name"]: face[score] for face in result["rows"] if face["dtype"] == dtype}
+    gain = mean_loss([after[name] - before[name] for name in after])
+    better = "better" if (gain.value > 0) == SCORES[score] else "worse"
+    verdict = better if gain.excludes_zero else gain.verdict
+    return compared | {"low": gain.low, "high": gain.high, "verdict": verdict}
 
 
 # Faces whose errors are worth looking at, with their outputs and error maps.
@@ -637,10 +583,7 @@ class FaceErrors:
 
 
 def faces_by_loss(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
-    """Return the dtype that loses most on average, and the faces on which it loses most, typically, least.
-
-    No face is named twice; there are fewer than three if there are fewer faces.
-    """
+    """Return the dtype that loses most on average, and the faces on which it loses most, typically, least."""
     frame = pd.DataFrame(rows)
     others = frame[frame["dtype"] != REFERENCE]
     if others.empty:

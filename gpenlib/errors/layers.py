@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-import time
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen
+from gpenlib.architecture.inspect import capture
 from gpenlib.architecture.model import StyledConv
 from gpenlib.compile.calibrate import LEVELS, watching_session
 from gpenlib.compile.rounding import RoundedLayer, convolution_layers, fake_quantised, split_halves
@@ -37,53 +39,33 @@ def analyse_layers(
     images: Sequence[FloatArray],
     ranking: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return ``rows`` (every feature map), ``ranking`` and ``healing`` of one quantised network.
+    """Return ``rows`` (every feature map) and ``healing`` of one quantised network.
 
-    ``ranking`` is the one that 03_compile measured on calibration images: rows with ``name``, ``psnr`` of the
-    picture with only this layer in 8 bits, and ``share``, the most sensitive layer first. What leaving those
-    layers in float heals is measured here, on faces that had no part in the choice.
+    ``ranking`` is the one that 03_compile measured on calibration images: rows with ``name`` and ``psnr`` of
+    the picture with only this layer in 8 bits, the most sensitive layer first. What leaving those layers in
+    float heals is measured here, on faces that had no part in the choice.
     """
-    rows = layer_errors(float_graph, int8_file, deploy, layers, images)
-    probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
     if missing := sorted(layers.keys() - {row["name"] for row in ranking}):
         raise ValueError(f"the ranking of 03_compile lacks {', '.join(missing[:5])}: measure it again")
-    ranked = [row for row in ranking if row["name"] in layers]  # without what the build left in float
-    by_name = {
-        row["name"]: {
-            "output_psnr_alone": row["psnr"],
-            "output_psnr_without": output_psnr(probe, layers, [row["name"]]),
-        }
-        for row in progress(ranked, desc="all but one", unit="layer")
-    }
-    neither = {"output_psnr_alone": None, "output_psnr_without": None}
-    return {
-        "rows": [row | by_name.get(row["layer"], neither) for row in rows],
-        "ranking": [{"name": row["name"], **by_name[row["name"]], "share": row["share"]} for row in ranked],
-        "healing": healing_steps(probe, layers, list(by_name)),
-    }
+    ranked = {row["name"]: row["psnr"] for row in ranking if row["name"] in layers}  # the build's own layers
+    rows = layer_errors(float_graph, int8_file, deploy, layers, images)
+    probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
 
+    def psnr(in_float: Sequence[str]) -> float:
+        """Of the picture (data range 2) against the float network's, all but these layers quantised."""
+        return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
 
-def healing_steps(
-    probe: Probe, layers: Mapping[str, RoundedLayer], ranking: Sequence[str], most: int = MOST_IN_FLOAT
-) -> list[dict[str, Any]]:
-    """Leave the first 0, 1, 2, ... layers of a ranking in float; at least one stays quantised.
-
-    ``name`` is the layer that a step adds, ``psnr`` that of the picture as in :func:`output_psnr`.
-    """
-    counts = range(min(most, len(ranking) - 1) + 1)
-    return [
-        {
-            "in_float": count,
-            "name": ranking[count - 1] if count else None,
-            "psnr": output_psnr(probe, layers, ranking[:count]),
-        }
+    without = {name: psnr([name]) for name in progress(ranked, desc="all but one", unit="layer")}
+    for row in rows:
+        row["output_psnr_alone"] = ranked.get(row["layer"])
+        row["output_psnr_without"] = without.get(row["layer"])
+    names = list(ranked)
+    counts = range(min(MOST_IN_FLOAT, len(names) - 1) + 1)  # at least one stays quantised
+    healing = [
+        {"in_float": count, "name": names[count - 1] if count else None, "psnr": psnr(names[:count])}
         for count in progress(counts, desc="healing", unit="step")
     ]
-
-
-def output_psnr(probe: Probe, layers: Mapping[str, RoundedLayer], in_float: Sequence[str]) -> float:
-    """Return the picture's PSNR (data range 2) against float32's, all but ``in_float`` quantised."""
-    return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
+    return {"rows": rows, "healing": healing}
 
 
 # Every feature map of both graphs, on the same faces. Two errors are told apart. Accumulated: the map in the
@@ -93,7 +75,7 @@ def output_psnr(probe: Probe, layers: Mapping[str, RoundedLayer], in_float: Sequ
 
 LIMIT_DB = 200.0  # an SQNR is clipped to this, so that equal maps have a finite one
 WATCHED_BYTES = 2**29  # of the maps of one graph that are held at once
-FILTERS = (".blur.conv", ".conv", ".upsample")  # what follows a stage's path in its convolutions' names
+FILTERS = re.compile(r"(\.blur)?\.conv$|\.upsample$")  # follows a stage's path
 
 
 @dataclass(frozen=True)
@@ -104,8 +86,8 @@ class FeatureMap:
     module: str  # path of the stage that computes it: ecd3, generator.convs.4, generator.to_rgbs.0
     operator: str  # ONNX operator that writes it
     layer: str | None  # module path of the convolution that writes it, if one does
-    sources: tuple[str, ...]  # what that operator reads first; of a layer in halves, what each half reads
-    shape: tuple[int, ...]  # (C, H, W)
+    sources: list[str]  # what that operator reads first; of a layer in halves, what each half reads
+    shape: list[int]  # (C, H, W)
 
 
 @dataclass
@@ -167,25 +149,28 @@ def layer_errors(
     if not len(images):
         raise ValueError("no image was given; layer errors need at least one face")
     float_model, int8_model = split_halves(onnx.load(float_graph)), onnx.load(int8_file)
-    maps = shared_maps(float_model, int8_model)
+    written = {name for node in int8_model.graph.node for name in node.output}
+    maps = [map_ for map_ in feature_maps(float_model) if map_.tensor in written]
+    if not maps:
+        raise ValueError(
+            f"{float_graph} and {int8_file} have no feature map in common: they are not forms of one network"
+        )
     agreements, counts = accumulated_errors(float_model, int8_model, maps, layers, images)
     isolated = isolated_errors(deploy, layers, images)
     rows = []
     for map_ in maps:
         alone, accumulated = isolated.get(map_.layer or ""), agreements[map_.tensor]
-        values, clipped, outermost = sum(counts[name] for name in map_.sources) if alone else (1, None, None)
+        inputs = np.sum([counts[name] for name in map_.sources], axis=0) if alone else None
         rows.append(
             {
                 **asdict(map_),
-                "sources": list(map_.sources),
-                "shape": list(map_.shape),
                 "quantised": alone is not None,
                 "sqnr_db": accumulated.sqnr_db,
                 "cosine": accumulated.cosine,
                 "isolated_sqnr_db": alone.sqnr_db if alone else None,
                 "isolated_cosine": alone.cosine if alone else None,
-                "clipped_share": float(clipped / values) if alone else None,
-                "saturation": float(outermost / values) if alone else None,
+                "clipped_share": None if inputs is None else float(inputs[1] / inputs[0]),
+                "saturation": None if inputs is None else float(inputs[2] / inputs[0]),
             }
         )
     return rows
@@ -226,30 +211,13 @@ def isolated_errors(
     agreements = {name: Agreement() for name in layers}
     rounded = copy.deepcopy(deploy)  # its layers are called with what the float network gives them
 
-    def compare(name: str) -> Any:
-        def hook(_: Any, inputs: Any, output: Any) -> None:
-            agreements[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
+    def compare(name: str, inputs: Any, output: Tensor) -> None:
+        agreements[name].update(output.numpy(), rounded.get_submodule(name)(inputs[0]).numpy())
 
-        return hook
-
-    handles = [deploy.get_submodule(name).register_forward_hook(compare(name)) for name in layers]
-    try:
-        with torch.inference_mode(), fake_quantised(rounded, layers):
-            for image in images:
-                deploy(torch.from_numpy(image))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.inference_mode(), fake_quantised(rounded, layers), capture(deploy, layers, compare):
+        for image in images:
+            deploy(torch.from_numpy(image))
     return agreements
-
-
-def shared_maps(float_model: onnx.ModelProto, int8_model: onnx.ModelProto) -> list[FeatureMap]:
-    """Return the feature maps that both graphs compute under the same name, in the float graph's order."""
-    written = {name for node in int8_model.graph.node for name in node.output}
-    maps = [map_ for map_ in feature_maps(float_model) if map_.tensor in written]
-    if not maps:
-        raise ValueError("the graphs have no feature map in common: they are not forms of one network")
-    return maps
 
 
 def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
@@ -259,7 +227,7 @@ def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
     """
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)[1:]
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
         for value in (*inferred.value_info, *inferred.output)
     }
     convolutions = convolution_layers(model)
@@ -272,22 +240,17 @@ def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
     maps: list[FeatureMap] = []
     for node in model.graph.node:
         tensor = node.output[0]
-        shape = shapes.get(tensor, ())
+        shape = shapes.get(tensor, [])
         if len(shape) != 3 or shape[1] * shape[2] <= 1 or tensor in halves:
             continue
         if layer := written.get(tensor):
-            stage = stage_path(layer.name)
-            maps.append(FeatureMap(tensor, stage, layer.operator, layer.name, layer.inputs, shape))
+            stage = FILTERS.sub("", layer.name)
+            maps.append(FeatureMap(tensor, stage, layer.operator, layer.name, list(layer.inputs), shape))
             continue
         if node.op_type == "Mul" and tensor in readers:
-            stage = stage_path(readers[tensor])  # the style's scale
-        maps.append(FeatureMap(tensor, stage, node.op_type, None, (node.input[0],), shape))
+            stage = FILTERS.sub("", readers[tensor])  # the style's scale
+        maps.append(FeatureMap(tensor, stage, node.op_type, None, [node.input[0]], shape))
     return maps
-
-
-def stage_path(layer: str) -> str:
-    """Return the path of the stage that a convolution belongs to."""
-    return layer.removesuffix(next((suffix for suffix in FILTERS if layer.endswith(suffix)), ""))
 
 
 def in_groups(maps: Sequence[FeatureMap], limit: int = WATCHED_BYTES) -> Iterator[list[FeatureMap]]:
@@ -308,10 +271,8 @@ def in_groups(maps: Sequence[FeatureMap], limit: int = WATCHED_BYTES) -> Iterato
 # divides the size of a style out again, so that in exact arithmetic large and tiny styles give the same
 # picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish.
 
-FACTORS = (1e-3, 1.0, 1e2, 1e4)
 
-
-def stress_half(model: Gpen, images: Tensor, factors: Sequence[float] = FACTORS) -> list[dict[str, Any]]:
+def stress_half(model: Gpen, images: Tensor, factors: Sequence[float]) -> list[dict[str, Any]]:
     """Compare both formulations in fp16 with float32, for styles of several sizes; one row per factor.
 
     ``original_psnr`` and ``deploy_psnr`` are against float32 with the same styles (data range 2, at most 100
@@ -376,16 +337,14 @@ def measured_threads(call: Callable[[], Any], trials: int = 3) -> Iterator[int]:
     px 0.3 to 0.5 s and 2 to 4 s; on free cores two threads are the faster ones.
     """
     before = torch.get_num_threads()
-    seconds = dict.fromkeys((before, 1), 0.0)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        call()  # for warming up
+        return timeit(call, number=trials)
+
     try:
-        for trial in range(trials + 1):
-            for threads in seconds:
-                torch.set_num_threads(threads)
-                start = time.perf_counter()
-                call()
-                if trial:  # the first is for warming up
-                    seconds[threads] += time.perf_counter() - start
-        chosen = min(seconds, key=lambda threads: seconds[threads])
+        chosen = min((before, 1), key=seconds)
         torch.set_num_threads(chosen)
         yield chosen
     finally:

@@ -1,399 +1,285 @@
-"""Run an artefact: one callable over the backends, float32 [N, 3, S, S] in [-1, 1] -> same."""
+"""Run an artefact: one callable over four backends, float32 [N, 3, S, S] in [-1, 1] -> same range."""
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
+import threading
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, ValidationError
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen, GpenConfig
-from gpenlib.export import (
-    DeployGpen,
-    mixed_precision,
-    read_mixed_precision,
-    save_torchscript,
-    write_mixed_precision,
-)
-from gpenlib.export.graphs import TOLERANCE
-from gpenlib.files import choice_error, read_json
+from gpenlib.export.deploy import DeployGpen, mixed_precision, read_mixed_precision, write_mixed_precision
+from gpenlib.export.graphs import TOLERANCE, save_torchscript
+from gpenlib.files import choice_error, sha256
 from gpenlib.images import RGB_CHANNELS, FloatArray
+from gpenlib.settings import BACKENDS, DEVICES, DTYPES, QUANTISED, Backend, Dtype
 
-# ----------------------------------------------------------------------
-# Run an artefact: one callable over the backends, float32 [N, 3, S, S] in [-1, 1] -> same.
-
-DTYPES = ("fp32", "bf16", "fp16", "int8", "int8_bf16")
-QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
-DEVICES = ("cpu", "cuda", "tensorrt")  # tensorrt: ONNX Runtime's way to the same GPU
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
-
-# What each backend can execute, by device. onnxruntime has no bf16 convolution on the CPU. PyTorch's fp16
-# convolutions work on CPUs, but took twenty times as long as its float32 ones on one without fp16 arithmetic.
-SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
-    "openvino": {"cpu": DTYPES},
-    "onnxruntime": dict.fromkeys(DEVICES, ("fp32", "fp16", "int8")),
-    "torch": {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")},
-    "torchscript": {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")},
-}
-BACKENDS = tuple(SUPPORTED)
-FILES = {  # what each backend opens
-    "openvino": MODEL_FILE,
-    "onnxruntime": MODEL_FILE,
-    "torch": "model.safetensors",
-    "torchscript": "model.pt",
-}
-ONNX_BACKENDS = tuple(name for name, file in FILES.items() if file == MODEL_FILE)
+MOST_THREADS = 4 * (os.cpu_count() or 1)  # more are a slip of the pen
 
 
 class RuntimeUnavailable(RuntimeError):
     """A backend, device and dtype that do not go together, or an artefact that cannot be opened."""
 
 
-def check_support(backend: str, dtype: str, device: str = "cpu") -> None:
-    """Raise unless ``backend`` can run ``dtype`` on ``device``; nothing is loaded.
+def whole_number(name: str, value: object, least: int, most: float = math.inf) -> None:
+    """Raise ValueError unless ``value`` is a whole number in the bounds."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name}={value!r}: must be a whole number, {bounds}")
 
-    Raises
-    ------
-    ValueError
-        If a name is unknown.
-    RuntimeUnavailable
-        If the combination does not exist.
+
+def random_batch(size: int, side: int) -> FloatArray:
+    """Return a seeded batch for timing, float32 [size, 3, side, side] in [-1, 1)."""
+    batch = np.random.default_rng(0).random((size, RGB_CHANNELS, side, side), dtype=np.float32)
+    np.multiply(batch, 2, out=batch)  # in place: temporary arrays would count as the model's memory
+    return np.subtract(batch, 1, out=batch)
+
+
+def interleaved_times(
+    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, lead_in: int = 0
+) -> dict[str, list[float]]:
+    """Return ``repeats`` times in ms per labelled call, taken in turns after ``warm_up`` untimed turns.
+
+    ``lead_in`` calls are not timed before each one that is: where the calls belong to several libraries, the
+    threads of the one before may still be spinning, and the caches hold its data.
     """
-    if backend not in BACKENDS:
-        raise ValueError(choice_error("backend", backend, ("auto", *BACKENDS)))
-    _check_names(dtype, device)
-    if runs(backend, dtype, device):
-        return
-    able = [f"{name} ({', '.join(by[device])})" for name, by in SUPPORTED.items() if device in by]
-    raise RuntimeUnavailable(
-        f"{backend} does not run {dtype} on {device}; available on {device}: {', '.join(able)}"
-    )
+    whole_number("repeats", repeats, 1)
+    times: dict[str, list[float]] = {label: [] for label in calls}
+    for turn in range(warm_up + repeats):
+        # Order alternates, so that no call always follows the same other one.
+        for label in list(calls)[:: -1 if turn % 2 else 1]:
+            for _ in range(lead_in):
+                calls[label]()
+            started = time.perf_counter()
+            calls[label]()
+            if turn >= warm_up:
+                times[label].append((time.perf_counter() - started) * 1000)
+    return times
 
 
-def runs(backend: str, dtype: str, device: str) -> bool:
-    """Return whether a known backend can run ``dtype`` on ``device``."""
-    return dtype in SUPPORTED[backend].get(device, ())
+class Artefact(BaseModel):
+    """The part of an artefact's manifest that decides how it is opened."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    dtype: Dtype
+    backend: Backend | Literal["tvm_vacc"]
+    in_size: PositiveInt
+    out_size: PositiveInt
+    network: dict[str, Any] = {}
+    # By backend, names that do not lead out of the folder. Manifests from before there were others have none.
+    files: dict[str, Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]] = {}
+    model_sha256: str | None = None
+    torch_files: dict[str, dict[str, str | int]] = {}
+    files_sha256: dict[str, str] = {}
+    # int8: "qdq" or "qoperator" by ONNX file
+    forms: dict[str, str] = Field({}, validation_alias=AliasPath("quantisation", "forms"))
+
+    def served(self) -> dict[str, str]:
+        """Return the file that each backend opens."""
+        files = {name: file for name, file in self.files.items() if name in BACKENDS}
+        return files or dict.fromkeys(serves(self.dtype, ()), MODEL_FILE)
+
+    def check_hash(self, path: Path) -> None:
+        """Raise RuntimeUnavailable if a file is not the one that was built."""
+        recorded = {self.files_sha256.get(path.name), self.torch_files.get(path.name, {}).get("sha256")}
+        recorded.add(self.model_sha256 if path.name == MODEL_FILE else None)
+        if (recorded := recorded - {None}) and recorded != {sha256(path)}:
+            told = f"{path}: changed since it was built, its SHA-256 is not the one in {MANIFEST_FILE}"
+            raise RuntimeUnavailable(f"{told}; restore it, or build the artefact anew with compile_model")
 
 
-def _check_names(dtype: str, device: str) -> None:
-    """Raise ValueError for an unknown dtype or device."""
-    for what, value, allowed in (("dtype", dtype, DTYPES), ("device", device, DEVICES)):
-        if value not in allowed:
-            raise ValueError(choice_error(what, value, allowed))
-
-
-def choose_backend(backend: str, dtype: str, device: str = "cpu") -> tuple[str, str]:
-    """Resolve ``"auto"`` by a fixed order, without opening anything; return (backend, reason).
-
-    :func:`gpenlib.infer.choice.fastest_backend` measures instead.
-    """
-    if backend != "auto":
-        check_support(backend, dtype, device)
-        return backend, "asked for"
-    _check_names(dtype, device)
-    for name in BACKENDS:
-        if runs(name, dtype, device):
-            return name, f"first backend that runs {dtype} on {device}"
-    raise RuntimeUnavailable(f"no backend runs {dtype} on {device}")
+def read_artefact(folder: Path) -> Artefact:
+    """Return what the manifest of an artefact folder says; raises as :func:`open_runtime`."""
+    path = folder / MANIFEST_FILE
+    missing = f"{folder}: not an artefact folder (no %s); make one with compile_model"
+    if not path.is_file():
+        raise FileNotFoundError(missing % MANIFEST_FILE)
+    try:
+        artefact = Artefact.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"{'.'.join(map(str, first['loc']))}={first['input']!r:.80}: " if first["loc"] else ""
+        told = f"{path}: {where}{first['msg']}; build the artefact anew with compile_model"
+        raise RuntimeUnavailable(told) from None
+    if artefact.backend == "tvm_vacc":
+        told = f"{folder}: built for the vendor's chip (tvm_vacc)"
+        raise RuntimeUnavailable(f"{told}; run it with the vendor's runtime")
+    if not (folder / MODEL_FILE).is_file():
+        raise FileNotFoundError(missing % MODEL_FILE)
+    return artefact
 
 
 class Runtime(ABC):
-    """A loaded artefact. Call it with a float32 batch [N, 3, in_size, in_size] in [-1, 1].
+    """A loaded artefact. Call it with a float32 batch [N, 3, in_size, in_size] in [-1, 1]."""
 
-    Attributes
-    ----------
-    backend, dtype, device : str
-    path : Path
-        The model file.
-    in_size, out_size : int
-    executed_precision : str
-        What the processor really computes in, as the backend reports it.
-    """
+    backend: ClassVar[str]
+    executed_precision: str  # what the processor really computes in, as the backend reports it
 
-    backend: str
-    executed_precision: str
-
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
-        self.path = folder / file_for(manifest, self.backend)
-        self.threads = threads
-        self.device = device
-        self.dtype: str = manifest["dtype"]
-        self.in_size: int = manifest["in_size"]
-        self.out_size: int = manifest["out_size"]
+    def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
+        self.path, self.threads, self.device = path, threads, device
+        self.dtype: str = artefact.dtype
+        self.in_size, self.out_size = artefact.in_size, artefact.out_size
+        self._prepared: dict[int, Any] = {}
 
     @classmethod  # noqa: B027 (not abstract: a backend for the CPU alone needs nothing)
     def check_device(cls, device: str) -> None:
         """Raise RuntimeUnavailable if the machine lacks what this backend needs for ``device``."""
 
     def __call__(self, batch: FloatArray) -> FloatArray:
-        """Run one batch.
-
-        Raises
-        ------
-        ValueError
-            If the array is not float32 [N, 3, in_size, in_size] with N >= 1.
-        """
-        wanted = (3, self.in_size, self.in_size)
-        if batch.dtype != np.float32 or batch.ndim != 4 or batch.shape[1:] != wanted or not len(batch):
-            raise ValueError(
-                f"input {batch.dtype} {batch.shape}: expected float32 [N, 3, {self.in_size}, {self.in_size}]"
-            )
+        """Run one batch; ValueError if it is not float32 [N, 3, in_size, in_size] with N >= 1."""
+        side = self.in_size
+        if batch.dtype != np.float32 or batch.shape[1:] != (RGB_CHANNELS, side, side) or not len(batch):
+            raise ValueError(f"input {batch.dtype} {batch.shape}: expected float32 [N, 3, {side}, {side}]")
         return self._run(np.ascontiguousarray(batch))
 
     @abstractmethod
     def _run(self, batch: FloatArray) -> FloatArray:
         """Run a checked batch."""
 
+    def _for_batch(self, size: int) -> Any:
+        """Return what runs batches of one size, prepared when the first one comes."""
+        if size not in self._prepared:
+            self._prepared[size] = self.prepare(size)
+        return self._prepared[size]
+
+    def prepare(self, size: int) -> Any:
+        """Return what runs batches of this size; only for backends that need something for each."""
+        raise NotImplementedError
+
     @abstractmethod
     def executed_types(self) -> dict[str, int]:
         """Return how many convolutions (of both kinds) execute in each precision, such as ``{"i8": 28}``."""
 
 
-def runtime_class(backend: str) -> type[Runtime]:
-    """Return the class behind a backend's name."""
-    return {
-        kind.backend: kind for kind in (OpenVinoRuntime, OnnxRuntimeRuntime, TorchRuntime, TorchScriptRuntime)
-    }[backend]
-
-
-def served_by(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the backends that can open an artefact, from its manifest."""
-    if "files" in manifest:
-        return list(manifest["files"])
-    return serves(manifest["dtype"], [])  # written before there were others
-
-
-def file_for(manifest: Mapping[str, Any], backend: str) -> str:
-    """Return the name of the file that a backend opens in an artefact folder."""
-    return str(manifest.get("files", FILES)[backend])
-
-
-def serves(dtype: str, extra: Iterable[str]) -> list[str]:
-    """Return the backends that open an artefact of ``dtype`` with the files of ``extra`` beside its ONNX."""
-    named = {*ONNX_BACKENDS, *extra}
-    return [name for name in BACKENDS if name in named and any(dtype in d for d in SUPPORTED[name].values())]
-
-
-def open_runtime(
-    artefact_dir: str | Path, threads: int | None = None, device: str = "cpu", backend: str | None = None
-) -> Runtime:
-    """Open an artefact folder written by :func:`gpenlib.compile_model`.
-
-    Parameters
-    ----------
-    artefact_dir : path
-        Holds ``model.onnx``, ``manifest.json`` and, for PyTorch, ``model.safetensors`` or ``model.pt``.
-    threads : int, optional
-        Worker threads; default is the backend's own choice.
-    device : {"cpu", "cuda", "tensorrt"}
-    backend : {"openvino", "onnxruntime", "torch", "torchscript", "auto"}, optional
-        Default: the one that the artefact was built for. ``"auto"``: the first that serves the folder.
-
-    Returns
-    -------
-    Runtime
-        Callable: float32 [N, 3, S, S] in [-1, 1] -> same range, any N.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no artefact.
-    RuntimeUnavailable
-        If the backend cannot run this dtype on this device, the folder has no file for it, or the folder was
-        built for the vendor's chip.
-    """
-    folder = Path(artefact_dir)
-    manifest = read_artefact(folder)
-    served, dtype = served_by(manifest), manifest["dtype"]
-    chosen = backend or manifest["backend"]
-    if chosen == "auto":
-        able = [name for name in served if runs(name, dtype, device)]
-        chosen = able[0] if able else choose_backend("auto", dtype, device)[0]
-    check_support(chosen, dtype, device)
-    if chosen not in served:
-        raise RuntimeUnavailable(
-            f"{folder} serves {', '.join(served)}; {chosen} needs {FILES[chosen]}: build the artefact with "
-            f"backend.also: [{chosen}]"
-        )
-    file = folder / file_for(manifest, chosen)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; build the artefact with compile_model")
-    kind = runtime_class(chosen)
-    kind.check_device(device)
-    return kind(folder, manifest, threads, device)
-
-
-def read_artefact(folder: Path) -> dict[str, Any]:
-    """Return the manifest of an artefact folder; raises as :func:`open_runtime`."""
-    for name in (MANIFEST_FILE, MODEL_FILE):
-        if not (folder / name).is_file():
-            if name == MODEL_FILE and read_json(folder / MANIFEST_FILE).get("kind") == "vendor-build":
-                raise RuntimeUnavailable(
-                    f"{folder}: built for the vendor's chip (tvm_vacc); run it with the vendor's runtime"
-                )
-            raise FileNotFoundError(
-                f"{folder}: not an artefact folder (no {name}); make one with compile_model"
-            )
-    return dict(read_json(folder / MANIFEST_FILE))
-
-
-# ----------------------------------------------------------------------
-# Graph changes that hold for one batch size only, made when OpenVINO loads a file.
-#
-# The files keep an open batch; OpenVINO is given a graph of fixed shape anyway (static shapes run faster).
-
-
 def scale_rgb_weights(model: Any) -> int:
-    """Let the style scale the weights of ToRGB layers instead of their input, in place.
+    """Let the style scale the weights of an OpenVINO model's ToRGB layers, not their input; return how many.
 
-    ``conv(style * x, w) = conv(x, style * w)`` for one image: the style then multiplies 3 C numbers and not
-    C H W, which saves reading and writing the largest maps once more. With several images each would need
-    weights of its own. Layers with more outputs are left alone: OpenVINO prepares their weights once, when it
-    compiles, and can do so for constants only.
-
-    Parameters
-    ----------
-    model : openvino.Model
-        Of fixed shape.
-
-    Returns
-    -------
-    int
-        Number of convolutions changed; none unless the batch size is 1.
+    ``conv(style * x, w) = conv(x, style * w)`` for one image (of several, each would need its own weights):
+    3 C products and not C H W, so the largest maps are read and written once less. Layers with more outputs
+    are left alone: OpenVINO prepares their weights when it compiles, and can do so for constants only.
     """
     from openvino import opset13
 
     changed = 0
     for node in model.get_ordered_ops():
-        found = _scaled_rgb_input(node)
-        if found is None:
+        if node.get_type_name() != "Convolution" or node.input_value(1).get_shape()[0] != RGB_CHANNELS:
             continue
-        data, style = found
-        weights = opset13.multiply(node.input_value(1), style)
-        node.input(0).replace_source_output(data)
-        node.input(1).replace_source_output(weights.output(0))
-        changed += 1
+        scale, shape = node.input_value(0).get_node(), list(node.input_value(0).get_shape())
+        if scale.get_type_name() != "Multiply":
+            continue
+        inputs = [scale.input_value(0), scale.input_value(1)]
+        for data, style in (inputs, inputs[::-1]):
+            if list(data.get_shape()) == shape and list(style.get_shape()) == [1, shape[1], 1, 1]:
+                weights = opset13.multiply(node.input_value(1), style)
+                node.input(0).replace_source_output(data)
+                node.input(1).replace_source_output(weights.output(0))
+                changed += 1
+                break
     model.validate_nodes_and_infer_types()
     return changed
 
 
-def _scaled_rgb_input(node: Any) -> tuple[Any, Any] | None:
-    """Return map and style of a ToRGB convolution on a scaled map of one image."""
-    if node.get_type_name() != "Convolution" or node.input_value(1).get_shape()[0] != RGB_CHANNELS:
-        return None
-    scale = node.input_value(0).get_node()
-    if scale.get_type_name() != "Multiply":
-        return None
-    shape = list(node.input_value(0).get_shape())
-    inputs = [scale.input_value(0), scale.input_value(1)]
-    for data, style in (inputs, inputs[::-1]):
-        if list(data.get_shape()) == shape and list(style.get_shape()) == [1, shape[1], 1, 1]:
-            return data, style
-    return None
-
-
-# ----------------------------------------------------------------------
-# Runtimes that read ``model.onnx``: OpenVINO and ONNX Runtime.
+def faster(calls: Mapping[str, Callable[[], object]], repeats: int = 3) -> str:
+    """Return the label of the fastest call, the first of equals: noise of 5 % decides nothing."""
+    shortest = {label: min(times) for label, times in interleaved_times(calls, repeats).items()}
+    first, best = next(iter(shortest)), min(shortest, key=lambda label: shortest[label])
+    return best if 1.05 * shortest[best] < shortest[first] else first
 
 
 class OpenVinoRuntime(Runtime):
     """OpenVINO on the CPU; compiled once per batch size, because static shapes run faster."""
 
     backend = "openvino"
+    # OpenVINO picks bf16 by itself where the processor has it: every dtype states its precision.
     HINTS: ClassVar[dict[str, str]] = {
         "fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16",
     }  # fmt: skip
+    _half_hints: ClassVar[dict[tuple[Any, ...], str]] = {}  # measured once per process, file and threads
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
-        super().__init__(folder, manifest, threads, device)
+    def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
+        super().__init__(path, artefact, threads, device)
         import openvino
 
         self._core = openvino.Core()
         self._model = self._core.read_model(self.path)
-        # OpenVINO picks bf16 by itself where the processor has it: every dtype states its precision.
-        hint = self.HINTS[self.dtype]
-        if hint == "f16" and "FP16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            hint = "f32"
-        self._properties: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
-            # Pinned, the threads of all runtimes in a process would share the first cores.
-            "ENABLE_CPU_PINNING": False,
-        }
+        # Pinned, the threads of all runtimes in a process would share the first cores.
+        self._properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
         if threads:
             self._properties["INFERENCE_NUM_THREADS"] = threads
-        self._compiled: dict[int, Any] = {}
+        hint = self.HINTS[self.dtype]
+        if hint == "f16":
+            native = "FP16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+            hint = self._half_hint() if native else "f32"  # f16: 1.42 s for a face of 512 px, f32: 0.95 s
+        self._properties["INFERENCE_PRECISION_HINT"] = hint
         ran = self._for_batch(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if hint == "bf16" and ran != "bf16":
             warnings.warn(f"this processor has no bf16: OpenVINO computes in {ran}", stacklevel=3)
         self.executed_precision = f"int8 convolutions, rest {ran}" if self.dtype in QUANTISED else ran
 
-    def compile(self, size: int, **properties: Any) -> Any:
+    def _half_hint(self) -> str:
+        """Return the faster arithmetic for half floats, f32 or f16, on a processor that has both."""
+        key = (self.path, self.path.stat().st_mtime_ns, self.threads)
+        if key not in self._half_hints:
+            image = random_batch(1, self.in_size)
+            compiled = {hint: self.prepare(1, INFERENCE_PRECISION_HINT=hint) for hint in ("f32", "f16")}
+            self._half_hints[key] = faster({hint: partial(run, image) for hint, run in compiled.items()})
+            self._prepared[1] = compiled[self._half_hints[key]]
+        return self._half_hints[key]
+
+    def prepare(self, size: int, **properties: Any) -> Any:
         """Return the compiled model for a batch size, with further OpenVINO properties."""
         model = self._model.clone()
-        model.reshape([size, 3, self.in_size, self.in_size])
+        model.reshape([size, RGB_CHANNELS, self.in_size, self.in_size])
         scale_rgb_weights(model)
         return self._core.compile_model(model, "CPU", {**self._properties, **properties})
-
-    def _for_batch(self, size: int) -> Any:
-        if size not in self._compiled:
-            self._compiled[size] = self.compile(size)
-        return self._compiled[size]
 
     def _run(self, batch: FloatArray) -> FloatArray:
         return np.array(self._for_batch(len(batch))(batch)[0], dtype=np.float32)
 
     def executed_types(self) -> dict[str, int]:
         """Count from the execution graph; OpenVINO names s8 convolutions ``u8`` or ``i8``."""
-        counts: dict[str, int] = {}
-        for node in self._for_batch(1).get_runtime_model().get_ordered_ops():
-            info = node.get_rt_info()
-            if str(info["layerType"].value) in ("Convolution", "Deconvolution"):
-                precision = str(info["runtimePrecision"].value)
-                counts[precision] = counts.get(precision, 0) + 1
-        return counts
+        infos = [node.get_rt_info() for node in self._for_batch(1).get_runtime_model().get_ordered_ops()]
+        layers = [(str(info["layerType"].value), str(info["runtimePrecision"].value)) for info in infos]
+        return dict(Counter(kind for layer, kind in layers if layer in ("Convolution", "Deconvolution")))
 
 
 CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+INT8 = {True: "int8 convolutions, rest f32", False: "f32 on values rounded to int8"}  # by: is QOperator
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": CUDA, "tensorrt": TENSORRT}
-Provider = tuple[str, dict[str, Any]]
 
 
-def execution_providers(device: str, dtype: str) -> list[Provider]:
-    """Return ONNX Runtime's providers with their options, in order of preference.
-
-    Float32 stays float32 on CUDA (its default is TF32, with 10 bits of mantissa). TensorRT takes fp16 and
-    int8 graphs only if told to; with fp16 it may round float32 layers too, which the build's parity check
-    sees. CUDA stands behind TensorRT, for operators that TensorRT leaves, where it is present.
-
-    Raises
-    ------
-    RuntimeUnavailable
-        If this ONNX Runtime has no such provider.
-    """
+def execution_providers(device: str, dtype: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return ONNX Runtime's providers with their options, in order of preference."""
     import onnxruntime
 
-    wanted, present = PROVIDERS[device], onnxruntime.get_available_providers()
-    if wanted not in present:
-        raise RuntimeUnavailable(
-            f"onnxruntime has no {wanted} here (present: {', '.join(present)}); "
-            "install onnxruntime-gpu or use device='cpu'"
-        )
+    provider, present = PROVIDERS[device], onnxruntime.get_available_providers()
+    if provider not in present:
+        told = f"onnxruntime has no {provider} here (present: {', '.join(present)})"
+        raise RuntimeUnavailable(f"{told}; install onnxruntime-gpu or use device='cpu'")
     options: dict[str, dict[str, Any]] = {
-        CUDA: {"use_tf32": 0},
+        CUDA: {"use_tf32": 0},  # float32 stays float32: TF32, the default, has 10 bits of mantissa
+        # With fp16 it may round float32 layers, too; the build's parity check sees that.
         TENSORRT: {"trt_fp16_enable": dtype == "fp16", "trt_int8_enable": dtype == "int8"},
     }
+    # for operators that TensorRT leaves
     behind = [CUDA] if device == "tensorrt" and CUDA in present else []
-    return [(name, options.get(name, {})) for name in (wanted, *behind)]
+    return [(name, options.get(name, {})) for name in (provider, *behind)]
 
 
 class OnnxRuntimeRuntime(Runtime):
@@ -401,242 +287,152 @@ class OnnxRuntimeRuntime(Runtime):
 
     backend = "onnxruntime"
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
-        super().__init__(folder, manifest, threads, device)
+    def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
+        super().__init__(path, artefact, threads, device)
         self._providers = execution_providers(device, self.dtype)
-        self._session = self._open(self._options(threads))
+        self._session = self.open_session()
         self._input = self._session.get_inputs()[0].name
-        rounded = "fp16 storage, computed in f32" if self.dtype == "fp16" and device == "cpu" else self.dtype
-        self.executed_precision = rounded
-        if self.dtype == "int8" and device != "tensorrt":
-            form = manifest.get("quantisation", {}).get("forms", {}).get(self.path.name)
-            fused = form == "qoperator"
-            self.executed_precision = (
-                "int8 convolutions, rest f32" if fused else "f32 on values rounded to int8"
-            )
+        self.executed_precision = self.dtype
+        if self.dtype == "fp16" and device == "cpu":
+            self.executed_precision = "fp16 storage, computed in f32"
+        elif self.dtype == "int8" and device != "tensorrt":
+            fused = artefact.forms.get(path.name) == "qoperator"
+            self.executed_precision = INT8[fused]
 
     @classmethod
     def check_device(cls, device: str) -> None:
         """Raise RuntimeUnavailable if this ONNX Runtime has no provider for ``device``."""
         execution_providers(device, "fp32")
 
-    def _options(self, threads: int | None) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
-        return options
-
-    def _open(self, options: Any) -> Any:
+    def open_session(self, **options: Any) -> Any:
         """Open a session; refuse one that fell back to another provider, as ONNX Runtime does in silence."""
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(str(self.path), options, providers=self._providers)
-        wanted, ran = self._providers[0][0], session.get_providers()
-        if ran[0] != wanted:
-            raise RuntimeUnavailable(
-                f"onnxruntime could not start {wanted} and fell back to {', '.join(ran)}: are the libraries "
-                f"of {self.device} installed, in the versions that this onnxruntime needs? "
-                "device='cpu' needs none"
-            )
+        asked = onnxruntime.SessionOptions()
+        asked.intra_op_num_threads, asked.log_severity_level = self.threads or 0, 3
+        for name, value in options.items():
+            setattr(asked, name, value)
+        session = onnxruntime.InferenceSession(str(self.path), asked, providers=self._providers)
+        provider, ran = self._providers[0][0], session.get_providers()
+        if ran[0] != provider:
+            told = f"onnxruntime could not start {provider} and fell back to {', '.join(ran)}"
+            advice = f"are the libraries of {self.device} installed, in the versions that it needs?"
+            raise RuntimeUnavailable(f"{told}: {advice} device='cpu' needs none")
         return session
-
-    def profiled(self, prefix: str) -> Any:
-        """Return a session that profiles into a file whose name starts with ``prefix``."""
-        options = self._options(self.threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = prefix
-        return self._open(options)
 
     def _run(self, batch: FloatArray) -> FloatArray:
         return np.asarray(self._session.run(None, {self._input: batch})[0], dtype=np.float32)
 
     def executed_types(self) -> dict[str, int]:
-        """Count from the graph that ONNX Runtime really executes, after its own optimisation.
-
-        Empty under TensorRT: ONNX Runtime cannot write a graph whose nodes TensorRT compiled.
-        """
+        """Count from the graph that ONNX Runtime really executes, after its own optimisation."""
         if self.device == "tensorrt":
-            return {}
+            return {}  # ONNX Runtime cannot write a graph whose nodes TensorRT compiled
         import onnx
 
         with tempfile.TemporaryDirectory() as folder:
-            options = self._options(None)
-            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-            self._open(options)
-            graph = onnx.load(options.optimized_model_filepath).graph
+            path = f"{folder}/optimised.onnx"
+            self.open_session(optimized_model_filepath=path)
+            nodes = onnx.load(path).graph.node
         names = {"QLinearConv": "i8", "ConvInteger": "i8"}
-        counts: dict[str, int] = {}
-        for node in graph.node:
-            if "Conv" in node.op_type:
-                kind = names.get(node.op_type, "f32")
-                counts[kind] = counts.get(kind, 0) + 1
-        return counts
+        return dict(Counter(names.get(node.op_type, "f32") for node in nodes if "Conv" in node.op_type))
 
-
-# ----------------------------------------------------------------------
-# What an artefact folder holds for PyTorch's backends.
-
-# How far the trace may lie from its module (see assert_parity): other kernels round elsewhere.
-TRACE_TOLERANCE = {"fp32": TOLERANCE, "bf16": 0.1, "fp16": 0.02}
-
-
-def write_torch_files(
-    model: Gpen | DeployGpen, dtype: str, folder: str | Path, backends: Iterable[str]
-) -> list[Path]:
-    """Write what the PyTorch backends among ``backends`` read; others are passed over.
-
-    Parameters
-    ----------
-    model : Gpen or DeployGpen
-    dtype : {"fp32", "bf16", "fp16"}
-    folder : path
-        Gets ``model.safetensors`` for ``torch`` (the weights of the deploy form; the network's configuration
-        is in the manifest) and ``model.pt`` for ``torchscript`` (the frozen trace, for any batch size).
-    backends : iterable of str
-
-    Returns
-    -------
-    list of Path
-        The files.
-
-    Raises
-    ------
-    ValueError
-        If there is something to write and ``dtype`` is another one.
-    ParityError
-        If the reloaded trace and the module disagree.
-    """
-    wanted = {name: Path(folder) / FILES[name] for name in ("torch", "torchscript") if name in set(backends)}
-    if not wanted:
-        return []
-    module = mixed_precision(model, dtype).cpu()
-    if "torch" in wanted:
-        write_mixed_precision(module, wanted["torch"])
-    if "torchscript" in wanted:
-        if dtype == "fp16" and torch.cuda.is_available():
-            module.cuda()  # processors without fp16 arithmetic take many times as long for the trace's check
-        save_torchscript(module, wanted["torchscript"], TRACE_TOLERANCE[dtype])
-    return list(wanted.values())
-
-
-# ----------------------------------------------------------------------
-# Runtimes in PyTorch: the deploy form as a module (``torch``) or traced (``torchscript``).
 
 Call = Callable[[Tensor], Tensor]
 GRAPH_WARM_UPS = 3
 TYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+_setting_threads = threading.Lock()
 
 
-class TorchBase(Runtime):
-    """What both have in common: one prepared call per batch size, on CUDA a recorded graph."""
+def worker_with(threads: int) -> ThreadPoolExecutor:
+    """Return a thread of its own in which PyTorch computes with so many threads, for good.
 
+    The setting belongs to the thread that makes it, but is the default of those that begin later: changed
+    around every call, it would be taken over by calls that run at the same time, and put back wrong.
+    """
+    with _setting_threads:
+        default = torch.get_num_threads()
+        worker = ThreadPoolExecutor(1, thread_name_prefix="torch-runtime")
+        worker.submit(torch.get_num_threads).result()  # takes the default, which would else come after ours
+        worker.submit(torch.set_num_threads, threads).result()
+        torch.set_num_threads(default)
+    return worker
+
+
+class TorchRuntime(Runtime):
+    """The deploy form as a PyTorch module: one prepared call per batch size, on CUDA a recorded graph."""
+
+    backend = "torch"
     warm_ups = 0  # calls on the CPU until it runs at full speed for a new batch size
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None, device: str) -> None:
-        super().__init__(folder, manifest, threads, device)
-        self._module = self._load(self.path, manifest)
-        self._calls: dict[int, Call] = {}
-        self.executed_precision = self._precision()
+    def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
+        super().__init__(path, artefact, threads, device)
+        self._module, self._weight_types = self._load(artefact)
+        self._worker = worker_with(threads) if threads else None
+        self.executed_precision = "+".join(sorted(self.executed_types()))
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
+        lacks = capabilities.get("architecture") == "x86_64" and not capabilities.get("avx512_bf16")
+        if self.executed_precision == "bf16" and device == "cpu" and lacks:
+            self.executed_precision = "bf16 storage, computed in f32"
 
     @classmethod
     def check_device(cls, device: str) -> None:
         """Raise RuntimeUnavailable if this PyTorch sees no GPU."""
         if device == "cuda" and not torch.cuda.is_available():
-            raise RuntimeUnavailable(
-                f"PyTorch {torch.__version__} sees no CUDA device here; install its CUDA build on a machine "
-                "with a GPU, or use device='cpu'"
-            )
+            told = f"PyTorch {torch.__version__} sees no CUDA device here; install its CUDA build"
+            raise RuntimeUnavailable(f"{told} on a machine with a GPU, or use device='cpu'")
 
-    @abstractmethod
-    def _load(self, path: Path, manifest: dict[str, Any]) -> nn.Module:
-        """Return the module on the device."""
-
-    @abstractmethod
-    def _weight_types(self) -> list[torch.dtype]:
-        """Return the type of every convolution's weight."""
+    def _load(self, artefact: Artefact) -> tuple[nn.Module, list[torch.dtype]]:
+        """Return the module on the device, and the type of every convolution's weight."""
+        try:
+            module = read_mixed_precision(self.path, GpenConfig(**artefact.network), self.dtype)
+        except (TypeError, ValueError) as error:
+            where = f"{self.path.parent / MANIFEST_FILE}: network={artefact.network}"
+            raise RuntimeUnavailable(f"{where}: {error}; build it anew with compile_model") from None
+        module.to(self.device)
+        convolutions = [p for p in module.modules() if isinstance(p, (nn.Conv2d, nn.ConvTranspose2d))]
+        return module, [part.weight.dtype for part in convolutions]
 
     def _run(self, batch: FloatArray) -> FloatArray:
-        with torch.inference_mode(), number_of_threads(self.threads):
-            output = self._for_batch(len(batch))(torch.tensor(batch))
-        return output.numpy()
+        return self._worker.submit(self._answer, batch).result() if self._worker else self._answer(batch)
 
-    def _for_batch(self, size: int) -> Call:
-        """Return the call for a batch size, prepared when it is first needed."""
-        if size not in self._calls:
-            example = torch.zeros(size, 3, self.in_size, self.in_size, device=self.device)
-            if self.device == "cuda":
-                self._calls[size] = record_cuda_graph(self._module, example)
-            else:
-                warm_up(self._module, example, self.warm_ups)
-                self._calls[size] = self._module
-        return self._calls[size]
+    def _answer(self, batch: FloatArray) -> FloatArray:
+        with torch.inference_mode():
+            output: FloatArray = self._for_batch(len(batch))(torch.tensor(batch)).numpy()
+        return output
+
+    def prepare(self, size: int) -> Call:
+        """Return the call for a batch size."""
+        example = torch.zeros(size, RGB_CHANNELS, self.in_size, self.in_size, device=self.device)
+        if self.device == "cuda":
+            return record_cuda_graph(self._module, example)
+        for _ in range(self.warm_ups):
+            self._module(example)
+        return self._module
 
     def executed_types(self) -> dict[str, int]:
         """Count by the type of the weights, which is what a convolution's kernel reads."""
-        return dict(Counter(TYPE_NAMES[found] for found in self._weight_types()))
-
-    def _precision(self) -> str:
-        """Return the type of the convolutions, and what a processor without bf16 makes of it."""
-        name = "+".join(sorted(self.executed_types()))
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
-        x86 = capabilities.get("architecture") == "x86_64"
-        if name == "bf16" and self.device == "cpu" and x86 and not capabilities.get("avx512_bf16"):
-            return "bf16 storage, computed in f32"
-        return name
+        return dict(Counter(TYPE_NAMES[kind] for kind in self._weight_types))
 
 
-class TorchRuntime(TorchBase):
-    """The deploy form as a PyTorch module, with weights from ``model.safetensors``."""
-
-    backend = "torch"
-
-    def _load(self, path: Path, manifest: dict[str, Any]) -> nn.Module:
-        config = GpenConfig(**manifest["network"])
-        return read_mixed_precision(path, config, self.dtype).to(self.device)
-
-    def _weight_types(self) -> list[torch.dtype]:
-        convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-        return [part.weight.dtype for part in self._module.modules() if isinstance(part, convolutions)]
-
-
-class TorchScriptRuntime(TorchBase):
+class TorchScriptRuntime(TorchRuntime):
     """The frozen trace ``model.pt``; it needs PyTorch alone, not this package."""
 
     backend = "torchscript"
     warm_ups = 2  # it profiles the first call of a shape and optimises in the second
 
-    def _load(self, path: Path, manifest: dict[str, Any]) -> nn.Module:
+    def _load(self, artefact: Artefact) -> tuple[nn.Module, list[torch.dtype]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch marks TorchScript as superseded by torch.export
-            module: nn.Module = torch.jit.load(str(path), map_location=self.device)
-        return module
-
-    def _weight_types(self) -> list[torch.dtype]:
-        graph: Any = self._module.graph
-        nodes = graph.findAllNodes("aten::_convolution", recurse=True)
-        return [list(node.inputs())[1].node().t("value").dtype for node in nodes]
-
-
-def warm_up(module: nn.Module, example: Tensor, calls: int) -> None:
-    """Call ``module`` so many times for what it sets up on the way."""
-    for _ in range(calls):
-        module(example)
+            module: Any = torch.jit.load(str(self.path), map_location=self.device)
+        nodes = module.graph.findAllNodes("aten::_convolution", recurse=True)
+        return module, [list(node.inputs())[1].node().t("value").dtype for node in nodes]
 
 
 def record_cuda_graph(module: nn.Module, example: Tensor) -> Call:
     """Record ``module`` as a CUDA graph for the example's shape; return a call from CPU batch to CPU output.
 
-    A graph replays all kernels with one launch, which matters because small feature maps leave the GPU
-    waiting for Python. It reads and writes fixed memory: batches are copied in, the output is copied out.
-
-    Parameters
-    ----------
-    module : Module
-        On the GPU, in eval mode.
-    example : Tensor
-        On the GPU; becomes the graph's input buffer.
+    It replays all kernels with one launch (small feature maps leave the GPU waiting for Python), and reads
+    and writes fixed memory: batches are copied into ``example``, the output is copied out.
     """
     # Float32 means float32, as on the CPU: cuDNN's default is TF32 with 10 bits of mantissa.
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
@@ -645,7 +441,8 @@ def record_cuda_graph(module: nn.Module, example: Tensor) -> Call:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            warm_up(module, example, GRAPH_WARM_UPS)
+            for _ in range(GRAPH_WARM_UPS):
+                module(example)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -659,14 +456,134 @@ def record_cuda_graph(module: nn.Module, example: Tensor) -> Call:
     return replay
 
 
-@contextmanager
-def number_of_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use ``count`` threads (None: leave it); the setting is the process's, so it is put back."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count:
-            torch.set_num_threads(before)
+class Entry(NamedTuple):
+    """A backend: its class, the file that it opens, and the dtypes that it executes on each device."""
+
+    runtime: type[Runtime]
+    file: str
+    dtypes: Mapping[str, tuple[str, ...]]
+
+
+# onnxruntime has no bf16 convolution on the CPU. PyTorch's fp16 convolutions work on CPUs, but took twenty
+# times as long as its float32 ones on one without fp16 arithmetic.
+_TORCH = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "bf16", "fp16")}
+TABLE = {
+    "openvino": Entry(OpenVinoRuntime, MODEL_FILE, {"cpu": DTYPES}),
+    "onnxruntime": Entry(OnnxRuntimeRuntime, MODEL_FILE, dict.fromkeys(DEVICES, ("fp32", "fp16", "int8"))),
+    "torch": Entry(TorchRuntime, "model.safetensors", _TORCH),
+    "torchscript": Entry(TorchScriptRuntime, "model.pt", _TORCH),
+}
+FILES = {name: entry.file for name, entry in TABLE.items()}
+ONNX_BACKENDS = tuple(name for name, file in FILES.items() if file == MODEL_FILE)
+
+
+def runtime_class(backend: str) -> type[Runtime]:
+    """Return the class behind a backend's name."""
+    return TABLE[backend].runtime
+
+
+def runs(backend: str, dtype: str, device: str) -> bool:
+    """Return whether a known backend can run ``dtype`` on ``device``."""
+    return dtype in TABLE[backend].dtypes.get(device, ())
+
+
+def serves(dtype: str, extra: Iterable[str]) -> list[str]:
+    """Return the backends that open an artefact of ``dtype`` with the files of ``extra`` beside its ONNX."""
+    named = {*ONNX_BACKENDS, *extra}
+    return [name for name in BACKENDS if name in named and any(runs(name, dtype, on) for on in DEVICES)]
+
+
+def choose_backend(backend: str, dtype: str, device: str = "cpu") -> tuple[str, str]:
+    """Return the backend (for ``"auto"`` the first that runs it) and why, without opening anything.
+
+    ValueError for an unknown name, RuntimeUnavailable for a combination that does not exist.
+    """
+    sets = {"backend": ("auto", *BACKENDS), "dtype": DTYPES, "device": DEVICES}
+    for (what, allowed), value in zip(sets.items(), (backend, dtype, device), strict=True):
+        if value not in allowed:
+            raise ValueError(choice_error(what, value, allowed))
+    able = [name for name in BACKENDS if runs(name, dtype, device)]
+    if backend in able:
+        return backend, "asked for"
+    if backend == "auto" and able:
+        return able[0], f"first backend that runs {dtype} on {device}"
+    present = [f"{name} ({', '.join(e.dtypes[device])})" for name, e in TABLE.items() if device in e.dtypes]
+    refusal = "no backend runs" if backend == "auto" else f"{backend} does not run"
+    raise RuntimeUnavailable(f"{refusal} {dtype} on {device}; available on {device}: {', '.join(present)}")
+
+
+def check_support(backend: str, dtype: str, device: str = "cpu") -> None:
+    """Raise as :func:`choose_backend` unless ``backend`` can run ``dtype`` on ``device``."""
+    choose_backend(backend, dtype, device)
+
+
+def open_runtime(
+    artefact_dir: str | Path, threads: int | None = None, device: str = "cpu", backend: str | None = None
+) -> Runtime:
+    """Open an artefact folder written by :func:`gpenlib.compile_model`.
+
+    Parameters
+    ----------
+    artefact_dir : path
+        Holds ``model.onnx``, ``manifest.json`` and, for PyTorch, ``model.safetensors`` or ``model.pt``.
+    threads : int, optional
+        Worker threads, at most four per processor; default is the backend's own choice.
+    device : {"cpu", "cuda", "tensorrt"}
+    backend : {"openvino", "onnxruntime", "torch", "torchscript", "auto"}, optional
+        Default: the one that the artefact was built for. ``"auto"``: the first that serves the folder.
+
+    Returns
+    -------
+    Runtime
+        Callable: float32 [N, 3, S, S] in [-1, 1] -> same range, any N.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or the number of threads out of range.
+    FileNotFoundError
+        If the folder holds no artefact.
+    RuntimeUnavailable
+        If the backend cannot run this dtype on this device, the folder has no file for it, the file or the
+        manifest is not as it was built, or the folder was built for the vendor's chip.
+    """
+    if threads is not None:
+        whole_number("threads", threads, 1, MOST_THREADS)
+    folder = Path(artefact_dir)
+    artefact = read_artefact(folder)
+    served, dtype = artefact.served(), artefact.dtype
+    chosen: str = backend or artefact.backend
+    if chosen == "auto":
+        able = [name for name in served if runs(name, dtype, device)]
+        chosen = able[0] if able else choose_backend("auto", dtype, device)[0]
+    check_support(chosen, dtype, device)
+    if chosen not in served:
+        told = f"{folder} serves {', '.join(served)}; {chosen} needs {FILES[chosen]}"
+        raise RuntimeUnavailable(f"{told}: build the artefact with backend.also: [{chosen}]")
+    file, kind = folder / served[chosen], runtime_class(chosen)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; build the artefact with compile_model")
+    kind.check_device(device)
+    artefact.check_hash(file)
+    return kind(file, artefact, threads, device)
+
+
+# How far the trace may lie from its module (see assert_parity): other kernels round elsewhere.
+TRACE_TOLERANCE = {"fp32": TOLERANCE, "bf16": 0.1, "fp16": 0.02}
+
+
+def write_torch_files(
+    model: Gpen | DeployGpen, dtype: str, folder: str | Path, backends: Iterable[str]
+) -> list[Path]:
+    """Write the weights for ``torch`` and the trace for ``torchscript``, where asked; return the files."""
+    targets = {name: Path(folder) / FILES[name] for name in ("torch", "torchscript") if name in set(backends)}
+    if not targets:
+        return []
+    module = mixed_precision(model, dtype).cpu()
+    if "torch" in targets:
+        write_mixed_precision(module, targets["torch"])
+    if "torchscript" in targets:
+        if dtype == "fp16" and torch.cuda.is_available():
+            module.cuda()  # processors without fp16 arithmetic take many times as long for the trace's check
+        save_torchscript(module, targets["torchscript"], TRACE_TOLERANCE[dtype])
+    return list(targets.values())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.image
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -87,11 +88,16 @@ def name_rows(axis: Axes, names: Sequence[str], **options: Any) -> None:
     axis.grid(axis="y", visible=False)
 
 
+def label(axis: Axes, title: str, x: str = "", y: str = "", **options: Any) -> None:
+    """Write a panel's title, at the left, and what its axes show."""
+    axis.set_title(title, loc="left", **options)
+    axis.set(xlabel=x, ylabel=y)
+
+
 def note(axis: Axes, text: str, point: tuple[Any, Any], offset: tuple[float, float], **options: Any) -> None:
     """Write a text at an offset in points from a place in the data."""
-    axis.annotate(
-        text, point, offset, textcoords="offset points", **{"fontsize": 9, "va": "center", **options}
-    )
+    look: Any = {"textcoords": "offset points", "fontsize": 9, "va": "center"}
+    axis.annotate(text, point, offset, **(look | options))
 
 
 def equal_axes(axis: Axes, ends: Sequence[float], label: str) -> None:
@@ -107,7 +113,7 @@ def legend_below(figure: Figure, axis: Axes | None = None, **options: Any) -> No
 
 
 def grouped(rows: Sequence[Row], key: str, order: Iterable[str] = ()) -> dict[str, list[Row]]:
-    """Return the rows by the value of ``key``, in the given order or that of appearance; no group is empty."""
+    """Return the rows by their ``key``, in the given order or that of appearance; no group is empty."""
     groups = {name: [row for row in rows if row[key] == name] for name in order or [r[key] for r in rows]}
     return {name: members for name, members in groups.items() if members}
 
@@ -116,6 +122,28 @@ def shorten(name: str, length: int = 16) -> str:
     """Return a name with its middle left out if it is longer than ``length``."""
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
+def facts(about: Mapping[str, Any]) -> Any:
+    """Return facts as a styled table of one column, or one per name where every value is a mapping."""
+    several = all(isinstance(value, Mapping) for value in about.values())
+    look: Any = {"text-align": "left", "white-space": "normal"}
+    return pd.DataFrame(about if several else {"": about}).style.set_properties(**look)
+
+
+def table(
+    rows: Sequence[Row],
+    columns: Mapping[str, tuple[str, str]],
+    index: str | Sequence[str] = (),
+    na: str = "–",
+) -> Any:
+    """Return rows as a styled table: ``columns`` gives title and format by key, ``index`` names rows."""
+    keys = [index] if isinstance(index, str) else list(index)
+    titles = {key: title for key, (title, _) in columns.items()}
+    frame = pd.DataFrame(rows, columns=[*keys, *columns]).rename(columns=titles)
+    frame = frame.set_index(keys) if keys else frame
+    shown = frame.style.format(dict(columns.values()), na_rep=na)
+    return shown if keys else shown.hide(axis="index")
 
 
 @dataclass(frozen=True)
@@ -157,7 +185,7 @@ DISPLAY_SIDE = 512
 
 
 def wipe(before: Image, after: Image, share: float) -> Image:
-    """Return ``after`` on the left ``share`` (0 to 1) of the width, ``before`` on the rest, a line between."""
+    """Return ``after`` on the left ``share`` (0 to 1) of the width, ``before`` on the rest."""
     place = round(share * before.shape[1])
     joined = before.copy()
     joined[:, :place] = after[:, :place]

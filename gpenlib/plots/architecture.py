@@ -14,9 +14,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from gpenlib import plots as style
 from gpenlib.architecture.model import STYLE_DIM, GpenConfig
 from gpenlib.images import Image
-from gpenlib.plots import INK, legend_below, name_rows, new_figure, note, picture_grid
 
 if TYPE_CHECKING:
     from gpenlib.architecture.inspect import BlockCost, LiveActivations, TotalCost
@@ -30,21 +30,20 @@ STEP_WIDTHS = {"encoder": 2.5, "decoder": 1.0}  # of the memory timeline: encode
 
 def cost_bars(stages: Sequence[BlockCost]) -> Figure:
     """Draw parameters and GFLOPs of every stage as horizontal bars, in the order of the forward pass."""
-    figure, axes = new_figure(1, 2, width=10.5, height=1.4 + 0.27 * len(stages))
+    figure, axes = style.new_figure(1, 2, width=10.5, height=1.4 + 0.27 * len(stages))
     panels = (
         ("Parameters", "millions", "M", [stage.parameters / 1e6 for stage in stages]),
         ("Arithmetic, one image", "GFLOPs (2 per multiply-accumulate)", "GFLOPs", [s.gflops for s in stages]),
     )
     for axis, (title, label, unit, values) in zip(axes[0], panels, strict=True):
-        name_rows(axis, [stage.name for stage in stages])
+        style.name_rows(axis, [stage.name for stage in stages])
         bars = axis.barh(range(len(stages)), values, 0.72, color=[PART_COLOURS[s.part] for s in stages])
         axis.bar_label(bars, [_short(value) for value in values], padding=3, fontsize=8.5)
-        axis.set_title(f"{title}: {sum(values):.1f} {unit} in total", loc="left")
-        axis.set_xlabel(label)
+        style.label(axis, f"{title}: {sum(values):.1f} {unit} in total", label)
         axis.margins(x=0.12)
     axes[0, 1].tick_params(labelleft=False)
     handles = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
-    legend_below(figure, handles=handles, ncols=3)
+    style.legend_below(figure, handles=handles, ncols=3)
     return figure
 
 
@@ -57,7 +56,7 @@ def _short(value: float) -> str:
 
 def memory_timeline(steps: Sequence[LiveActivations], eager_bytes: int) -> Figure:
     """Draw the live activation memory along one forward pass, and its peak beside that of eager PyTorch."""
-    figure, axes = new_figure(width=10.5, height=3.9)
+    figure, axes = style.new_figure(width=10.5, height=3.9)
     axis = axes[0, 0]
     edges = np.cumsum([0.0, *(STEP_WIDTHS[step.part] for step in steps)])
     skip = np.array([step.skip_bytes for step in steps]) / MIB
@@ -65,17 +64,18 @@ def memory_timeline(steps: Sequence[LiveActivations], eager_bytes: int) -> Figur
     waiting = PART_COLOURS["encoder"]
     axis.stairs(skip, edges, fill=True, color=waiting, label="encoder features waiting", alpha=0.85)
     axis.stairs(total, edges, baseline=skip, fill=True, color="#DDCC77", label="working set")
-    axis.stairs(total, edges, baseline=None, color=INK, lw=1.0)
+    axis.stairs(total, edges, baseline=None, color=style.INK, lw=1.0)
     peak = int(total.argmax())
     text = f"peak {total[peak]:.0f} MiB in {steps[peak].name}"
-    note(axis, text, (edges[peak + 1], total[peak]), (0, 5), ha="right", va="bottom")
+    style.note(axis, text, (edges[peak + 1], total[peak]), (0, 5), ha="right", va="bottom")
     eager = eager_bytes / MIB
     axis.axhline(eager, color=RGB_COLOUR, ls="--", lw=1.4)
     text = f"PyTorch in eager mode peaks at {eager:.0f} MiB"
-    note(axis, text, (edges[-1], eager), (0, 2), color=RGB_COLOUR, ha="right", va="bottom")
+    style.note(axis, text, (edges[-1], eager), (0, 2), color=RGB_COLOUR, ha="right", va="bottom")
     _stage_ticks(axis, steps, edges)
-    axis.set(xlim=(0, edges[-1]), ylim=(0, eager * 1.14), ylabel="MiB, float32, batch 1")
-    axis.set_title("Activations alive during each operation of one inference", loc="left")
+    axis.set(xlim=(0, edges[-1]), ylim=(0, eager * 1.14))
+    title = "Activations alive during each operation of one inference"
+    style.label(axis, title, "resolution of the stage in pixels", "MiB, float32, batch 1")
     axis.legend(loc="upper center", bbox_to_anchor=(0.68, 0.82), frameon=False)
     return figure
 
@@ -92,11 +92,10 @@ def _stage_ticks(axis: Axes, steps: Sequence[LiveActivations], edges: NDArray[np
     axis.grid(axis="x", visible=False)
     axis.grid(axis="x", which="minor", visible=True, alpha=0.25)
     switch = edges[[part for part, _ in stages].index("decoder")]
-    axis.axvline(switch, color=INK, lw=1.2)
+    axis.axvline(switch, color=style.INK, lw=1.2)
     for part, offset, side in (("encoder", -5, "right"), ("decoder", 5, "left")):
         place: Any = {"xycoords": ("data", "axes fraction"), "ha": side, "va": "top"}
-        note(axis, part, (switch, 0.97), (offset, 0), color=PART_COLOURS[part], **place)
-    axis.set_xlabel("resolution of the stage in pixels")
+        style.note(axis, part, (switch, 0.97), (offset, 0), color=PART_COLOURS[part], **place)
 
 
 def cost_growth(
@@ -104,46 +103,39 @@ def cost_growth(
 ) -> Figure:
     """Draw parameters, GFLOPs and peak memory over the size, all logarithmic.
 
-    ``totals`` are one family with ascending sizes, ``eager_bytes`` its peaks in eager mode; ``others`` are single
-    networks by the name that the legend gives them.
+    ``totals`` are one family with ascending sizes, ``eager_bytes`` its peaks in eager mode; ``others`` are
+    single networks by the name that the legend gives them.
     """
-    figure, axes = new_figure(1, 3, width=11.0, height=3.6)
+    figure, axes = style.new_figure(1, 3, width=11.0, height=3.6)
     sizes = [total.config.out_size for total in totals]
     ticks = sorted({*sizes, *(total.config.out_size for total in others.values())})
-    panels = (
-        ("Parameters", "millions"),
-        ("Arithmetic, one image", "GFLOPs"),
-        ("Peak activations, one image", "MiB"),
-    )
-    family = "full width (multiplier 2, narrow 1)"
-    eager = [[], [], [size / MIB for size in eager_bytes]]
-    for place, (axis, (title, unit)) in enumerate(zip(axes[0], panels, strict=True)):
-        values = [_figures(total)[place] for total in totals]
-        axis.plot(sizes, values, "o-", color=PART_COLOURS["decoder"], lw=1.8, ms=5.5, label=family)
-        if eager[place]:
-            label = "the same, PyTorch eager mode"
-            axis.plot(sizes, eager[place], "o-", color=INK, lw=1.8, ms=5.5, label=label)
-        single = {name: (other.config.out_size, _figures(other)[place]) for name, other in others.items()}
-        for name, point in single.items():
-            axis.plot(*point, "D", color=RGB_COLOUR, ms=7, label=name)
-        below = [*zip(sizes, values, strict=True), *single.values()]
-        for points, offset, side in (
-            (below, -8, "top"),
-            (zip(sizes, eager[place], strict=False), 7, "bottom"),
-        ):
-            for point in points:
+    titles = {
+        "Parameters": "millions",
+        "Arithmetic, one image": "GFLOPs",
+        "Peak activations, one image": "MiB",
+    }
+    family, eager = "full width (multiplier 2, narrow 1)", "the same, PyTorch eager mode"
+    for place, (axis, (title, unit)) in enumerate(zip(axes[0], titles.items(), strict=True)):
+        lines = [(family, PART_COLOURS["decoder"], "o-", sizes, [_figures(total)[place] for total in totals])]
+        for name, other in others.items():
+            lines.append((name, RGB_COLOUR, "D", [other.config.out_size], [_figures(other)[place]]))
+        if unit == "MiB":
+            lines.append((eager, style.INK, "o-", sizes, [size / MIB for size in eager_bytes]))
+        for name, colour, form, across, values in lines:
+            axis.plot(across, values, form, color=colour, lw=1.8, ms=7 if form == "D" else 5.5, label=name)
+            offset, side = (7, "bottom") if name == eager else (-8, "top")
+            for point in zip(across, values, strict=True):
                 text = f"{point[1]:.1f}" if point[1] < 100 else f"{point[1]:.0f}"
-                note(axis, text, point, (0, offset), ha="center", va=side, fontsize=8.5)
-        drawn = [value for _, value in below] + eager[place]
+                style.note(axis, text, point, (0, offset), ha="center", va=side, fontsize=8.5)
+        drawn = [value for *_, values in lines for value in values]
         ends = 10 ** floor(log10(min(drawn) / 1.5)), 10 ** ceil(log10(1.5 * max(drawn)))
         axis.set(xscale="log", yscale="log", ylim=ends, xlim=(ticks[0] * 0.75, ticks[-1] * 1.35))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.set(xlabel="image side in pixels", ylabel=unit)
-        axis.set_title(title, loc="left")
-    legend_below(figure, axes[0, 2], ncols=3)
+        style.label(axis, title, "image side in pixels", unit)
+    style.legend_below(figure, axes[0, 2], ncols=3)
     return figure
 
 
@@ -155,7 +147,7 @@ def _figures(total: TotalCost) -> tuple[float, float, float]:
 def feature_grid(
     encoder: Mapping[int, NDArray[np.floating]], decoder: Mapping[int, NDArray[np.floating]]
 ) -> Figure:
-    """Show channels of encoder and decoder by side in pixels, float [K, side, side], each on its own scale."""
+    """Show channels of encoder and decoder by side in pixels, float [K, side, side], each on an own scale."""
     sides = sorted(decoder, reverse=True)
     count = max(len(maps) for maps in (*encoder.values(), *decoder.values()))
     cell = min(11.2 / len(sides), 1.3)
@@ -167,7 +159,7 @@ def feature_grid(
     ]
     heads = {part: [f"{part}\n{side} px" for side in sides] for part in parts}
     titles = [heads["encoder"], *[[]] * (count - 1), heads["decoder"]]
-    figure, axes = picture_grid(
+    figure, axes = style.picture_grid(
         grid, titles, width=cell * len(sides), height=cell * 2 * count + 0.6,
         cmap="viridis", interpolation="nearest",
     )  # fmt: skip
@@ -180,7 +172,7 @@ def feature_grid(
 def growing_image(grown: Mapping[int, Image], added: Mapping[int, Image]) -> Figure:
     """Show the RGB skip image at every side in pixels, and what each level added, uint8 [side, side, 3]."""
     sides = sorted(grown)
-    figure, _ = picture_grid(
+    figure, _ = style.picture_grid(
         [[grown[side] for side in sides], [added[side] for side in sides]],
         [[f"{side} px" for side in sides]], ["image so far", "added by this level\n(own scale, grey is 0)"],
         width=11.2, height=min(2 * 11.0 / len(sides) + 0.15, 6.0), interpolation="nearest",
@@ -191,7 +183,7 @@ def growing_image(grown: Mapping[int, Image], added: Mapping[int, Image]) -> Fig
 def before_and_after(image: Image, output: Image) -> Figure:
     """Show what goes into the network and what comes out."""
     titles = [[f"input, {image.shape[0]} px", f"output, {output.shape[0]} px"]]
-    return picture_grid([[image, output]], titles, width=6.4, height=3.5)[0]
+    return style.picture_grid([[image, output]], titles, width=6.4, height=3.5)[0]
 
 
 # Columns of the block diagram: left edge and width of each kind of box.
@@ -203,7 +195,7 @@ BOX_HEIGHT = 0.64
 def block_diagram(config: GpenConfig) -> Figure:
     """Draw any GPEN: encoder down the left, latent path at the bottom, decoder and ToRGB up the right."""
     levels = range(2, config.log_out + 1)
-    figure, axes = new_figure(width=11.0, height=2.3 + 0.56 * len(levels))
+    figure, axes = style.new_figure(width=11.0, height=2.3 + 0.56 * len(levels))
     axis = axes[0, 0]
     axis.set_axis_off()
     axis.set(xlim=(-1.1, 11.9), ylim=(-2.25, len(levels) + 0.15))
@@ -211,7 +203,7 @@ def block_diagram(config: GpenConfig) -> Figure:
         _draw_level(axis, config, level)
     _draw_latent_path(axis, config)
     start, top = config.log_in - 2, len(levels) - 1
-    _arrow(axis, (1.45, start + 0.95), (1.45, start + BOX_HEIGHT / 2), INK)
+    _arrow(axis, (1.45, start + 0.95), (1.45, start + BOX_HEIGHT / 2), style.INK)
     axis.text(
         1.55, start + 0.66, f"image, 3 × {config.in_size} × {config.in_size}", fontsize=8.5, va="center"
     )
@@ -222,13 +214,13 @@ def block_diagram(config: GpenConfig) -> Figure:
     width = f"channel multiplier {config.channel_multiplier}, narrow {config.narrow:g}"
     axis.set_title(f"GPEN, {config.in_size} px in, {config.out_size} px out ({width})", loc="left")
     kinds = {
-        "features": INK,
+        "features": style.INK,
         "encoder features, concatenated as noise": PART_COLOURS["encoder"],
         "latent w: style of every modulated convolution": PART_COLOURS["mapping"],
         "RGB image, growing by ×2": RGB_COLOUR,
     }
     handles = [Line2D([], [], color=colour, lw=1.8, label=label) for label, colour in kinds.items()]
-    legend_below(figure, handles=handles, ncols=4, fontsize=8.5)
+    style.legend_below(figure, handles=handles, ncols=4, fontsize=8.5)
     return figure
 
 
@@ -236,7 +228,7 @@ def _draw_level(axis: Axes, config: GpenConfig, level: int) -> None:
     """Draw encoder stage, skip arrow, decoder level and ToRGB of one resolution."""
     y, side, width = level - 2, 2**level, config.channels(2**level)
     upper, lower, half = y + 0.12, y - 0.14, BOX_HEIGHT / 2
-    axis.text(-0.12, y, f"{side} px", ha="right", va="center", fontsize=9.5, weight="bold", color=INK)
+    axis.text(-0.12, y, f"{side} px", ha="right", va="center", fontsize=9.5, weight="bold", color=style.INK)
     left, right = DECODER[0], sum(DECODER)
     if side <= config.in_size:
         index = config.log_in - level
@@ -247,18 +239,18 @@ def _draw_level(axis: Axes, config: GpenConfig, level: int) -> None:
         text = "no encoder feature:\nnoise in training, zeros in eval"
         axis.text(left - 0.15, y, text, ha="right", va="center", fontsize=8, color="#777777")
     if side < config.in_size:
-        _arrow(axis, (1.45, y + 1 - half), (1.45, y + half), INK)
+        _arrow(axis, (1.45, y + 1 - half), (1.45, y + half), style.INK)
     first = 2 * level - 6
     name = "conv1" if level == 2 else f"convs.{first}–{first + 1}"
     how = "modulated conv 3×3" if level == 2 else "modulated conv 3×3 ↑2, then 3×3"
     _box(axis, DECODER, y, f"{name}:  {width} + {width} channels", how, PART_COLOURS["decoder"])
     _box(axis, TO_RGB, y, "to_rgb1" if level == 2 else f"to_rgbs.{level - 3}", "1×1 → RGB", RGB_COLOUR)
-    _arrow(axis, (right, upper), (TO_RGB[0], upper), INK)
+    _arrow(axis, (right, upper), (TO_RGB[0], upper), style.INK)
     for x in (right, TO_RGB[0]):
         _arrow(axis, (STYLE_BUS, lower), (x, lower), PART_COLOURS["mapping"])
     axis.plot([STYLE_BUS], [lower], "o", color=PART_COLOURS["mapping"], ms=4.5)
     if level < config.log_out:
-        for (start, across), colour in ((DECODER, INK), (TO_RGB, RGB_COLOUR)):
+        for (start, across), colour in ((DECODER, style.INK), (TO_RGB, RGB_COLOUR)):
             _arrow(axis, (start + across / 2, y + half), (start + across / 2, y + 1 - half), colour)
 
 
@@ -268,11 +260,11 @@ def _draw_latent_path(axis: Axes, config: GpenConfig) -> None:
     _box(axis, ENCODER, y, "final_linear", f"{width * 16} → {STYLE_DIM}", colour)
     _box(axis, MAPPING, y, "mapping network", f"8 × ({STYLE_DIM} → {STYLE_DIM})", colour)
     _box(axis, DECODER, y, "learned constant", f"{width} × 4 × 4", PART_COLOURS["decoder"])
-    _arrow(axis, (1.45, -half), (1.45, y + half), INK)
+    _arrow(axis, (1.45, -half), (1.45, y + half), style.INK)
     _arrow(axis, (sum(ENCODER), y), (MAPPING[0], y), colour)
     axis.text(sum(ENCODER) + 0.24, y + 0.09, "z", fontsize=10, style="italic", ha="center", va="bottom")
     middle, out = DECODER[0] + DECODER[1] / 2, MAPPING[0] + MAPPING[1] / 2
-    _arrow(axis, (middle, y + half), (middle, -half), INK)
+    _arrow(axis, (middle, y + half), (middle, -half), style.INK)
     heights = [y - half, -1.85, -1.85, config.log_out - 2 - 0.14]
     axis.plot([out, out, STYLE_BUS, STYLE_BUS], heights, color=colour, lw=1.8)
     axis.text(STYLE_BUS + 0.12, y, "w", fontsize=10, style="italic", va="center")
@@ -281,14 +273,14 @@ def _draw_latent_path(axis: Axes, config: GpenConfig) -> None:
 def _box(axis: Axes, column: tuple[float, float], y: float, name: str, detail: str, colour: str) -> None:
     """Draw a rounded box with a bold name above a line of detail."""
     left, width = column
-    style: Any = {"boxstyle": "round,pad=0,rounding_size=0.09", "fc": f"{colour}22", "ec": colour, "lw": 1.3}
-    axis.add_patch(FancyBboxPatch((left, y - BOX_HEIGHT / 2), width, BOX_HEIGHT, **style))
-    centred: Any = {"ha": "center", "va": "center", "color": INK}
+    look: Any = {"boxstyle": "round,pad=0,rounding_size=0.09", "fc": f"{colour}22", "ec": colour, "lw": 1.3}
+    axis.add_patch(FancyBboxPatch((left, y - BOX_HEIGHT / 2), width, BOX_HEIGHT, **look))
+    centred: Any = {"ha": "center", "va": "center", "color": style.INK}
     axis.text(left + width / 2, y + 0.13, name, fontsize=8.5, weight="bold", **centred)
     axis.text(left + width / 2, y - 0.15, detail, fontsize=8, **centred)
 
 
 def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
     """Draw a straight arrow that touches both points."""
-    style: Any = {"arrowstyle": "-|>", "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0, "lw": 1.4}
-    axis.add_patch(FancyArrowPatch(start, end, color=colour, **style))
+    look: Any = {"arrowstyle": "-|>", "mutation_scale": 9, "shrinkA": 0, "shrinkB": 0, "lw": 1.4}
+    axis.add_patch(FancyArrowPatch(start, end, color=colour, **look))

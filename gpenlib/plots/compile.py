@@ -12,16 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gpenlib.plots import (
-    BASELINE_COLOUR,
-    DTYPE_COLOURS,
-    Row,
-    legend_below,
-    name_rows,
-    new_figure,
-    note,
-    shorten,
-)  # fmt: skip
+from gpenlib import plots as style
+from gpenlib.plots import Row
 
 MIB = 2**20
 OPERATORS = {"Conv": ("#117733", "o"), "ConvTranspose": ("#AA4499", "s")}  # not the colours of the dtypes
@@ -41,18 +33,32 @@ SHOWN_RANKS = 32
 
 def _dtype_lines(rows: Sequence[Row], height: float, title: str, unit: str) -> tuple[Figure, Axes]:
     """Return a figure with one named line per row's dtype."""
-    figure, axes = new_figure(height=height)
-    name_rows(axes[0, 0], [row["dtype"] for row in rows])
-    axes[0, 0].set_title(title, loc="left")
-    axes[0, 0].set_xlabel(unit)
+    figure, axes = style.new_figure(height=height)
+    style.name_rows(axes[0, 0], [row["dtype"] for row in rows])
+    style.label(axes[0, 0], title, unit)
     return figure, axes[0, 0]
+
+
+def artefact_rows(artefacts: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """Return a row per dtype for the figures and the table of artefacts, from the manifests' metrics."""
+    return [
+        {
+            "dtype": dtype, "model_bytes": made["model_bytes"], "mib": made["model_bytes"] / MIB,
+            "backend": made["backend"], "chosen": made["backend_reason"],
+            "executed": made["executed_precision"],
+            "convolutions": ", ".join(f"{n} × {k}" for k, n in sorted(made["executed_convolutions"].items())),
+            "quantised": sum(made.get("quantisation", {}).get("quantised", {}).values()),
+            "psnr_mean": made["parity"]["mean"]["psnr"], "psnr_worst": made["parity"]["worst"]["psnr"],
+        }
+        for dtype, made in artefacts.items()
+    ]  # fmt: skip
 
 
 def size_figure(rows: Sequence[Row]) -> Figure:
     """Draw the size of the model file, ``model_bytes``, per dtype."""
     figure, axis = _dtype_lines(rows, 0.9 + 0.42 * len(rows), "Size of the model file", "MiB")
     sizes = [row["model_bytes"] / MIB for row in rows]
-    bars = axis.barh(range(len(rows)), sizes, 0.62, color=[DTYPE_COLOURS[row["dtype"]] for row in rows])
+    bars = axis.barh(range(len(rows)), sizes, 0.62, color=[style.DTYPE_COLOURS[row["dtype"]] for row in rows])
     axis.bar_label(bars, fmt="%.1f", padding=4, fontsize=9)
     axis.margins(x=0.08)
     return figure
@@ -67,79 +73,76 @@ def latency_figure(rows: Sequence[Row]) -> Figure:
     axis.set_yticks(range(len(rows)), names, fontsize=8.5)
     for place, row in enumerate(rows):
         low, median, high = (row[f"{name}_ms"] for name in ("p10", "median", "p90"))
-        axis.barh(place, median, 0.62, color=DTYPE_COLOURS[row["dtype"]], alpha=0.85)
+        axis.barh(place, median, 0.62, color=style.DTYPE_COLOURS[row["dtype"]], alpha=0.85)
         axis.errorbar(
             median, place, xerr=[[median - low], [high - median]], ecolor="black", capsize=4, linewidth=1.3
         )
-        note(axis, f"{median:.1f}", (high, place), (7, 0))
+        style.note(axis, f"{median:.1f}", (high, place), (7, 0))
     axis.set_xlim(0, max(row["p90_ms"] for row in rows) * 1.12)
     return figure
 
 
 def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
-    """Draw ``psnr_mean`` and ``psnr_worst`` against the float network (None: equal), and the limits per dtype."""
+    """Draw ``psnr_mean`` and ``psnr_worst`` against the float network (None: equal), and the limits."""
     title = "PSNR against the float network, on faces that calibration did not see"
     figure, axis = _dtype_lines(rows, 1.5 + 0.45 * len(rows), title, "dB (data range 2)")
     for place, row in enumerate(rows):
-        colour, limit = DTYPE_COLOURS[row["dtype"]], limits[row["dtype"]]
+        colour, limit = style.DTYPE_COLOURS[row["dtype"]], limits[row["dtype"]]
         axis.plot([limit, limit], [place - 0.28, place + 0.28], color="black", linewidth=2.2)
         if row["psnr_worst"] is None:
-            note(axis, "equal outputs", (limit, place), (8, 0), fontsize=10)
+            style.note(axis, "equal outputs", (limit, place), (8, 0), fontsize=10)
             continue
         axis.hlines(place, row["psnr_worst"], row["psnr_mean"], color=colour, linewidth=2.5)
         axis.plot(row["psnr_worst"], place, "o", color="white", mec=colour, mew=2, ms=9)
         axis.plot(row["psnr_mean"], place, "o", color=colour, ms=9)
         text = f"{row['psnr_mean']:.1f} (worst {row['psnr_worst']:.1f})"
-        note(axis, text, (max(row["psnr_mean"], limit), place), (11, 0))
-    axis.plot([], [], "o", color=BASELINE_COLOUR, ms=9, label="mean")
-    axis.plot([], [], "o", color="white", mec=BASELINE_COLOUR, mew=2, ms=9, label="worst face")
+        style.note(axis, text, (max(row["psnr_mean"], limit), place), (11, 0))
+    axis.plot([], [], "o", color=style.BASELINE_COLOUR, ms=9, label="mean")
+    axis.plot([], [], "o", color="white", mec=style.BASELINE_COLOUR, mew=2, ms=9, label="worst face")
     axis.plot([], [], "|", color="black", ms=13, mew=2.2, label="refused below")
     axis.set_xlim(0, 1.3 * max([*limits.values(), *(row["psnr_mean"] or 0 for row in rows)]))
-    legend_below(figure, ncols=3, fontsize=10)
+    style.legend_below(figure, ncols=3, fontsize=10)
     return figure
 
 
 def layer_figure(layers: Sequence[Row]) -> Figure:
     """Draw activation range, weight ranges and weight SQNR of every quantised layer, in graph order.
 
-    ``layers`` are those of the artefact's manifest; a layer in halves has two ranges, of the decoder's and the
-    encoder's features.
+    ``layers`` are those of the artefact's manifest; a layer in halves has two ranges, of decoder and skip.
     """
-    figure, axes = new_figure(3, 1, width=11.0, height=8.2)
+    figure, axes = style.new_figure(3, 1, width=11.0, height=8.2)
     activation, weight, sqnr = axes[:, 0]
     for operator, (colour, marker) in OPERATORS.items():
         members = [(place, layer) for place, layer in enumerate(layers) if layer["operator"] == operator]
         if not members:
             continue
         places = [place for place, _ in members]
-        style: Any = {"marker": marker, "color": colour, "linestyle": "none", "ms": 6.5}
+        look: Any = {"marker": marker, "color": colour, "linestyle": "none", "ms": 6.5}
         ranges = [layer["activation_ranges"][0] for _, layer in members]
         activation.vlines(places, 0, ranges, color=colour, linewidth=2, alpha=0.5)
-        activation.plot(places, ranges, label=operator, **style)
-        halves = {
-            place: layer["activation_ranges"][1] for place, layer in members if layer["activation_ranges"][1:]
-        }
-        if halves:
+        activation.plot(places, ranges, label=operator, **look)
+        skips = [(i, layer["activation_ranges"][1]) for i, layer in members if layer["activation_ranges"][1:]]
+        if skips:
             label = f"{operator}, skip"
-            activation.plot(halves.keys(), halves.values(), label=label, **style, fillstyle="none")
+            activation.plot(*zip(*skips, strict=True), label=label, **look, fillstyle="none")
         low, high = ([127 * layer[f"weight_scale_{end}"] for _, layer in members] for end in ("min", "max"))
         weight.vlines(places, low, high, color=colour, linewidth=6, alpha=0.45)
-        weight.plot(places, high, **style)
-        weight.plot(places, low, **style, fillstyle="none")
-        sqnr.plot(places, [layer["weight_sqnr_db"] for _, layer in members], **style)
+        weight.plot(places, high, **look)
+        weight.plot(places, low, **look, fillstyle="none")
+        sqnr.plot(places, [layer["weight_sqnr_db"] for _, layer in members], **look)
     title = "Activation range: largest magnitude that int8 represents at the layer's input (open: skip half)"
-    activation.set_title(title, loc="left")
-    activation.set(ylabel="network units", ylim=(0, 1.25 * activation.get_ylim()[1]))
+    style.label(activation, title, y="network units")
+    activation.set_ylim(0, 1.25 * activation.get_ylim()[1])
     activation.legend(loc="upper right", ncols=4, frameon=False)
     title = "Weight range that int8 represents: widest (filled) and narrowest (open) output channel"
-    weight.set_title(title, loc="left")
-    weight.set(ylabel="largest magnitude", yscale="log")
+    style.label(weight, title, y="largest magnitude")
+    weight.set_yscale("log")
     weight.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     weight.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     weight.yaxis.set_minor_formatter(NullFormatter())
-    sqnr.set_title("Weights: signal to quantisation noise", loc="left")
+    style.label(sqnr, "Weights: signal to quantisation noise", y="SQNR [dB]")
     noise = [layer["weight_sqnr_db"] for layer in layers]
-    sqnr.set(ylabel="SQNR [dB]", ylim=(min(30, min(noise) - 3), max(noise) + 3))
+    sqnr.set_ylim(min(30, min(noise) - 3), max(noise) + 3)
     for axis in axes[:, 0]:
         axis.set_xlim(-0.7, len(layers) - 0.3)
         axis.set_xticks(range(len(layers)), [""] * len(layers))
@@ -167,12 +170,12 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
     ]
     shown = sorted(inputs, key=spread, reverse=True)[:SHOWN_HISTOGRAMS]
     lines = -(-len(shown) // 3)
-    figure, axes = new_figure(lines, min(len(shown), 3), 11.0, 2.5 * lines + 0.6)
+    figure, axes = style.new_figure(lines, min(len(shown), 3), 11.0, 2.5 * lines + 0.6)
     for axis, (name, tensor) in zip(axes.flat, shown, strict=False):
         histogram = histograms[tensor]
         edges = np.linspace(0.0, histogram["limit"], len(histogram["counts"]) + 1)
         share = np.asarray(histogram["counts"]) / sum(histogram["counts"])
-        axis.stairs(share, edges, fill=True, color=BASELINE_COLOUR, alpha=0.45)
+        axis.stairs(share, edges, fill=True, color=style.BASELINE_COLOUR, alpha=0.45)
         for mode, limit in histogram["thresholds"].items():
             colour, line, _ = MODES[mode]
             label = f"{mode} (used)" if mode == chosen else mode
@@ -185,49 +188,48 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
         axis.set_ylabel("share of values")
     for axis in axes[-1]:
         axis.set_xlabel("magnitude of the layer's input")
-    legend_below(figure, axes[0, 0], ncols=len(MODES))
+    style.legend_below(figure, axes[0, 0], ncols=len(MODES))
     return figure
 
 
 def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db: float) -> Figure:
-    """Draw what rounding each layer alone costs, what leaving the first so many in float heals, and the budget."""
+    """Draw what rounding each layer alone costs, and what leaving the first so many in float heals."""
     shown = ranking[:SHOWN_RANKS]
-    figure, axes = new_figure(1, 2, width=11.0, height=max(3.2, 1.4 + 0.23 * len(shown)))
+    figure, axes = style.new_figure(1, 2, width=11.0, height=max(3.2, 1.4 + 0.23 * len(shown)))
     left, right = axes[0]
     scores = np.array([row["psnr"] for row in shown])
     top = scores.max() + 2
-    name_rows(left, [row["name"] for row in shown], fontsize=8)
-    left.barh(range(len(shown)), top - scores, 0.7, left=scores, color=DTYPE_COLOURS["int8"])
+    style.name_rows(left, [row["name"] for row in shown], fontsize=8)
+    left.barh(range(len(shown)), top - scores, 0.7, left=scores, color=style.DTYPE_COLOURS["int8"])
     left.set_xlim(top, min(row["psnr"] for row in ranking) - 2)
-    left.set_title("This layer alone in int8 (longer bar: more sensitive)", loc="left")
-    left.set_xlabel("PSNR of the output against the float network [dB]")
+    title = "This layer alone in int8 (longer bar: more sensitive)"
+    style.label(left, title, "PSNR of the output against the float network [dB]")
     counts = [row["excluded"] for row in steps]
-    right.plot(counts, [row["drop_db"] for row in steps], "o-", color=DTYPE_COLOURS["int8"])
-    right.axhline(
-        max_drop_db, color="black", linestyle="--", linewidth=1.2, label=f"budget {max_drop_db:g} dB"
-    )
-    right.axhline(0, color=BASELINE_COLOUR, linewidth=1)
+    right.plot(counts, [row["drop_db"] for row in steps], "o-", color=style.DTYPE_COLOURS["int8"])
+    right.axhline(max_drop_db, color="black", ls="--", lw=1.2, label=f"budget {max_drop_db:g} dB")
+    right.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
     right.set_xticks(counts)
-    right.set_title("The first so many of them left in float", loc="left")
-    right.set(xlabel="layers left in float, in the order of the ranking")
-    right.set_ylabel("loss of PSNR against the truth [dB]")
+    style.label(
+        right, "The first so many of them left in float",
+        "layers left in float, in the order of the ranking", "loss of PSNR against the truth [dB]",
+    )  # fmt: skip
     right.legend(loc="upper right")
     return figure
 
 
 def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
-    """Draw where the time goes, from ``layer_times``: by kind per dtype, and the slowest layers of the last."""
+    """Draw where the time goes, from ``layer_times``: by kind per dtype, and the slowest layers."""
     if not times:  # PyTorch's backends have no profile
-        figure, axes = new_figure(height=1.2)
+        figure, axes = style.new_figure(height=1.2)
         axes[0, 0].set_axis_off()
         axes[0, 0].set_title("Time by kind of operation: no dtype ran on a backend whose layers are timed")
         return figure
     last, rows = list(times.items())[-1]
     shown = rows[:SHOWN_TIMES]
     heights = [1.1 + 0.42 * len(times), 0.8 + 0.26 * len(shown)]
-    figure, axes = new_figure(2, 1, width=11.0, height=sum(heights) + 0.5, height_ratios=heights)
+    figure, axes = style.new_figure(2, 1, width=11.0, height=sum(heights) + 0.5, height_ratios=heights)
     above, below = axes[:, 0]
-    name_rows(above, list(times))
+    style.name_rows(above, list(times))
     starts = np.zeros(len(times))
     for kind, colour in KIND_COLOURS.items():
         widths = [sum(row["ms"] for row in rows if row["kind"] == kind) for rows in times.values()]
@@ -235,16 +237,15 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
             above.barh(range(len(times)), widths, 0.62, left=starts, color=colour, label=kind)
         starts += widths
     for place, total in enumerate(starts):
-        note(above, f"{total:.1f}", (total, place), (5, 0))
+        style.note(above, f"{total:.1f}", (total, place), (5, 0))
     above.margins(x=0.06)
-    above.set_title("Time by kind of operation, batch 1 (sum over all layers)", loc="left")
-    name_rows(below, [f"{shorten(row['name'], 32)}  ({row['precision']})" for row in shown], fontsize=8)
+    style.label(above, "Time by kind of operation, batch 1 (sum over all layers)", "ms")
+    names = [f"{style.shorten(row['name'], 32)}  ({row['precision']})" for row in shown]
+    style.name_rows(below, names, fontsize=8)
     colours = [KIND_COLOURS[row["kind"]] for row in shown]
     below.barh(range(len(shown)), [row["ms"] for row in shown], 0.7, color=colours)
-    below.set_title(f"The {len(shown)} slowest layers of {last}, and what they were computed in", loc="left")
-    for axis in (above, below):
-        axis.set_xlabel("ms")
-    legend_below(figure, above, ncols=4)
+    style.label(below, f"The {len(shown)} slowest layers of {last}, and what they were computed in", "ms")
+    style.legend_below(figure, above, ncols=4)
     return figure
 
 
@@ -254,26 +255,25 @@ def pareto_figure(rows: Sequence[Row]) -> Figure:
     Rows hold ``dtype``, ``mode`` (None where nothing is calibrated), ``median_ms``, ``p10_ms``, ``p90_ms``,
     ``psnr_drop`` (fp32's mean PSNR against the truth minus this one's) and ``psnr_to_fp32`` (dB).
     """
-    figure, axes = new_figure(1, 2, width=11.0, height=4.4)
+    figure, axes = style.new_figure(1, 2, width=11.0, height=4.4)
     for axis, key in zip(axes[0], ("psnr_drop", "psnr_to_fp32"), strict=True):
         for row in rows:
-            colour, mode = DTYPE_COLOURS[row["dtype"]], row["mode"]
-            label, marker = (
-                (row["dtype"], "o") if mode is None else (f"{row['dtype']}, {mode}", MODES[mode][2])
-            )
+            colour, mode = style.DTYPE_COLOURS[row["dtype"]], row["mode"]
+            label = row["dtype"] if mode is None else f"{row['dtype']}, {mode}"
+            marker = "o" if mode is None else MODES[mode][2]
             axis.hlines(row[key], row["p10_ms"], row["p90_ms"], color=colour, alpha=0.35, linewidth=1.5)
-            style: Any = {"color": colour, "ms": 8, "mec": "white", "linestyle": "none"}
-            axis.plot(row["median_ms"], row[key], marker, label=label, **style)
+            look: Any = {"color": colour, "ms": 8, "mec": "white", "linestyle": "none"}
+            axis.plot(row["median_ms"], row[key], marker, label=label, **look)
         axis.set_xlim(left=0)
-        axis.set_xlabel("ms per call (line: 10th to 90th percentile)")
     left, right = axes[0]
-    left.axhline(0, color=BASELINE_COLOUR, linewidth=1)
+    time = "ms per call (line: 10th to 90th percentile)"
+    left.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
     left.invert_yaxis()
-    left.set_ylabel("loss of PSNR against the truth [dB]")
-    left.set_title("Against the truth: up and to the left is better", loc="left")
-    right.set_ylabel("PSNR against fp32's pictures [dB]")
-    right.set_title("Against fp32 (equal pictures count as 100 dB)", loc="left")
-    legend_below(figure, left, ncols=5)
+    title = "Against the truth: up and to the left is better"
+    style.label(left, title, time, "loss of PSNR against the truth [dB]")
+    title = "Against fp32 (equal pictures count as 100 dB)"
+    style.label(right, title, time, "PSNR against fp32's pictures [dB]")
+    style.legend_below(figure, left, ncols=5)
     return figure
 
 
@@ -287,7 +287,7 @@ LABEL_INCHES = (0.72, 0.17)  # room of one name
 def performance_figure(rows: Sequence[Row]) -> Figure:
     """Draw throughput against latency and the peak memory of 1 to about 12 rows of ``performance_test``."""
     height = max(2.8, 1.6 + 0.3 * len(rows))
-    figure, axes = new_figure(1, 2, width=11.0, height=height, width_ratios=[1.75, 1])
+    figure, axes = style.new_figure(1, 2, width=11.0, height=height, width_ratios=[1.75, 1])
     sizes = sorted({row["batch_size"] for row in rows})
     colours = [BATCH_COLOURS[sizes.index(row["batch_size"]) % len(BATCH_COLOURS)] for row in rows]
     _draw_speed(axes[0, 0], rows, colours, height)
@@ -315,13 +315,14 @@ def _draw_speed(axis: Axes, rows: Sequence[Row], colours: Sequence[str], height:
         axis.plot(row["p99_ms"], y, "|", color=colour, ms=7)
         axis.plot(row["p50_ms"], y, marker, color=colour, ms=8, mec="white", mew=0.7, zorder=3)
     right, top = 1.08 * max(row["p99_ms"] for row in rows), 1.2 * max(row["images_per_s"] for row in rows)
-    axis.set(xlim=(0, right), ylim=(0, top), xlabel="latency of a call [ms]", ylabel="images / s")
+    axis.set(xlim=(0, right), ylim=(0, top))
+    title = "Throughput against latency: up and to the left is better"
+    style.label(axis, title, "latency of a call [ms]", "images / s")
     spots = [(row["p50_ms"] / right, row["images_per_s"] / top) for row in rows]
     ends = [row["p99_ms"] / right for row in rows]
     _name_spots(axis, [_name(row) for row in rows], spots, ends, colours, height)
-    axis.set_title("Throughput against latency: up and to the left is better", loc="left")
     p99 = "p99" if all(row["enough_for_p99"] for row in rows) else "p99 (of fewer than 100 calls)"
-    grey: Any = {"color": BASELINE_COLOUR}
+    grey: Any = {"color": style.BASELINE_COLOUR}
     handles = [
         Line2D([], [], marker="o", linestyle="none", ms=8, label="p50", **grey),
         Line2D([], [], linewidth=3, alpha=0.55, label="to p95", **grey),
@@ -334,7 +335,7 @@ def _name_spots(
     axis: Axes, names: Sequence[str], spots: Sequence[tuple[float, float]], ends: Sequence[float],
     colours: Sequence[str], height: float,
 ) -> None:  # fmt: skip
-    """Name every marker beside it, where neither a marker, a line nor a name stands yet (fractions of axes)."""
+    """Name every marker beside it, where neither marker, line nor name stands yet (fractions of axes)."""
     wide, high = LABEL_INCHES[0] / SPEED_INCHES, LABEL_INCHES[1] / (height - HEAD_AND_FOOT)
     taken = [(x - high / 3, y - high / 3, end, y + high / 3) for (x, y), end in zip(spots, ends, strict=True)]
     steps = list(product((1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6), (0.3, -0.2, 0.9, -0.8)))  # nearest first
@@ -344,10 +345,8 @@ def _name_spots(
         for up, across in steps:
             left, bottom = x + (across - 0.5) * wide, y + (up - 0.5) * high
             tried = (left, bottom, left + wide, bottom + high)
-            inside = left > 0 and bottom > 0 and tried[2] < 1 and tried[3] < 1
-            if inside and not any(
-                a < tried[2] and left < c and b < tried[3] and bottom < d for a, b, c, d in taken
-            ):
+            met = (a < tried[2] and left < c and b < tried[3] and bottom < d for a, b, c, d in taken)
+            if min(left, bottom) > 0 and max(tried) < 1 and not any(met):
                 box = tried
                 break
         taken.append(box)
@@ -362,13 +361,11 @@ def _name_spots(
 
 def _draw_memory(axis: Axes, rows: Sequence[Row], colours: Sequence[str]) -> None:
     """Draw peak memory as bars: what the process had before in grey, what the model added in colour."""
-    name_rows(axis, [_name(row) for row in rows], fontsize=9)
+    style.name_rows(axis, [_name(row) for row in rows], fontsize=9)
     base, peak = (np.array([row[f"{name}_memory_mib"] for row in rows]) for name in ("base", "peak"))
-    axis.barh(range(len(rows)), base, 0.62, color=BASELINE_COLOUR, alpha=0.5)
+    axis.barh(range(len(rows)), base, 0.62, color=style.BASELINE_COLOUR, alpha=0.5)
     bars = axis.barh(range(len(rows)), peak - base, 0.62, left=base, color=list(colours), alpha=0.85)
     axis.bar_label(bars, [f"{value:.0f}" for value in peak], padding=4, fontsize=9)
     axis.set_xlim(0, 1.2 * peak.max())
-    axis.set_title("Peak memory (grey: before loading)", loc="left")
-    axis.set_xlabel(
-        f"MiB{'   (*: more threads than cores)' if any(r['oversubscribed'] for r in rows) else ''}"
-    )
+    stars = "   (*: more threads than cores)" if any(row["oversubscribed"] for row in rows) else ""
+    style.label(axis, "Peak memory (grey: before loading)", f"MiB{stars}")

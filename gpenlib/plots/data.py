@@ -9,19 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from gpenlib import plots as style
 from gpenlib.images import Image, resize
-from gpenlib.plots import (
-    BASELINE_COLOUR,
-    SECOND,
-    Row,
-    grouped,
-    new_figure,
-    picture_grid,
-    shorten,
-    show_image,
-)  # fmt: skip
+from gpenlib.plots import Row
 
-SUBSET_COLOURS = {"evaluation": "#332288", "calibration": SECOND}  # not those of the dtypes
+SUBSET_COLOURS = {"evaluation": "#332288", "calibration": style.SECOND}  # not those of the dtypes
 SUBSET_MARKERS = {"evaluation": "o", "calibration": "s"}
 
 
@@ -30,20 +22,20 @@ def pairs_figure(inputs: Sequence[Image], truths: Sequence[Image], names: Sequen
     sides = [
         f"{name}\n{i[0].shape[1]} x {i[0].shape[0]}" for name, i in (("input", inputs), ("truth", truths))
     ]
-    titles = [[shorten(name) for name in names]]
-    return picture_grid([inputs, truths], titles, sides, 1.55 * len(inputs) + 0.4, 3.35)[0]
+    titles = [[style.shorten(name) for name in names]]
+    return style.picture_grid([inputs, truths], titles, sides, 1.55 * len(inputs) + 0.4, 3.35)[0]
 
 
 def tasks_figure(rows: Sequence[Row]) -> Figure:
     """Show the truth and what every task makes of it, one line per task, as ``task_examples`` gives them."""
-    tasks = grouped(rows, "task")
+    tasks = style.grouped(rows, "task")
     pictures = [[examples[0]["truth"], *(row["given"] for row in examples)] for examples in tasks.values()]
     titles = [["truth", *map(_drawn, examples)] for examples in tasks.values()]
     width = 2.05 * max(map(len, pictures))
-    names = [shorten(task, 22) for task in tasks]
-    figure, axes = picture_grid(pictures, titles, names, width, 2.3 * len(tasks))
+    names = [style.shorten(task, 22) for task in tasks]
+    figure, axes = style.picture_grid(pictures, titles, names, width, 2.3 * len(tasks))
     for axis in axes[:, 1:].flat:
-        axis.spines[:].set(visible=True, color=BASELINE_COLOUR, linewidth=0.6)  # ends white masks
+        axis.spines[:].set(visible=True, color=style.BASELINE_COLOUR, linewidth=0.6)  # ends white masks
     return figure
 
 
@@ -56,16 +48,16 @@ def _drawn(row: Row) -> str:
 def split_figure(
     evaluation: Sequence[Image], calibration: Sequence[Image], totals: tuple[int, int], side: int = 64
 ) -> Figure:
-    """Show the first images of both sets as strips of thumbnails of ``side`` pixels; ``totals`` counts all."""
+    """Show the first images of both sets as strips of thumbnails; ``totals`` counts those of each set."""
     length = max(len(evaluation), len(calibration), 8)
-    figure, axes = new_figure(2, 1, width=11.0, height=2 * (11.0 / length + 0.35))
+    figure, axes = style.new_figure(2, 1, width=11.0, height=2 * (11.0 / length + 0.35))
     sets = zip(axes[:, 0], SUBSET_COLOURS.items(), (evaluation, calibration), totals, strict=True)
     for axis, (subset, colour), images, total in sets:
         strip = np.full((side, length * side, 3), 255, dtype=np.uint8)
         for position, image in enumerate(images):
             strip[:, position * side : (position + 1) * side] = resize(image, side)
         more = f" (the first {len(images)} shown)" if total > len(images) else ""
-        show_image(axis, strip)
+        style.show_image(axis, strip)
         axis.set_title(f"{subset}: {total} images{more}", fontsize=9, loc="left")
         if images:
             frame = (-0.5, -0.5), len(images) * side, side
@@ -75,22 +67,17 @@ def split_figure(
 
 def colour_figure(rows: Sequence[Row]) -> Figure:
     """Plot mean colours in the CIELAB plane, lightness and chroma of the images of both subsets."""
-    figure, axes = new_figure(1, 3, width=11.5, height=3.8)
+    figure, axes = style.new_figure(1, 3, width=11.5, height=3.8)
     plane, lightness, chroma = axes[0]
-    plane.axhline(0, color=BASELINE_COLOUR, linewidth=0.8)
-    plane.axvline(0, color=BASELINE_COLOUR, linewidth=0.8)
-    for subset, members in grouped(rows, "subset", SUBSET_COLOURS).items():
+    plane.axhline(0, color=style.BASELINE_COLOUR, linewidth=0.8)
+    plane.axvline(0, color=style.BASELINE_COLOUR, linewidth=0.8)
+    for subset, members in style.grouped(rows, "subset", SUBSET_COLOURS).items():
+        fill = np.array([[row[f"{name}_mean"] for name in ("red", "green", "blue")] for row in members]) / 255
         plane.scatter(
-            [row["lab_a"] for row in members],
-            [row["lab_b"] for row in members],
-            c=np.array([[row[f"{name}_mean"] for name in ("red", "green", "blue")] for row in members]) / 255,
-            marker=SUBSET_MARKERS[subset],
-            edgecolors=SUBSET_COLOURS[subset],
-            linewidths=1.3,
-            s=45,
-            zorder=3 if subset == "evaluation" else 2,
-            label=f"{subset} ({len(members)})",
-        )
+            [row["lab_a"] for row in members], [row["lab_b"] for row in members], s=45, c=fill,
+            marker=SUBSET_MARKERS[subset], edgecolors=SUBSET_COLOURS[subset], linewidths=1.3,
+            zorder=3 if subset == "evaluation" else 2, label=f"{subset} ({len(members)})",
+        )  # fmt: skip
     plane.set(title="Mean colour of each image", xlabel="CIELAB a  (green - red)")
     plane.set(ylabel="CIELAB b  (blue - yellow)")
     plane.set_aspect("equal", adjustable="datalim")
@@ -106,7 +93,7 @@ def _histograms(axis: Axes, rows: Sequence[Row], key: str) -> None:
     """Draw one histogram per subset over common bins, each summing to 1."""
     values = [row[key] for row in rows]
     bins = np.linspace(min(values) - 0.5, max(values) + 0.5, 13).tolist()
-    for subset, members in grouped(rows, "subset", SUBSET_COLOURS).items():
+    for subset, members in style.grouped(rows, "subset", SUBSET_COLOURS).items():
         colour, count = SUBSET_COLOURS[subset], len(members)
         shares = {"x": [row[key] for row in members], "bins": bins, "weights": np.full(count, 1 / count)}
         axis.hist(**shares, color=colour, alpha=0.25)
@@ -117,9 +104,11 @@ def _histograms(axis: Axes, rows: Sequence[Row], key: str) -> None:
 
 def baseline_figure(scores: Sequence[Row], colours: Sequence[Row]) -> Figure:
     """Plot PSNR and SSIM of the unchanged inputs against the chroma of their truths, in the same order."""
-    figure, axes = new_figure(1, 2)
+    figure, axes = style.new_figure(1, 2)
     for axis, key, unit in zip(axes[0], ("psnr", "ssim"), (" [dB]", ""), strict=True):
-        axis.scatter([row["chroma"] for row in colours], [row[key] for row in scores], color=BASELINE_COLOUR)
+        axis.scatter(
+            [row["chroma"] for row in colours], [row[key] for row in scores], color=style.BASELINE_COLOUR
+        )
         axis.set(xlabel="mean CIELAB chroma of the truth", ylabel=f"{key.upper()} of the input{unit}")
         axis.set_title(f"Doing nothing: {key.upper()}")
     axes[0, 1].set_ylim(0, 1.02)
@@ -128,9 +117,9 @@ def baseline_figure(scores: Sequence[Row], colours: Sequence[Row]) -> Figure:
 
 def answers_figure(answers: Mapping[str, Image], scores: Mapping[str, Row]) -> Figure:
     """Show a truth and wrong answers with their scores; an answer without a row is the truth."""
-    titles = [shorten(name, 30) for name in answers]
+    titles = [style.shorten(name, 30) for name in answers]
     for place, name in enumerate(answers):
         if row := scores.get(name):
             titles[place] += f"\nPSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
             titles[place] += f"\ncolour shift {row['colour_shift']:.1f}"
-    return picture_grid([list(answers.values())], [titles], width=2.7 * len(answers), height=3.5)[0]
+    return style.picture_grid([list(answers.values())], [titles], width=2.7 * len(answers), height=3.5)[0]

@@ -10,19 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from gpenlib import plots as style
 from gpenlib.images import Image
-from gpenlib.plots import (
-    ACCENT,
-    BASELINE_COLOUR,
-    SECOND,
-    Row,
-    legend_below,
-    name_rows,
-    new_figure,
-    note,
-    picture_grid,
-    shorten,
-)  # fmt: skip
+from gpenlib.plots import Row
 
 # What the files of the stage hold, and their colours in every figure here (not those of the dtypes).
 LABELS = {
@@ -31,14 +21,14 @@ LABELS = {
     "deploy_torchscript_exporter.onnx": "deploy form, TorchScript-based exporter",
     "deploy.pt": "deploy form, TorchScript file",
 }
-COLOURS = dict(zip(LABELS, (BASELINE_COLOUR, ACCENT, SECOND, "#332288"), strict=True))
+COLOURS = dict(zip(LABELS, (style.BASELINE_COLOUR, style.ACCENT, style.SECOND, "#332288"), strict=True))
 BATCH_MARKERS = "osD^"
 MICRO = 1e6
 
 
 def label_of(file: str) -> str:
     """Return what a file of the stage holds, in words; unknown files keep their name."""
-    return LABELS.get(file, shorten(file, 40))
+    return LABELS.get(file, style.shorten(file, 40))
 
 
 def _in_order(files: Mapping[str, Any]) -> list[str]:
@@ -58,7 +48,7 @@ def operator_figure(graphs: Mapping[str, Row], kinds: int = 14) -> Figure:
     shown = [name for name, _ in total.most_common(kinds)]
     rest = len(total) - len(shown)
     names = [*shown, f"{rest} others"] if rest else shown
-    figure, axes = new_figure(width=11.5, height=4.8)
+    figure, axes = style.new_figure(width=11.5, height=4.8)
     axis = axes[0, 0]
     width = 0.84 / len(files)
     for place, file in enumerate(files):
@@ -72,18 +62,18 @@ def operator_figure(graphs: Mapping[str, Row], kinds: int = 14) -> Figure:
     axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", length=0)
     axis.grid(axis="x", visible=False)
-    axis.set(xlim=(-0.6, len(names) - 0.4), ylabel="nodes")
-    axis.set_title("Operators in the exported graphs", loc="left")
-    legend_below(figure, axis, ncols=2)
+    axis.set_xlim(-0.6, len(names) - 0.4)
+    style.label(axis, "Operators in the exported graphs", y="nodes")
+    style.legend_below(figure, axis, ncols=2)
     return figure
 
 
 def convolution_figure(graphs: Mapping[str, Row]) -> Figure:
     """Draw how many convolutions have constant weights, and how many compute them at run time."""
     files = _in_order(graphs)
-    figure, axes = new_figure(height=1.3 + 0.45 * len(files))
+    figure, axes = style.new_figure(height=1.3 + 0.45 * len(files))
     axis = axes[0, 0]
-    name_rows(axis, [label_of(file) for file in files])
+    style.name_rows(axis, [label_of(file) for file in files])
     before = np.zeros(len(files))
     for key, colour, label in (
         ("constant_convolutions", "#44AA99", "constant weights"),
@@ -94,37 +84,37 @@ def convolution_figure(graphs: Mapping[str, Row]) -> Figure:
         texts = [str(count or "") for count in counts]
         axis.bar_label(bars, texts, label_type="center", color="white", fontweight="bold")
         before += counts
-    axis.set(xlim=(0, 1.03 * before.max()), xlabel="convolutions")
-    axis.set_title("Convolutions by where their weights come from", loc="left")
-    legend_below(figure, ncols=2, fontsize=10)
+    axis.set_xlim(0, 1.03 * before.max())
+    style.label(axis, "Convolutions by where their weights come from", "convolutions")
+    style.legend_below(figure, ncols=2, fontsize=10)
     return figure
 
 
 def parity_figure(parity: Mapping[str, Mapping[str, Row]], tolerance: float) -> Figure:
-    """Draw the largest difference from the training form, ``relative`` by file and batch, and the tolerance."""
+    """Draw the largest difference from the training form, ``relative`` by file and batch."""
     files = _in_order(parity)
     batches = sorted({batch for file in files for batch in parity[file]}, key=int)
-    figure, axes = new_figure(height=1.7 + 0.42 * len(files))
+    figure, axes = style.new_figure(height=1.7 + 0.42 * len(files))
     axis = axes[0, 0]
-    name_rows(axis, [label_of(file) for file in files])
+    style.name_rows(axis, [label_of(file) for file in files])
     for place, batch in enumerate(batches):
         rows = [row for row, file in enumerate(files) if batch in parity[file]]
         values = [parity[files[row]][batch]["relative"] for row in rows]
         lane = np.array(rows) + (place - (len(batches) - 1) / 2) * 0.26
-        colours = [COLOURS.get(files[row], BASELINE_COLOUR) for row in rows]
+        colours = [COLOURS.get(files[row], style.BASELINE_COLOUR) for row in rows]
         # An exact match has no place on a logarithmic axis; it is drawn at float32's precision.
         shown = np.maximum(values, np.finfo(np.float32).eps)
         axis.hlines(lane, 1e-8, shown, color=colours, linewidth=2.2, alpha=0.55)
         marker = BATCH_MARKERS[place % len(BATCH_MARKERS)]
         axis.scatter(shown, lane, c=colours, marker=marker, s=52, zorder=3)
-        axis.scatter([], [], c=BASELINE_COLOUR, marker=marker, s=52, label=f"batch {batch}")
+        axis.scatter([], [], c=style.BASELINE_COLOUR, marker=marker, s=52, label=f"batch {batch}")
         for x, y, value in zip(shown, lane, values, strict=True):
-            note(axis, f"{value:.1e}" if value else "0", (x, y), (8, 0), fontsize=8)
+            style.note(axis, f"{value:.1e}" if value else "0", (x, y), (8, 0), fontsize=8)
     axis.axvline(tolerance, color="black", linestyle="--", linewidth=1.4, label=f"tolerance {tolerance:.0e}")
     axis.set(xscale="log", xlim=(1e-7, tolerance * 5))
-    axis.set_xlabel("largest difference / standard deviation of the output")
-    axis.set_title("Exported files against the training form, on faces", loc="left")
-    legend_below(figure, ncols=len(batches) + 1, fontsize=10)
+    title = "Exported files against the training form, on faces"
+    style.label(axis, title, "largest difference / standard deviation of the output")
+    style.legend_below(figure, ncols=len(batches) + 1, fontsize=10)
     return figure
 
 
@@ -141,9 +131,9 @@ def difference_figure(
         f"{label_of(file)}\nlargest {difference.max() * MICRO:.2f} × 1e-6".replace(", ", ",\n", 1)
         for file, difference in differences.items()
     ]
-    figure, axes = picture_grid(
+    figure, axes = style.picture_grid(
         [[*pictures.values(), *(difference * MICRO for difference in differences.values())]],
-        [[*(shorten(title, 30) for title in pictures), *titles]],
+        [[*(style.shorten(title, 30) for title in pictures), *titles]],
         width=2.75 * columns, height=3.6, cmap="magma", vmin=0, vmax=top,
     )  # fmt: skip
     panels = list(axes[0, len(pictures) :])

@@ -8,26 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
+from gpenlib import plots as style
 from gpenlib.images import Image
-from gpenlib.plots import (
-    BASELINE_COLOUR,
-    DTYPE_COLOURS,
-    EYE,
-    INK,
-    MOUTH,
-    Region,
-    Row,
-    empty_figure,
-    equal_axes,
-    mark_region,
-    new_figure,
-    shorten,
-    show_image,
-    show_zoom,
-)  # fmt: skip
+from gpenlib.plots import Region, Row
 
 if TYPE_CHECKING:
     from gpenlib.infer.scoring import Face
@@ -44,33 +30,33 @@ def _pictures(face: Face) -> tuple[Image, Image, Image]:
     return face.source, face.output, face.truth
 
 
-def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (EYE, MOUTH)) -> Figure:
+def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (style.EYE, style.MOUTH)) -> Figure:
     """Show input, output and truth of each face, and two enlarged parts of all three; about three strips."""
-    figure = empty_figure(11.0, 2.75 * len(faces))
+    figure = style.empty_figure(11.0, 2.75 * len(faces))
     for strip, face in zip(figure.subfigures(len(faces), 1, squeeze=False)[:, 0], faces, strict=True):
         row = face.row
         text = (
-            f"{face.role + ': ' if face.role else ''}{shorten(face.name, 32)}     "
+            f"{face.role + ': ' if face.role else ''}{style.shorten(face.name, 32)}     "
             f"PSNR {row['psnr']:.2f} dB (input {row['psnr_input']:.2f})     "
             f"SSIM {row['ssim']:.3f} (input {row['ssim_input']:.3f})"
         )
         strip.suptitle(text, x=0.005, ha="left", fontsize=9.5)
         whole, parts = strip.subfigures(1, 2, width_ratios=(1.7, 1))
         for axis, name, image in zip(whole.subplots(1, 3), COLUMNS, _pictures(face), strict=True):
-            show_image(axis, image, name)
+            style.show_image(axis, image, name)
             for region in regions:
-                mark_region(axis, image.shape[0], region)
+                style.mark_region(axis, image.shape[0], region)
         for line, region in zip(parts.subplots(2, 3), regions, strict=True):
             line[0].set_ylabel(region.name, fontsize=9)
             for axis, name, image in zip(line, COLUMNS, _pictures(face), strict=True):
-                show_zoom(axis, image, region, name if region is regions[0] else "")
+                style.show_zoom(axis, image, region, name if region is regions[0] else "")
     return figure
 
 
 def extremes_figure(best: Sequence[Face], worst: Sequence[Face]) -> Figure:
     """Show the best and the worst faces side by side with their scores; up to four each are readable."""
     columns = len(best) + len(worst)
-    figure = empty_figure(1.0 + 1.45 * columns, 5.3)
+    figure = style.empty_figure(1.0 + 1.45 * columns, 5.3)
     kinds = {kind: faces for kind, faces in (("best", best), ("worst", worst)) if faces}
     widths = [len(faces) for faces in kinds.values()]
     panels = figure.subfigures(1, len(kinds), squeeze=False, width_ratios=widths)[0]
@@ -79,8 +65,8 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face]) -> Figure:
         grid = panel.subplots(3, len(faces), squeeze=False)
         for column, face in zip(grid.T, faces, strict=True):
             for axis, image in zip(column, _pictures(face), strict=True):
-                show_image(axis, image)
-            heading = f"{shorten(face.name)}\n{face.row['psnr']:.2f} dB, {face.row['ssim']:.3f}"
+                style.show_image(axis, image)
+            heading = f"{style.shorten(face.name)}\n{face.row['psnr']:.2f} dB, {face.row['ssim']:.3f}"
             column[0].set_title(heading, fontsize=8.5)
         for axis, name in zip(grid[:, 0], COLUMNS, strict=True):
             axis.set_ylabel(name, fontsize=9)
@@ -89,9 +75,12 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face]) -> Figure:
 
 def distribution_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot histograms of PSNR and SSIM of the outputs, with those of the do-nothing input beside them."""
-    figure, axes = new_figure(1, 2, width=10.0, height=3.5)
+    figure, axes = style.new_figure(1, 2, width=10.0, height=3.5)
     for axis, (key, label) in zip(axes[0], SCORES.items(), strict=True):
-        kinds = ((f"{key}_input", "input (do nothing)", BASELINE_COLOUR), (key, dtype, DTYPE_COLOURS[dtype]))
+        kinds = (
+            (f"{key}_input", "input (do nothing)", style.BASELINE_COLOUR),
+            (key, dtype, style.DTYPE_COLOURS[dtype]),
+        )
         bins = _common_bins([row[name] for row in rows for name, _, _ in kinds])
         for name, kind, colour in kinds:
             values = [row[name] for row in rows]
@@ -109,19 +98,19 @@ def latency_figure(rows: Sequence[Row], dtype: str, where: str) -> Figure:
     """Plot ``ms`` (an image's share of its batch's time) as a histogram and in the order of the run."""
     times = np.array([row["ms"] for row in rows])
     median, high = float(np.median(times)), float(np.percentile(times, 90))
-    figure, axes = new_figure(1, 2, width=10.0, height=3.3)
+    figure, axes = style.new_figure(1, 2, width=10.0, height=3.3)
     histogram, course = axes[0]
-    colour = DTYPE_COLOURS[dtype]
+    colour = style.DTYPE_COLOURS[dtype]
     histogram.hist(times, bins=_common_bins(times), color=colour, alpha=0.55, edgecolor="white")
-    histogram.axvline(median, ymax=FILLED, color=INK, linewidth=2, label=f"median {median:.1f} ms")
+    histogram.axvline(median, ymax=FILLED, color=style.INK, linewidth=2, label=f"median {median:.1f} ms")
     text = f"90 of 100 below {high:.1f} ms"
-    histogram.axvline(high, ymax=FILLED, color=INK, linewidth=1.5, linestyle=":", label=text)
+    histogram.axvline(high, ymax=FILLED, color=style.INK, linewidth=1.5, linestyle=":", label=text)
     histogram.set(title=f"Latency, {dtype}: {where}", xlabel="ms per image")
     _count_faces(histogram)
     course.plot(np.arange(1, len(times) + 1), times, "o-", color=colour, markersize=4, linewidth=1)
-    course.axhline(median, color=INK, linewidth=2)
+    course.axhline(median, color=style.INK, linewidth=2)
     course.set(title="In the order of the run", xlabel="image", ylabel="ms per image")
-    course.xaxis.get_major_locator().set_params(integer=True)
+    course.xaxis.set_major_locator(MaxNLocator(integer=True))
     course.set_ylim(0, 1.15 * times.max())
     return figure
 
@@ -136,26 +125,31 @@ def _common_bins(values: Sequence[float] | NDArray[Any]) -> list[float]:
 def _count_faces(axis: Axes) -> None:
     """Label the height of a histogram, and put the legend over the bars, with room made for it."""
     axis.set_ylabel("images")
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylim(0, axis.get_ylim()[1] / FILLED)
     axis.legend(loc="upper left", **LEGEND)
 
 
 def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot the colourfulness of output against truth, and the distance of their mean colours."""
-    figure, axes = new_figure(1, 2, width=9.5, height=3.9)
+    figure, axes = style.new_figure(1, 2, width=9.5, height=3.9)
     scatter, shifts = axes[0]
     names = ("colourfulness_truth", "colourfulness", "colour_shift")
     truth, output, shift = (np.array([row[name] for row in rows]) for name in names)
     limit = 1.08 * max(truth.max(), output.max())
-    equal_axes(scatter, [0, limit], "as colourful as the truth")
-    scatter.scatter(truth, output, color=DTYPE_COLOURS[dtype], **DOTS)
+    style.equal_axes(scatter, [0, limit], "as colourful as the truth")
+    scatter.scatter(truth, output, color=style.DTYPE_COLOURS[dtype], **DOTS)
     ratio = output.mean() / truth.mean() if truth.mean() > 0 else float("nan")
-    scatter.set(title=f"Colourfulness (Hasler and Süsstrunk): {ratio:.0%} of the truth's")
-    scatter.set(xlabel="colourfulness of the truth", ylabel=f"colourfulness of the output, {dtype}")
+    scatter.set(title=f"Colourfulness: {ratio:.0%} of the truth's")
+    scatter.set(
+        xlabel="colourfulness of the truth (Hasler, Süsstrunk)",
+        ylabel=f"colourfulness of the output, {dtype}",
+    )
     scatter.legend(loc="upper left", **LEGEND)
-    shifts.scatter(truth, shift, color=DTYPE_COLOURS[dtype], **DOTS)
-    shifts.axhline(shift.mean(), color=INK, linewidth=1.5, linestyle="--", label=f"mean {shift.mean():.1f}")
+    shifts.scatter(truth, shift, color=style.DTYPE_COLOURS[dtype], **DOTS)
+    shifts.axhline(
+        shift.mean(), color=style.INK, linewidth=1.5, linestyle="--", label=f"mean {shift.mean():.1f}"
+    )
     shifts.set(title="Distance of the mean colours", xlabel="colourfulness of the truth")
     shifts.set(ylabel="ΔE 1976 of output and truth", xlim=(0, limit), ylim=(0, 1.2 * max(shift.max(), 1)))
     shifts.legend(loc="upper right", **LEGEND)
@@ -164,24 +158,25 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
 
 def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot sharpness against the truth's, detail against the input's, gain against the input's quality."""
-    figure, axes = new_figure(1, 3, width=13.5, height=4.1)
+    figure, axes = style.new_figure(1, 3, width=13.5, height=4.1)
     scatter, details, gains = axes[0]
-    colour = DTYPE_COLOURS[dtype]
+    colour = style.DTYPE_COLOURS[dtype]
     names = ("sharpness_truth", "sharpness_input", "sharpness")
     truth, source, output = (np.maximum([row[name] for row in rows], 1.0) for name in names)  # for logarithms
     every = np.concatenate([truth, source, output])
     scatter.set(xscale="log", yscale="log")
-    equal_axes(scatter, [every.min() / 1.3, every.max() * 1.3], "as sharp as the truth")
-    scatter.scatter(truth, source, s=30, facecolors="none", edgecolors=INK, alpha=0.6, label="input")
+    style.equal_axes(scatter, [every.min() / 1.3, every.max() * 1.3], "as sharp as the truth")
+    scatter.scatter(truth, source, s=30, facecolors="none", edgecolors=style.INK, alpha=0.6, label="input")
     scatter.scatter(truth, output, color=colour, label=f"output, {dtype}", **DOTS)
     for axis in (scatter.xaxis, scatter.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
     scatter.set(title=f"Sharpness: {np.median(output / truth):.0%} of the truth's (median)")
     scatter.set(xlabel="truth (variance of the Laplacian)", ylabel="input and output (same variance)")
     before, after = (np.array([row[name] for row in rows]) for name in ("detail_input", "detail"))
     ends = [min(0.0, before.min(), after.min()), 1.08 * max(1.0, before.max(), after.max())]
-    equal_axes(details, ends, "as much as in the input")
+    style.equal_axes(details, ends, "as much as in the input")
     details.scatter(before, after, color=colour, **DOTS)
     details.set(title=f"True detail: {np.median(before):.0%} → {np.median(after):.0%} (medians)")
     details.set(xlabel="input, share of the truth's", ylabel=f"output, {dtype}, share of the truth's")
@@ -190,8 +185,10 @@ def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     start = np.array([row["psnr_input"] for row in rows])
     gain = np.array([row["psnr"] for row in rows]) - start
     gains.scatter(start, gain, color=colour, **DOTS)
-    gains.axhline(0, color=BASELINE_COLOUR, linewidth=1.2)
-    gains.axhline(gain.mean(), color=INK, linewidth=1.5, linestyle="--", label=f"mean {gain.mean():+.2f} dB")
+    gains.axhline(0, color=style.BASELINE_COLOUR, linewidth=1.2)
+    gains.axhline(
+        gain.mean(), color=style.INK, linewidth=1.5, linestyle="--", label=f"mean {gain.mean():+.2f} dB"
+    )
     gains.set(title=f"Gain over the input; {np.mean(gain < 0):.0%} of the faces lose")
     gains.set(xlabel="PSNR of the input [dB]", ylabel="PSNR of the output over it [dB]")
     for axis in axes[0]:

@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gpenlib import plots as style
 from gpenlib.images import Image
-from gpenlib.plots import DTYPE_COLOURS, SECOND, Row, new_figure, picture_grid, shorten, show_image
 from gpenlib.train.trainer import LogRow, series, smooth
 
 COLUMNS = 3
 LOG_FROM = 30  # a panel whose largest value is so many times its smallest has a logarithmic axis
-BLUE = DTYPE_COLOURS["fp32"]
-TERM_COLOURS = {"real_logit": DTYPE_COLOURS["fp16"], "fake_logit": SECOND}
+BLUE = style.DTYPE_COLOURS["fp32"]
+TERM_COLOURS = {"real_logit": style.DTYPE_COLOURS["fp16"], "fake_logit": style.SECOND}
 
 
 class Panel(NamedTuple):
@@ -50,7 +50,7 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
     logged = {name for row in rows for name in row}
     panels = [panel for panel in PANELS if logged & panel.terms.keys()]
     lines = -(-len(panels) // COLUMNS)
-    figure, axes = new_figure(lines, COLUMNS, width=11.5, height=2.5 * lines)
+    figure, axes = style.new_figure(lines, COLUMNS, width=11.5, height=2.5 * lines)
     for axis, panel in zip(axes.flat, panels, strict=False):
         for name in (term for term in panel.terms if term in logged):
             _curve(axis, rows, name, panel.terms[name])
@@ -67,7 +67,7 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
     return figure
 
 
-def _curve(axis: Axes, rows: Sequence[Row], name: str, text: str) -> None:
+def _curve(axis: Axes, rows: Sequence[LogRow], name: str, text: str) -> None:
     """Draw one term; few points, as of evaluations, are marked and not smoothed."""
     steps, values = series(rows, name)
     colour = TERM_COLOURS.get(name, BLUE)
@@ -86,22 +86,22 @@ def samples_figure(pictures: Mapping[int, Image], row_titles: Sequence[str] = ()
     height, width = next(iter(pictures.values())).shape[:2]
     inches = min(8.0, 3.0 * width / height)
     each = inches * height / width
-    figure, axes = new_figure(len(pictures), 1, width=inches + 1.2, height=(each + 0.3) * len(pictures))
+    figure, axes = style.new_figure(len(pictures), 1, width=inches + 1.2, height=(each + 0.3) * len(pictures))
     for axis, (step, picture) in zip(axes[:, 0], pictures.items(), strict=True):
-        show_image(axis, picture, f"step {step}", interpolation="nearest")
+        style.show_image(axis, picture, f"step {step}", interpolation="nearest")
         side = height / max(1, len(row_titles))
         axis.set_yticks([(row + 0.5) * side for row in range(len(row_titles))], row_titles)
         axis.tick_params(axis="y", length=0)
-    figure.suptitle(shorten(title, 40), fontsize=12)
+    figure.suptitle(style.shorten(title, 40), fontsize=12)
     return figure
 
 
 def interpolation_figure(images: Any) -> Figure:
-    """Show walks between two latents, uint8 RGB [R, C, S, S, 3]: one row per walk, its ends left and right."""
+    """Show walks between two latents, uint8 RGB [R, C, S, S, 3]: one row each, its ends left and right."""
     rows, columns = images.shape[:2]
     titles = [[f"{share:.2f}" for share in np.linspace(0, 1, columns)]]
     size = (1.25 * columns + 0.2, 1.28 * rows + 0.35)
-    figure, _ = picture_grid(images, titles, (), *size, interpolation="nearest")
+    figure, _ = style.picture_grid(images, titles, (), *size, interpolation="nearest")
     figure.supxlabel("share of the second latent", fontsize=9)
     return figure
 
@@ -114,8 +114,8 @@ def mixing_figure(left: Any, top: Any, mixed: Any, coarse: str = "", fine: str =
     """
     pictures = [[None, *top], *([source, *row] for source, row in zip(left, mixed, strict=True))]
     size = (1.3 * len(pictures[0]) + 0.4, 1.3 * len(pictures) + 0.5)
-    figure, axes = picture_grid(pictures, (), (), *size, interpolation="nearest")
-    for sources, colour in ((axes[0, 1:], SECOND), (axes[1:, 0], BLUE)):
+    figure, axes = style.picture_grid(pictures, (), (), *size, interpolation="nearest")
+    for sources, colour in ((axes[0, 1:], style.SECOND), (axes[1:, 0], BLUE)):
         for axis in sources:
             axis.spines[:].set(visible=True, color=colour, linewidth=2.5)
     figure.suptitle(f"fine styles {fine} from the top".replace("  ", " "), fontsize=10, color="#8A5D00")

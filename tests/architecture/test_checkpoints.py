@@ -110,6 +110,8 @@ def test_training_checkpoint_of_the_original_project(tmp_path, model):
         assert same(loaded, critic.state_dict())
     with pytest.raises(CheckpointError, match="original.pth.*GPEN generator"):
         load_checkpoint(path, key="d")
+    with pytest.raises(CheckpointError, match=r"original.pth.*GPEN discriminator.*convs\.0\.0\.weight"):
+        load_discriminator(path, key="g")
     del content["g_ema"]
     assert same(load_generator(write(path, content)), other.generator.state_dict())
     assert find_discriminator(write(path, {"g": other.state_dict()})) is None
@@ -229,10 +231,7 @@ def test_damaged_files(tmp_path, state, suffix, kind):
         ({"a": torch.zeros(2, dtype=torch.int64)}, "floating-point tensors: a"),
         ({"a": torch.eye(2).to_sparse()}, "floating-point tensors: a"),
         ({"module.a": torch.zeros(1), "a": torch.ones(1)}, r"'module\.': a"),
-        (
-            {"generator.input.input": torch.tensor(1.0), "ecd0.0.0.weight": torch.zeros(1, 1, 1, 1)},
-            r"input\.input",
-        ),
+        ({"ecd0.0.0.weight": torch.tensor(1.0)}, r"ecd0\.0\.0\.weight of rank 4"),
     ],
     ids=str,
 )
@@ -283,11 +282,6 @@ def test_wrong_entries_are_named(tmp_path, state, suffix, change, named):
     change(state)
     with pytest.raises(CheckpointError, match=rf"weights\{suffix}.*{named}"):
         load_checkpoint(write(tmp_path / f"weights{suffix}", state))
-
-
-def test_generator_is_no_discriminator(tmp_path, state):
-    with pytest.raises(CheckpointError, match=r"not a GPEN discriminator.*convs\.0\.0\.weight"):
-        load_discriminator(write(tmp_path / "weights.pth", state))
 
 
 # ONNX files

@@ -11,17 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from gpenlib.architecture import Discriminator, Gpen, GpenConfig
+from gpenlib.architecture import model as ops
 from gpenlib.architecture.checkpoints import random_network
-from gpenlib.architecture.model import (
-    Blur,
-    ConvLayer,
-    ModulatedConv2d,
-    NoiseInjection,
-    Upsample,
-    fir_kernel,
-    minibatch_stddev,
-    upfirdn2d,
-)
 
 TESTS = Path(__file__).resolve().parents[1]
 REFERENCE = TESTS / "reference"
@@ -31,26 +22,12 @@ spec.loader.exec_module(reference_weights)
 
 SMALL, SMALL_SR = GpenConfig(64, 64, 1, 0.03125), GpenConfig(64, 128, 1, 0.03125)
 TAPS = np.array([1.0, 2.0, 4.0, 3.0])  # not symmetric: a flipped kernel would show
-UP_AND_PAD = [
-    (1, (0, 0)),
-    (1, (1, 1)),
-    (1, (2, 2)),
-    (1, (5, 5)),
-    (2, (1, 1)),
-    (2, (2, 1)),
-    (3, (3, 1)),
-    (4, (2, 2)),
-]
+UP_AND_PAD = [(1, 0, 0), (1, 2, 2), (1, 5, 5), (2, 1, 1), (2, 2, 1), (3, 3, 1), (4, 2, 2)]
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def small():
-    return random_network(SMALL)
 
 
 # Operators
@@ -66,79 +43,65 @@ def by_definition(x, kernel, up, pad):
     return y.view(n, c, *y.shape[2:])
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (2, 3, 7, 5), (3, 2, 4, 9)])
-@pytest.mark.parametrize(("up", "pad"), UP_AND_PAD)
-def test_upfirdn2d_is_its_definition(up, pad, shape):
+@pytest.mark.parametrize(("up", "before", "after"), UP_AND_PAD)
+def test_upfirdn2d_is_its_definition(up, before, after):
     kernel = torch.from_numpy(np.outer(TAPS, TAPS[::-1])).float()
-    x = torch.randn(shape)
-    y = upfirdn2d(x, kernel, up, pad)
-    assert y.shape == (*shape[:2], *(side * up + sum(pad) - 3 for side in shape[2:]))
-    torch.testing.assert_close(y, by_definition(x, kernel, up, pad), rtol=1e-5, atol=1e-5)
+    x = torch.randn(2, 3, 7, 5)
+    y = ops.upfirdn2d(x, kernel, up, (before, after))
+    assert y.shape == (2, 3, *(side * up + before + after - 3 for side in (7, 5)))
+    torch.testing.assert_close(y, by_definition(x, kernel, up, (before, after)), rtol=1e-5, atol=1e-5)
 
 
-def test_fir_filters():
-    assert fir_kernel(gain=4.0).shape == (4, 4) and fir_kernel(gain=4.0).sum() == pytest.approx(4.0)
-    doubled = Upsample()(torch.full((1, 3, 5, 6), 0.7))
-    assert doubled.shape == (1, 3, 10, 12)
-    torch.testing.assert_close(doubled[:, :, 1:-1, 1:-1], torch.full((1, 3, 8, 10), 0.7))  # flat stays flat
-    for pad in (1, 2):
-        assert Blur(pad)(torch.zeros(1, 2, 8, 9)).shape == (1, 2, 8 + 2 * pad - 3, 9 + 2 * pad - 3)
-    for k in (1, 3):
-        assert ConvLayer(4, 6, k, downsample=True)(torch.zeros(2, 4, 16, 16)).shape == (2, 6, 8, 8)
+def test_upsampling_keeps_a_flat_image_flat():
+    doubled = ops.Upsample()(torch.full((1, 3, 5, 6), 0.7))
+    torch.testing.assert_close(doubled[:, :, 1:-1, 1:-1], torch.full((1, 3, 8, 10), 0.7))
 
 
 def test_demodulated_weights_have_unit_energy():
-    conv = ModulatedConv2d(64, 8, 3)
+    conv = ops.ModulatedConv2d(64, 8, 3)
     x, w = torch.randn(1, 64, 32, 32), torch.randn(1, 512)
     with torch.inference_mode():
         y = conv(x, 5.0 * w)  # whatever the style, unit variance in gives unit variance out
     assert float(y[:, :, 1:-1, 1:-1].std()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_missing_noise_in_eval_is_zero():
-    layer = NoiseInjection().eval()
-    torch.nn.init.ones_(layer.weight)
-    x = torch.randn(2, 3, 4, 4)
-    assert torch.equal(layer(x, None), torch.cat((x, torch.zeros_like(x)), dim=1))
-
-
 @pytest.mark.parametrize(("batch", "group"), [(1, 1), (3, 3), (4, 4), (6, 3), (8, 4)])
 def test_minibatch_stddev(batch, group):
     x = torch.randn(batch, 5, 4, 4)
-    channel = minibatch_stddev(x)
-    assert channel.shape == (batch, 1, 4, 4)
+    channel = ops.minibatch_stddev(x)
     count = batch // group
     for i in range(batch):
         members = x[i % count :: count]  # the images of one group stand ``count`` apart
         assert len(members) == group
         expected = torch.sqrt(members.var(dim=0, unbiased=False) + 1e-8).mean()
         torch.testing.assert_close(channel[i], expected.expand(1, 4, 4))
+    assert Discriminator(SMALL)(torch.randn(batch, 3, 64, 64)).shape == (batch, 1)
 
 
 # Networks
 
 
 @pytest.mark.parametrize(
-    ("fields", "named"),
+    ("in_size", "out_size"), [(500, 512), (16, 64), (512, 4096), (512.0, 512), (512, 256)]
+)
+def test_sizes_that_are_refused(in_size, out_size):
+    with pytest.raises(ValueError, match=rf"(in|out)_size=({in_size}|{out_size})\b"):
+        GpenConfig(in_size, out_size)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
     [
-        ({"in_size": 500}, "in_size=500"),
-        ({"in_size": 16}, "from 32 to 2048"),
-        ({"out_size": 4096}, "out_size=4096"),
-        ({"in_size": 512.0}, "in_size=512.0"),
-        ({"in_size": 512, "out_size": 256}, "out_size=256"),
-        ({"channel_multiplier": 0}, "channel_multiplier=0"),
-        ({"channel_multiplier": 1.5}, "channel_multiplier=1.5"),
-        ({"narrow": 0.0}, "narrow=0.0"),
-        ({"narrow": -1.0}, "narrow=-1.0"),
-        ({"narrow": 0.001}, "narrow=0.001"),
+        *(("channel_multiplier", value) for value in (0, 1.5)),
+        *(("narrow", value) for value in (0.0, -1.0, 0.001)),
     ],
 )
-def test_config_refuses(fields, named):
-    with pytest.raises(ValueError, match=named):
-        GpenConfig(**fields)
+def test_widths_that_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        GpenConfig(**{field: value})
 
 
-@pytest.mark.parametrize("size", [64, 128, 256, 512, 1024, 2048])
+@pytest.mark.parametrize("size", [64, 512, 1024, 2048])
 def test_every_size_has_the_channels_of_stylegan2(size):
     config = GpenConfig(size, size)
     with torch.device("meta"):
@@ -196,14 +159,9 @@ def test_super_resolution_is_deterministic_in_eval_only():
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (3, 64, 64), (1, 1, 64, 64), (1, 3, 64, 128)])
-def test_other_inputs_are_refused(small, shape):
+def test_other_inputs_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected \[N, 3, 64, 64\]"):
-        small(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("batch", [1, 3, 6])
-def test_discriminator_takes_any_batch(batch):
-    assert Discriminator(SMALL)(torch.randn(batch, 3, 64, 64)).shape == (batch, 1)
+        Gpen(SMALL)(torch.zeros(shape))
 
 
 # Parity with the original code, by the figures in tests/reference

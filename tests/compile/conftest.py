@@ -1,12 +1,16 @@
-"""The tiny network's float graph, exported once, and folders of calibration pictures."""
+"""The tiny network's float graph, in halves and calibrated, and folders of calibration pictures."""
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from gpenlib.architecture import Gpen
+from gpenlib.compile.calibrate import calibrate
+from gpenlib.compile.rounding import quantisable_layers, round_layers, split_halves
 from gpenlib.export import export_onnx
 from gpenlib.images import write_image
 
@@ -15,6 +19,28 @@ from gpenlib.images import write_image
 def float_graph(tiny_model: Gpen, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Float ONNX graph of the tiny network."""
     return export_onnx(tiny_model, tmp_path_factory.mktemp("float") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def image() -> np.ndarray:
+    return np.random.default_rng(4).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def calibrated(float_graph, image) -> SimpleNamespace:
+    """``graph`` in halves, ``names`` of its quantisable layers, their ``calibration``; ``round(names)``."""
+    graph = split_halves(onnx.load(float_graph))
+    layers = quantisable_layers(graph)
+    inputs = list(dict.fromkeys(name for layer in layers for name in layer.inputs))
+    calibration = calibrate(graph, inputs, [layer.output for layer in layers], [image])
+    names, thresholds = [layer.name for layer in layers], calibration.thresholds("max", 100)
+
+    def rounded(chosen=None, **options):
+        return round_layers(graph, thresholds, chosen or names, **options)
+
+    return SimpleNamespace(
+        graph=graph, names=names, calibration=calibration, thresholds=thresholds, round=rounded
+    )
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
-"""Calibration on a small hand-made graph, and its cache."""
+"""Thresholds against brute force; the pass over the images; its cache; the images themselves."""
 
+import logging
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +10,124 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from gpenlib.architecture.checkpoints import TINY
 from gpenlib.compile.calibrate import (
+    BINS,
+    LEVELS,
     CalibrationError,
+    MagnitudeHistogram,
     cache_key,
     calibrate,
+    candidate_thresholds,
+    kl_divergence,
     load_calibration,
+    open_calibration_data,
     save_calibration,
 )
+from gpenlib.data import DataError, make_pair, open_folder
+from gpenlib.data.faces import embedded_faces
+from gpenlib.data.pairs import Pairs, read_pack, write_pack
+from gpenlib.images import resize, to_tensor
+from gpenlib.settings import MODES, BuildConfig
+
+
+def heavy_tailed(count: int = 20_000, seed: int = 0) -> np.ndarray:
+    """Mostly small values and a few large ones, as activations are."""
+    rng = np.random.default_rng(seed)
+    return (rng.laplace(size=count) * rng.choice([0.3, 1.0, 3.0], size=count)).astype(np.float32)
+
+
+def filled(values: np.ndarray, parts: int = 1) -> MagnitudeHistogram:
+    histogram = MagnitudeHistogram()
+    for part in np.array_split(values, parts):
+        histogram.update(part)
+    return histogram
+
+
+def quantisation_error(values: np.ndarray, threshold: float) -> float:
+    step = threshold / LEVELS
+    restored = np.clip(np.rint(values / step), -LEVELS, LEVELS) * step
+    return float(np.square(restored - values).mean())
+
+
+def test_max_is_the_exact_largest_magnitude():
+    values = heavy_tailed()
+    assert filled(values, parts=7).threshold("max") == np.abs(values).max()
+
+
+@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.9])
+def test_percentile_agrees_with_sorting(percentile):
+    values = heavy_tailed(20_011)  # no percentile falls between two values
+    histogram = filled(values, parts=5)
+    exact = np.percentile(np.abs(values), percentile, method="inverted_cdf")
+    assert abs(histogram.threshold("percentile", percentile) - exact) <= histogram.limit / BINS
+
+
+def test_mse_agrees_with_trying_every_candidate_on_the_raw_values():
+    values = heavy_tailed()
+    candidates = candidate_thresholds(float(np.abs(values).max()))
+    errors = [quantisation_error(values, float(t)) for t in candidates]
+    threshold = filled(values).threshold("mse")
+    assert quantisation_error(values, threshold) <= min(errors) * 1.01
+    assert threshold < np.abs(values).max()  # clipping pays on a heavy tail
+    uniform = np.random.default_rng(1).uniform(-1, 1, 50_000).astype(np.float32)
+    assert filled(uniform).threshold("mse") > 0.97  # and not without one
+
+
+def test_kl_divergence_agrees_with_a_plain_loop():
+    histogram = filled(heavy_tailed())
+    counts, width = histogram.counts, histogram.limit / BINS
+    best = (np.inf, 0.0)
+    for threshold in candidate_thresholds(histogram.largest):
+        used = min(max(int(np.ceil(threshold / width - 1e-9)), LEVELS + 1), len(counts))
+        reference = counts[:used].copy()
+        reference[-1] += counts[used:].sum()
+        spread = np.zeros(used)
+        for level in range(LEVELS + 1):
+            bins = [b for b in range(used) if b * (LEVELS + 1) // used == level and counts[b] > 0]
+            for b in bins:
+                spread[b] = sum(counts[c] for c in bins) / len(bins)
+        divergence = kl_divergence(reference, spread)
+        if divergence < best[0]:
+            best = (divergence, used * width)
+    assert histogram.threshold("kl_divergence") == pytest.approx(min(best[1], histogram.largest))
+
+
+def test_kl_divergence_of_equal_distributions_is_zero_and_of_others_positive():
+    p = np.array([1.0, 2.0, 3.0])
+    assert kl_divergence(p, 10 * p) == pytest.approx(0.0)
+    exact = sum(a / 6 * np.log((a / 6) / (1 / 3)) for a in p)
+    assert kl_divergence(p, np.ones(3)) == pytest.approx(exact)
+
+
+def test_order_and_growth_do_not_matter():
+    values = heavy_tailed()
+    ascending = filled(values[np.argsort(np.abs(values))], parts=50)
+    shuffled = filled(values, parts=3)
+    assert ascending.counts.sum() == shuffled.counts.sum() == len(values)
+    assert len(ascending.counts) == BINS
+    for mode in MODES:
+        assert ascending.threshold(mode) == pytest.approx(shuffled.threshold(mode), rel=0.05)
+
+
+def test_clipped_share_and_summary_count_every_value():
+    values = np.array([0.1] * 90 + [1.0] * 10, np.float32)
+    histogram = filled(values)
+    assert histogram.clipped_share(0.5) == pytest.approx(0.1)
+    summary = histogram.summary()
+    assert len(summary["counts"]) == 128 and sum(summary["counts"]) == 100
+    assert summary["thresholds"] == {mode: histogram.threshold(mode) for mode in MODES}
+
+
+def test_errors_name_the_value():
+    histogram = filled(np.zeros(8, np.float32))
+    with pytest.raises(ValueError, match="zero"):
+        histogram.threshold("max")
+    histogram.update(np.ones(8, np.float32))
+    assert histogram.counts.sum() == 16
+    for arguments, word in ((("mze",), "'mse'"), (("percentile", 0), "percentile=0")):
+        with pytest.raises(ValueError, match=word):
+            histogram.threshold(*arguments)
 
 
 @pytest.fixture
@@ -24,101 +137,173 @@ def doubling_model(tmp_path: Path) -> Path:
         helper.make_node("Add", ["input", "input"], ["middle"]),
         helper.make_node("Mul", ["middle", "middle"], ["output"]),
     ]
-    shape = ["n", 3, 4, 4]
-    graph = helper.make_graph(
-        nodes,
-        "doubling",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
-    )
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 4, 4]) for name in ("input", "output")
+    ]
+    graph = helper.make_graph(nodes, "doubling", ends[:1], ends[1:])
     path = tmp_path / "doubling.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
     return path
 
 
-def image(value: float) -> np.ndarray:
+def flat(value: float) -> np.ndarray:
     return np.full((1, 3, 4, 4), value, np.float32)
 
 
-def test_one_pass_records_ranges_means_and_outputs(doubling_model: Path) -> None:
-    first = image(0.25)
+def test_one_pass_records_ranges_means_and_outputs(doubling_model):
+    first = flat(0.25)
     first[:, 1] = 1.0  # one channel of its own
-    found = calibrate(
-        doubling_model, ["middle", "input"], ["output"], iter([first, image(-0.75), image(0.5)])
-    )
-    assert found.images == 3
-    assert found.thresholds("max", 100.0) == {"middle": 2.0, "input": 1.0}
-    assert found.histograms["middle"].counts.sum() == 3 * 48
-    np.testing.assert_allclose(found.input_means["input"], [0.0, 0.25, 0.0])
-    np.testing.assert_allclose(found.output_ranges["output"].low, [0.25, 1.0, 0.25])
-    np.testing.assert_allclose(found.output_ranges["output"].high, [2.25, 4.0, 2.25])
+    seen = calibrate(doubling_model, ["middle", "input"], ["output"], iter([first, flat(-0.75), flat(0.5)]))
+    assert seen.images == 3
+    assert seen.thresholds("max", 100.0) == {"middle": 2.0, "input": 1.0}
+    assert seen.histograms["middle"].counts.sum() == 3 * 48
+    np.testing.assert_allclose(seen.input_means["input"], [0.0, 0.25, 0.0])
+    np.testing.assert_allclose(seen.output_ranges["output"].low, [0.25, 1.0, 0.25])
+    np.testing.assert_allclose(seen.output_ranges["output"].high, [2.25, 4.0, 2.25])
 
 
-def test_no_images_is_an_error(doubling_model: Path) -> None:
+def test_tensors_that_are_never_alive_are_named(doubling_model):
+    """One half of a layer's input may be zero: encoder features that do not exist at this size."""
+    seen = calibrate(doubling_model, ["middle", "input"], [], iter([flat(0.0)]))
+    assert seen.thresholds("mse", 99.0) == {"middle": 0.0, "input": 0.0}
+    with pytest.raises(CalibrationError, match="middle, input"):
+        seen.check_alive([("middle", "input")])
+    seen.histograms["input"].update(flat(0.5))
+    seen.check_alive([("middle", "input")])
+    with pytest.raises(CalibrationError, match="middle$"):
+        seen.check_alive([("input",), ("middle",)])
+
+
+def test_no_image_and_values_that_are_not_finite_are_refused(doubling_model):
     with pytest.raises(CalibrationError, match="no calibration image"):
         calibrate(doubling_model, ["middle"], [], iter([]))
-
-
-def test_tensors_that_are_never_alive_are_named(doubling_model: Path) -> None:
-    """One half of a layer's input may be zero: encoder features that do not exist at this size."""
-    found = calibrate(doubling_model, ["middle", "input"], [], iter([image(0.0)]))
-    assert found.thresholds("mse", 99.0) == {"middle": 0.0, "input": 0.0}
-    with pytest.raises(CalibrationError, match="zero on every calibration image: middle, input"):
-        found.check_alive([("middle", "input")])
-    found.histograms["input"].update(image(0.5))
-    found.check_alive([("middle", "input")])
-    with pytest.raises(CalibrationError, match="zero on every calibration image: middle$"):
-        found.check_alive([("input",), ("middle",)])
-
-
-def test_values_that_are_not_finite_are_named_with_their_image(doubling_model: Path) -> None:
     with pytest.raises(CalibrationError, match="middle is not finite on calibration image 1"):
-        calibrate(doubling_model, ["middle"], [], iter([image(1.0), image(np.inf)]))
+        calibrate(doubling_model, ["middle"], [], iter([flat(1.0), flat(np.inf)]))
 
 
-def test_memory_does_not_grow_with_the_number_of_images(doubling_model: Path) -> None:
+def test_memory_does_not_grow_with_the_number_of_images(doubling_model):
     """What is kept after 200 images is as large as after 8."""
 
     def kept(count: int) -> int:
         rng = np.random.default_rng(0)
         images = (rng.standard_normal((1, 3, 4, 4)).astype(np.float32) for _ in range(count))
         tracemalloc.start()
-        found = calibrate(doubling_model, ["middle", "input"], ["output"], images)
+        seen = calibrate(doubling_model, ["middle", "input"], ["output"], images)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert found.images == count
+        assert seen.images == count
         return size
 
     kept(2)  # first use loads libraries
     assert kept(200) <= 1.05 * kept(8)
 
 
-def test_the_cache_gives_back_what_was_stored(doubling_model: Path, tmp_path: Path) -> None:
-    found = calibrate(doubling_model, ["middle"], ["output"], iter([image(0.3), image(-0.8)]))
+def test_the_cache_gives_back_what_was_stored(doubling_model, tmp_path):
+    seen = calibrate(doubling_model, ["middle"], ["output"], iter([flat(0.3), flat(-0.8)]))
     path = tmp_path / "cache" / "key.npz"
     assert load_calibration(path) is None
-    save_calibration(found, path)
+    save_calibration(seen, path)
     again = load_calibration(path)
     assert again is not None and again.images == 2
-    for mode in ("max", "percentile", "kl_divergence", "mse"):
-        assert again.thresholds(mode, 99.0) == found.thresholds(mode, 99.0)
-    np.testing.assert_array_equal(again.input_means["middle"], found.input_means["middle"])
-    np.testing.assert_array_equal(again.output_ranges["output"].high, found.output_ranges["output"].high)
+    for mode in MODES:
+        assert again.thresholds(mode, 99.0) == seen.thresholds(mode, 99.0)
+    np.testing.assert_array_equal(again.input_means["middle"], seen.input_means["middle"])
+    np.testing.assert_array_equal(again.output_ranges["output"].high, seen.output_ranges["output"].high)
+    np.testing.assert_array_equal(again.picture_mean, seen.picture_mean)
 
 
-def test_a_damaged_cache_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["text", "truncated", "one array", "other arrays", "another's"])
+def test_a_cache_file_that_is_damaged_or_anothers_is_not_used(doubling_model, tmp_path, caplog, damage):
+    caplog.set_level(logging.WARNING)
     path = tmp_path / "key.npz"
-    path.write_bytes(b"not a zip file")
+    save_calibration(calibrate(doubling_model, ["middle"], ["output"], iter([flat(0.3)])), path)
+    if damage == "text":
+        path.write_bytes(b"not a zip file")
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "one array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif damage == "other arrays":
+        np.savez(path, counts=np.zeros(4))
+    else:  # a copy under another key: other images, other preprocessing
+        path = path.rename(tmp_path / "other.npz")
     assert load_calibration(path) is None
-    assert "damaged" in caplog.text
+    assert str(path) in caplog.text
 
 
-def test_every_part_of_the_key_counts() -> None:
-    keys = {
-        cache_key("model", "images", {"size": 64}),
-        cache_key("other", "images", {"size": 64}),
-        cache_key("model", "others", {"size": 64}),
-        cache_key("model", "images", {"size": 128}),
-    }
-    assert len(keys) == 4
-    assert cache_key("model", "images", {"size": 64}) in keys
+def data_of(network=TINY, calibration=None, **dataset):
+    return open_calibration_data(BuildConfig.parse({"dataset": dataset}).dataset, network, calibration)
+
+
+def test_every_part_of_the_key_counts(picture_folder):
+    """Model, pictures, task, both sizes, number of images and operators."""
+    grey = {"type": "CvtColor", "code": "COLOR_RGB2GRAY"}
+    folder = str(picture_folder(3))
+    two = {"get_data_num": 2}
+    cases = [
+        data_of(path=folder),
+        data_of(path=folder, task="inpaint"),
+        data_of(path=folder, sampler=two),
+        data_of(path=folder, process_ops=[{"type": "DecodeImage"}, grey, {"type": "Resize"}]),
+        data_of(replace(TINY, out_size=128), path=folder),
+        data_of(replace(TINY, in_size=32, out_size=32), path=folder),
+        data_of(),
+    ]
+    keys = [cache_key("model", data.chosen.digest(), data.preprocessing()) for data in cases]
+    keys.append(cache_key("other", cases[0].chosen.digest(), cases[0].preprocessing()))
+    assert len(set(keys)) == len(keys)
+    again = data_of(path=folder)
+    assert cache_key("model", again.chosen.digest(), again.preprocessing()) == keys[0]
+
+
+def test_coloured_calibration_pictures_become_grey(picture_folder):
+    folder = picture_folder(3)
+    data = data_of(path=str(folder), sampler={"get_data_num": 2})
+    assert np.ptp(open_folder(folder).read(0), axis=2).any(), "the pictures themselves are coloured"
+    images = [*data.calibration(), *data.held_out()]
+    assert len(images) == 3
+    for image in images:
+        assert image.shape == (1, 3, 64, 64) and image.dtype == np.float32
+        assert (image[:, 0] == image[:, 1]).all() and (image[:, 0] == image[:, 2]).all()
+        assert -1 <= image.min() < image.max() <= 1
+
+
+@pytest.mark.parametrize("out_size", [64, 128])
+def test_pictures_are_degraded_by_the_task_at_the_size_of_the_output(picture_folder, out_size):
+    """For a super-resolution network as well: there the degradation used to act on the small picture."""
+    folder = picture_folder(3)
+    data = data_of(replace(TINY, out_size=out_size), path=str(folder), task="restore")
+    for index, (image, (_, truth)) in enumerate(zip(data.calibration(), data.pairs(3), strict=True)):
+        picture = open_folder(folder).read(index)
+        degraded, _ = make_pair(picture, "restore", out_size, seed=index)
+        assert np.array_equal(image, to_tensor(resize(degraded, 64)))
+        assert np.array_equal(truth, resize(picture, out_size))
+
+
+def test_folder_pack_and_pairs_of_a_super_resolution_network_are_alike(picture_folder, tmp_path):
+    network = replace(TINY, out_size=128)
+    folder = picture_folder(4)
+    pairs = Pairs(open_folder(folder).take(range(3)), "restore", 64, 128, seed=())
+    write_pack(tmp_path / "pack", pairs)
+    sources = [
+        data_of(network, path=str(folder), task="restore", sampler={"get_data_num": 3}),
+        data_of(network, path=str(tmp_path / "pack"), task="restore"),
+        data_of(network, pairs, path="/nowhere"),
+        data_of(network, read_pack(tmp_path / "pack")),
+    ]
+    first, *others = ([*data.calibration()] for data in sources)
+    for images in others:
+        assert all(np.array_equal(a, b) for a, b in zip(first, images, strict=True))
+    truths = [[truth for _, truth in data.pairs(9)] for data in sources]
+    assert all(np.array_equal(a, b) for other in truths for a, b in zip(truths[0], other, strict=True))
+    held_out = [len([*data.held_out()]) for data in sources]
+    assert held_out == [1, 4, 4, 4], "the rest of a folder, or else embedded faces"
+
+
+def test_embedded_faces_and_too_few_pictures(picture_folder):
+    data = data_of(sampler={"get_data_num": 2})
+    assert data.chosen.label == embedded_faces(2).label and len(data.chosen) == 2
+    folder = picture_folder(3)
+    with pytest.raises(DataError, match="get_data_num asks for 4"):
+        data_of(path=str(folder), sampler={"get_data_num": 4})

@@ -1,76 +1,24 @@
-"""What-if quantisation in PyTorch, ranking of layers, and the budget."""
+"""Ranking of layers, the budget, and the comparison of artefacts."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
-from gpenlib.compile.calibrate import calibrate
-from gpenlib.compile.rounding import (
-    QuantisationError,
-    bias_correction,
-    fake_quantised,
-    quantisable_layers,
-    round_layers,
-    split_halves,
-)
-from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
-from gpenlib.compile.write import write_qdq
+from gpenlib.compile import sensitivity
+from gpenlib.compile.rounding import QuantisationError
+from gpenlib.compile.sensitivity import Probe, choose_exclusions, compare_artefacts, rank_layers
 from gpenlib.export import deploy_form
-from gpenlib.export.graphs import run_onnx
+from gpenlib.images import from_tensor, to_tensor
+from gpenlib.metrics import finite_psnr
 
 
-@pytest.fixture(scope="module")
-def image():
-    return np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def rounded(float_graph, image):
-    """Function that rounds all quantisable layers of the tiny network."""
-    split = split_halves(onnx.load(float_graph))
-    nodes = quantisable_layers(split)
-    found = calibrate(split, list(dict.fromkeys(name for n in nodes for name in n.inputs)), [], [image])
-
-    def build(names=None, **options):
-        names = names or [node.name for node in nodes]
-        return round_layers(split, found.thresholds("max", 100), names, **options)
-
-    build.means = found.input_means
-    return build
-
-
-def test_agrees_with_the_written_file(tiny_model, float_graph, image, rounded, tmp_path):
-    layers = rounded()
-    model = split_halves(onnx.load(float_graph))
-    write_qdq(model, layers)
-    onnx.save(model, tmp_path / "int8.onnx")
-    deploy = deploy_form(tiny_model)
-    with torch.inference_mode(), fake_quantised(deploy, layers):
-        found = deploy(torch.from_numpy(image)).numpy()
-    # Rounding ties and summation order differ between the libraries; a step more or less here and there.
-    expected = run_onnx(tmp_path / "int8.onnx", image)
-    error = np.square(expected - run_onnx(float_graph, image)).mean()
-    assert np.square(found - expected).mean() < 0.1 * error
-
-
-def test_the_network_is_as_before_afterwards(tiny_model, image, rounded):
-    deploy = deploy_form(tiny_model)
-    batch = torch.from_numpy(image)
-    with torch.inference_mode():
-        before = deploy(batch)
-        with pytest.raises(KeyError), fake_quantised(deploy, rounded()):
-            assert not torch.equal(deploy(batch), before)
-            raise KeyError
-        assert torch.equal(deploy(batch), before)
-
-
-def test_ranking_finds_the_layer_that_was_spoilt(tiny_model, image, rounded):
-    layers = rounded()
+def test_ranking_finds_the_layer_that_was_spoilt(tiny_model, image, calibrated):
+    layers = calibrated.round()
     victim = "generator.convs.1.conv"
-    spoilt = rounded([victim], per_channel=True)[victim]
+    spoilt = layers[victim]
     worse = replace(spoilt, activation_scales=tuple(30 * step for step in spoilt.activation_scales))
     probe = Probe(deploy_form(tiny_model), torch.from_numpy(image))
     ranking = rank_layers(probe, {**layers, victim: worse})
@@ -79,14 +27,15 @@ def test_ranking_finds_the_layer_that_was_spoilt(tiny_model, image, rounded):
     assert sum(row.share for row in ranking) == pytest.approx(1)
 
 
-def test_drop_is_measured_against_the_truth(tiny_model, image, rounded):
+def test_drop_is_measured_against_the_truth(tiny_model, image, calibrated):
     deploy = deploy_form(tiny_model)
     with torch.inference_mode():
-        output = deploy(torch.from_numpy(image))
-    truth = ((output[0].permute(1, 2, 0).numpy().clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
+        (truth,) = from_tensor(deploy(torch.from_numpy(image)).numpy())
     probe = Probe(deploy, torch.from_numpy(image), [truth])
     assert probe.drop({}) == 0
-    assert probe.drop(rounded()) > 10  # the float output is the truth here, int8 is some 40 dB away from it
+    layers = calibrated.round()
+    assert probe.drop(layers) > 10  # the float output is the truth here, int8 is some 40 dB away from it
+    assert probe.measure(layers)["drop_db"] == probe.drop(layers)
 
 
 def test_the_budget_decides_how_many_are_excluded():
@@ -100,40 +49,45 @@ def test_the_budget_decides_how_many_are_excluded():
     assert excluded == ["a", "b"]
     assert [step["excluded"] for step in steps] == [0, 1, 2]
     assert [step["drop_db"] for step in steps] == pytest.approx([0.71, 0.21, 0.01])
-    with pytest.raises(QuantisationError, match=r"all but one layer.*0\.100 dB.*max_drop_db=0\.05"):
+    with pytest.raises(QuantisationError, match=r"0\.100 dB.*max_drop_db=0\.05"):
         choose_exclusions(lambda kept: 0.1, "abcd", 0.05)
 
 
-@pytest.mark.parametrize("stride", [None, 2])
-def test_bias_correction_is_the_mean_error_of_rounding_weights(stride):
-    """Against a brute-force convolution with a constant input, whose interior has exactly that error."""
-    rng = np.random.default_rng(5)
-    means = rng.standard_normal(4)
-    shape = (3, 4, 3, 3) if stride is None else (4, 3, 3, 3)
-    error = rng.standard_normal(shape)
-    x = torch.from_numpy(np.broadcast_to(means[None, :, None, None], (1, 4, 12, 12)).copy())
-    if stride is None:
-        node = onnx.helper.make_node("Conv", ["x", "w"], ["y"])
-        out = torch.nn.functional.conv2d(x, torch.from_numpy(error))
-    else:
-        node = onnx.helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[stride, stride])
-        out = torch.nn.functional.conv_transpose2d(x, torch.from_numpy(error), stride=stride)[..., 4:-5, 4:-5]
-    assert out.shape[-1] % (stride or 1) == 0
-    np.testing.assert_allclose(bias_correction(node, error, means), out.mean((0, 2, 3)).numpy(), rtol=1e-9)
+def test_artefacts_are_compared_one_runtime_at_a_time(monkeypatch):
+    """At 512 px a runtime takes a gigabyte, and a choice has eleven of them."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)  # inputs and truths of three pairs
 
+    class Three:
+        __len__ = lambda self: 3  # noqa: E731
+        inputs = lambda self, index: pictures[0, index]  # noqa: E731
+        truths = lambda self, index: pictures[1, index]  # noqa: E731
 
-@pytest.mark.parametrize("name", ["ecd1.conv", "generator.convs.1.conv"])  # whole, and in halves
-def test_correction_takes_the_shift_out_of_a_layer(float_graph, image, rounded, tiny_model, name):
-    """The mean output of a layer on its float input comes closer to that of the float layer."""
-    deploy = deploy_form(tiny_model)
-    seen = {}
-    handle = deploy.get_submodule(name).register_forward_hook(lambda m, i, o: seen.update(x=i[0], y=o))
-    with torch.inference_mode():
-        deploy(torch.from_numpy(image))
-        handle.remove()
-        shifts = []
-        for options in ({}, {"input_means": rounded.means}):
-            with fake_quantised(deploy, rounded([name], **options)):
-                found = deploy.get_submodule(name)(seen["x"])
-            shifts.append(float((found - seen["y"]).mean((0, 2, 3)).abs().mean()))
-    assert shifts[1] < 0.5 * shifts[0]
+    runtimes = []
+
+    class Shifted:
+        def __init__(self, shift):
+            self.shift = shift
+
+        def __call__(self, batch):
+            return batch + np.float32(self.shift)
+
+    def open_runtime(path, device):
+        assert not [runtime for runtime in runtimes if runtime() is not None], "another one is still open"
+        runtime = Shifted(path)
+        runtimes.append(weakref.ref(runtime))
+        return runtime
+
+    monkeypatch.setattr(sensitivity, "open_runtime", open_runtime)
+    shifts = {("int8", "max"): 0.1, ("fp32", None): 0.0, ("int8", "mse"): 0.05}
+    rows = compare_artefacts(shifts, Three(), faces=2)
+    assert [(row["dtype"], row["mode"]) for row in rows] == list(shifts), "in the given order"
+
+    def output(index, shift):
+        return from_tensor(to_tensor([pictures[0, index]]) + np.float32(shift))[0]
+
+    for row, shift in zip(rows, shifts.values(), strict=True):
+        psnr = [np.mean([finite_psnr(output(i, s), pictures[1, i]) for i in (0, 1)]) for s in (shift, 0.0)]
+        assert row["psnr"] == pytest.approx(psnr[0]) and row["psnr_drop"] == pytest.approx(psnr[1] - psnr[0])
+        distance = [finite_psnr(output(i, shift), output(i, 0.0)) for i in (0, 1)]
+        assert row["psnr_to_fp32"] == pytest.approx(np.mean(distance))

@@ -1,22 +1,28 @@
-"""Performance test: concurrency, percentiles, memory of child processes, the command line."""
+"""Time of artefacts: in turn, the measured choice, by layer, under load in child processes, the command."""
 
 import json
 import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from matplotlib.figure import Figure
 
-from gpenlib.files import write_json
-from gpenlib.infer import RuntimeUnavailable
+from gpenlib.files import repository_root, write_json
+from gpenlib.infer import RuntimeUnavailable, fastest_backend, performance
 from gpenlib.infer.performance import (
-    PACKAGE_ROOT,
+    KINDS,
     TABLE,
     Combination,
+    auto_candidates,
     available_cores,
+    interleaved_latency,
+    kind_of,
+    layer_times,
     main,
     measure_in_child,
     memory_mib,
@@ -24,24 +30,173 @@ from gpenlib.infer.performance import (
     run_instances,
     summary_row,
 )
+from gpenlib.infer.runtime import MODEL_FILE, MOST_THREADS, TorchRuntime
 from gpenlib.plots.compile import performance_figure
 
 NAP = 0.02
+NOTHING = SimpleNamespace(backend="none", dtype="fp32", executed_precision="f32")
+MEMORY = {"base_memory_mib": 60.0, "peak_memory_mib": 200.0}
 
 
-def measured(times_ms, wall_s=1.0):
-    return {
-        "backend": "openvino",
-        "dtype": "fp32",
-        "executed_precision": "f32",
-        "times_ms": times_ms,
-        "wall_s": wall_s,
-        "base_memory_mib": 60.0,
-        "peak_memory_mib": 200.0,
-    }
+# Several runtimes in turn
 
 
-# --- one process
+def test_runtimes_are_called_in_turn_and_warm_up_is_not_timed():
+    calls = []
+
+    def recorder(name):
+        def call(batch):
+            calls.append((name, batch.shape, str(batch.dtype)))
+
+        call.in_size, call.backend, call.dtype, call.executed_precision = 8, "none", "fp32", "f32"
+        return call
+
+    rows = interleaved_latency({name: recorder(name) for name in "ab"}, repeats=3, warm_up=1, batch_size=2)
+    turns = ["".join(name for name, _, _ in calls[i : i + 2]) for i in range(0, len(calls), 2)]
+    assert len(turns) == 4 and set(turns) == {"ab", "ba"}  # both orders, so that neither is favoured
+    assert {call[1:] for call in calls} == {((2, 3, 8, 8), "float32")}
+    assert [len(row["times_ms"]) for row in rows] == [3, 3]
+
+
+def test_a_real_runtime_is_timed(fp32):
+    (row,) = interleaved_latency({"tiny": fp32}, repeats=5, warm_up=1, batch_size=2)
+    assert (row["label"], row["backend"], row["dtype"], row["batch_size"]) == ("tiny", "openvino", "fp32", 2)
+    assert row["executed_precision"] == "f32"
+    assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] <= max(row["times_ms"])
+    assert row["median_ms"] == pytest.approx(sorted(row["times_ms"])[2])
+
+
+def test_impossible_counts_are_refused(fp32):
+    with pytest.raises(ValueError, match="batch_size=0"):
+        interleaved_latency({"tiny": fp32}, batch_size=0)
+    with pytest.raises(ValueError, match="repeats=0"):
+        layer_times({}, repeats=0)
+
+
+# The measured choice of a backend
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Function that fixes the times in ms per backend; returns the list of calls that were made."""
+
+    def fix(**milliseconds):
+        made = []
+
+        def times(calls, repeats, warm_up):
+            for name, call in calls.items():
+                assert call().shape == (1, 3, 64, 64)
+                made.append(name)
+            return {name: [milliseconds[name]] * repeats for name in calls}
+
+        monkeypatch.setattr(performance, "interleaved_times", times)
+        return made
+
+    return fix
+
+
+@pytest.mark.parametrize(
+    ("times", "fastest"),
+    [
+        ({"openvino": 31.24, "onnxruntime": 45.0}, "openvino"),
+        ({"openvino": 50.0, "onnxruntime": 45.0}, "onnxruntime"),
+    ],
+)
+def test_the_fastest_is_taken_and_the_reason_names_all(artefact, slow, times, fastest):
+    made = slow(**times)
+    backend, reason, rows = fastest_backend(artefact("openvino", "fp32"), "fp32")
+    assert backend == fastest and made == ["openvino", "onnxruntime"]
+    order = sorted(times, key=times.get)
+    listed = ", ".join(f"{name} {times[name]:.1f} ms" for name in order)
+    assert reason == f"fastest measured here: {listed} (median of 5 interleaved calls)"
+    assert rows == [
+        {"backend": name, "median_ms": times[name], "times_ms": [times[name]] * 5} for name in order
+    ]
+
+
+def test_real_times(artefact):
+    backend, reason, rows = fastest_backend(artefact("torch", "fp32"), "fp32", repeats=3)
+    assert {row["backend"] for row in rows} == {"openvino", "onnxruntime", "torch"}
+    assert rows[0]["backend"] == backend and "median of 3" in reason
+    medians = [row["median_ms"] for row in rows]
+    assert medians == sorted(medians) and medians[0] > 0
+
+
+def test_a_single_candidate_is_not_timed(artefact, slow):
+    made = slow()
+    backend, reason, rows = fastest_backend(artefact("openvino", "bf16"), "bf16")
+    assert (backend, rows, made) == ("openvino", [], []) and "only backend" in reason
+
+
+def test_a_backend_that_the_machine_lacks_is_left_out_with_the_reason(artefact, slow, monkeypatch):
+    slow(openvino=2.0, onnxruntime=1.0)
+
+    def absent(cls, device):
+        raise RuntimeUnavailable("nothing here")
+
+    folder = artefact("torch", "fp32")
+    monkeypatch.setattr(TorchRuntime, "check_device", classmethod(absent))
+    backend, reason, rows = fastest_backend(folder, "fp32")
+    assert backend == "onnxruntime" and len(rows) == 2
+    assert reason.endswith("; torch left out: nothing here")
+
+
+def test_nothing_to_choose_from(artefact):
+    folder = artefact("openvino", "fp32")
+    with pytest.raises(RuntimeUnavailable, match="none of torch .* serves openvino, onnxruntime"):
+        fastest_backend(folder, "fp32", candidates=["torch"])
+    with pytest.raises(ValueError, match="dtype='bf16': .* fp32"):
+        fastest_backend(folder, "bf16")
+
+
+def test_candidates_of_auto(monkeypatch):
+    assert auto_candidates("fp32") == ["openvino", "onnxruntime"]
+    assert auto_candidates("fp32", also=["torchscript"]) == ["openvino", "onnxruntime", "torchscript"]
+    assert auto_candidates("bf16") == ["openvino"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert auto_candidates("fp16", "cuda") == ["torch", "torchscript"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RuntimeUnavailable, match=r"fp16 on cuda here; onnxruntime: .*torch: .*torchscript: "):
+        auto_candidates("fp16", "cuda")
+    with pytest.raises(RuntimeUnavailable, match="no backend runs bf16 on tensorrt"):
+        auto_candidates("bf16", "tensorrt")
+
+
+# Layer by layer
+
+
+def test_layer_times(artefact):
+    folders = {backend: artefact(backend, "int8") for backend in ("openvino", "onnxruntime")}
+    folders["torch"] = artefact("torch", "fp32")
+    times = layer_times(folders, repeats=2)
+    assert times.pop("torch") == []
+    for backend, rows in times.items():
+        graph = onnx.load(folders[backend] / MODEL_FILE).graph
+        expected = {n.name for n in graph.node if n.op_type in ("Conv", "ConvTranspose", "QLinearConv")}
+        named = {row["name"] for row in rows if "conv" in row["kind"] or "filter" in row["kind"]}
+        assert len(expected) > 20 and expected <= named | {"generator.to_rgbs.0.upsample"}
+        assert [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
+        assert all(np.isfinite(row["ms"]) and row["ms"] >= 0 and row["kind"] in KINDS for row in rows)
+        precisions = {row["precision"] for row in rows if row["kind"] == "convolution"}
+        assert "int8" in precisions and "f32" in precisions  # the layers at the ends stay in float
+        assert sum(row["precision"] == "int8" for row in rows) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "kind"),
+    [
+        ("generator.convs.0.conv", "ConvTranspose", "transposed convolution"),
+        ("generator.convs.0.blur.conv", "Conv", "depthwise filter"),
+        ("x_bf16_generator.convs.0.blur.conv", "Reorder", "rounding and layout"),
+        ("something", "TopK", "other"),
+    ],
+)
+def test_kinds(name, operator, kind):
+    assert kind_of(name, operator) == kind
+
+
+# Instances at work at the same time
 
 
 def nap():
@@ -98,7 +253,7 @@ def test_memory_is_that_of_this_process():
         memory_mib("VmNone")
 
 
-# --- combinations
+# Combinations
 
 
 @pytest.mark.parametrize(
@@ -108,6 +263,7 @@ def test_memory_is_that_of_this_process():
         ({"batch_size": 0}, "batch_size=0"),
         ({"instances": -1}, "instances=-1"),
         ({"threads": 1.5}, "threads=1.5"),
+        ({"threads": 1_000_000}, f"threads=1000000: .* 1 to {MOST_THREADS}"),
         ({"warm_up": -1}, "warm_up=-1: must be a whole number, at least 0"),
         ({"seconds": -0.1}, "seconds=-0.1"),
         ({"seconds": float("nan")}, "seconds=nan"),
@@ -127,7 +283,7 @@ def test_lists_are_checked_before_anything_runs():
 
 def test_percentiles_are_numpys():
     times = list(np.random.default_rng(0).gamma(2.0, 10.0, 100))
-    row = summary_row(Combination("a", batch_size=4, instances=2), measured(times, wall_s=5.0))
+    row = summary_row(Combination("a", batch_size=4, instances=2), NOTHING, times, 5.0, MEMORY)
     for q in (50, 95, 99):
         assert row[f"p{q}_ms"] == pytest.approx(np.percentile(times, q))
     assert row["mean_ms"] == pytest.approx(np.mean(times))
@@ -138,12 +294,13 @@ def test_percentiles_are_numpys():
 
 def test_rows_say_what_they_cannot_support():
     cores = available_cores()
-    row = summary_row(Combination("a", instances=cores, threads=1), measured([1.0] * 99))
+    row = summary_row(Combination("a", instances=cores, threads=1), NOTHING, [1.0] * 99, 1.0, MEMORY)
     assert row["enough_for_p99"] is False and row["oversubscribed"] is False
-    assert summary_row(Combination("a", instances=cores, threads=2), measured([1.0]))["oversubscribed"]
+    row = summary_row(Combination("a", instances=cores, threads=2), NOTHING, [1.0], 1.0, MEMORY)
+    assert row["oversubscribed"]
 
 
-# --- child processes
+# Child processes
 
 
 def peak_of_a_child(mib):
@@ -151,7 +308,7 @@ def peak_of_a_child(mib):
     code = f"""
         import json
         import numpy as np
-        from gpenlib.infer.instances import Combination, measure
+        from gpenlib.infer.performance import Combination, measure
 
         class Hungry:
             backend = dtype = executed_precision = "none"
@@ -165,7 +322,7 @@ def peak_of_a_child(mib):
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        check=True, capture_output=True, text=True, cwd=PACKAGE_ROOT,
+        check=True, capture_output=True, text=True, cwd=repository_root(),
     )  # fmt: skip
     return json.loads(done.stdout)
 
@@ -176,7 +333,7 @@ def test_peak_memory_of_a_child_is_what_it_holds():
     assert held.nbytes == 300 << 20
     assert large["peak_memory_mib"] - small["peak_memory_mib"] == pytest.approx(200, abs=15)
     assert large["peak_memory_mib"] - large["base_memory_mib"] == pytest.approx(201, abs=15)
-    assert small["base_memory_mib"] <= small["peak_memory_mib"] < 250
+    assert small["peak_memory_mib"] - small["base_memory_mib"] == pytest.approx(1, abs=15)
 
 
 def test_rows_are_complete(artefact):
@@ -218,7 +375,7 @@ def test_another_fault_ends_with_its_traceback(tmp_path):
     assert "InvalidProtobuf" in str(fault.value)
 
 
-# --- command line and figure
+# Command line and figure
 
 
 def test_command_prints_a_table_and_writes_rows(artefact, tmp_path, capsys):
@@ -243,7 +400,10 @@ def test_command_tells_an_error_in_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("count", [1, 4, 12])
 def test_figure_names_every_combination(count):
     grid = [(b, i, t) for b in (1, 2, 4) for i in (1, 2) for t in (1, 2)][:count]
-    rows = [summary_row(Combination("a", *numbers), measured([20.0 * numbers[0], 22.0])) for numbers in grid]
+    rows = [
+        summary_row(Combination("a", *numbers), NOTHING, [20.0 * numbers[0], 22.0], 1.0, MEMORY)
+        for numbers in grid
+    ]
     figure = performance_figure(rows)
     assert isinstance(figure, Figure)
     speed, memory = figure.axes

@@ -1,16 +1,46 @@
-"""The figures of one face, and running many jobs at once."""
+"""Figures of faces: one face, many, the even colour's baseline, npz files, faces to look at, the command."""
 
+import csv
+import json
 import threading
 
 import numpy as np
 import pytest
 
-from gpenlib.data.faces import embedded_faces
-from gpenlib.images import from_tensor, to_grey, to_tensor
-from gpenlib.infer.scoring import MEANS, SCORES, coloured_with, in_parallel, score, summarise
-from gpenlib.metrics import PSNR_CEILING, chroma_error, colour_shift, delta_e2000, psnr, ssim, to_lab
+from gpenlib.data.faces import DataError, Faces, embedded_faces
+from gpenlib.data.pairs import Pairs, write_pack
+from gpenlib.images import from_tensor, read_image, to_grey, to_tensor
+from gpenlib.infer import scoring
+from gpenlib.infer.scoring import (
+    MEANS,
+    SCORES,
+    coloured_with,
+    data_chroma,
+    evaluate_npz,
+    in_parallel,
+    main,
+    output_paths,
+    rank,
+    read_output_npz,
+    restore_pairs,
+    score,
+    summarise,
+    write_output_npz,
+)
+from gpenlib.metrics import (
+    PSNR_CEILING,
+    chroma_error,
+    colour_shift,
+    delta_e2000,
+    mean_colour,
+    psnr,
+    ssim,
+    to_lab,
+)
 
 CHROMA = (9.0, 14.0)
+COLOURS = ((200, 120, 100), (120, 160, 90), (90, 110, 180))
+ROWS = [{"name": name, "psnr": value} for name, value in zip("abcde", (3, 5, 1, 4, 2), strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -22,27 +52,25 @@ def as_output(image):
     return to_tensor(image)[0]
 
 
+# One face
+
+
 def test_every_answer_is_judged_by_every_score(truth):
     source = to_grey(truth)
     output = as_output(truth) * 0.9
     row = score(source, truth, output, CHROMA)
     assert set(row) == set(MEANS)
-    answers = {
-        "": from_tensor(output[None])[0],
-        "_input": source,
-        "_chroma_baseline": coloured_with(source, CHROMA),
-    }
-    for suffix, answer in answers.items():
+    answers = {"": from_tensor(output[None])[0], "_input": source}
+    for suffix, answer in {**answers, "_chroma_baseline": coloured_with(source, CHROMA)}.items():
         lab, truth_lab = to_lab(answer), to_lab(truth)
-        expected = {
-            "psnr": psnr(answer, truth),
-            "ssim": ssim(answer, truth),
-            "delta_e2000": delta_e2000(lab, truth_lab),
-            "chroma_error": chroma_error(lab, truth_lab),
-            "colour_shift": colour_shift(answer, truth),
-        }
-        assert set(expected) == set(SCORES)
-        for name, value in expected.items():
+        values = (
+            psnr(answer, truth),
+            ssim(answer, truth),
+            delta_e2000(lab, truth_lab),
+            chroma_error(lab, truth_lab),
+            colour_shift(answer, truth),
+        )
+        for name, value in zip(SCORES, values, strict=True):
             assert row[f"{name}{suffix}"] == pytest.approx(value, abs=1e-6), name + suffix
 
 
@@ -51,21 +79,22 @@ def test_a_perfect_answer_scores_finite(truth):
     assert row["psnr"] == row["psnr_input"] == PSNR_CEILING
     assert row["ssim"] == pytest.approx(1.0)
     assert row["colour_shift"] == row["delta_e2000"] == row["chroma_error"] == 0.0
+    assert set(summarise([row])) == {f"{name}_mean" for name in MEANS}  # without times, no time
 
 
 def test_a_smaller_input_is_enlarged_for_the_baselines():
-    truth = np.full((64, 64, 3), 90, np.uint8)
-    row = score(np.full((32, 32, 3), 90, np.uint8), truth, as_output(truth), (0.0, 0.0))
+    large = np.full((64, 64, 3), 90, np.uint8)
+    row = score(np.full((32, 32, 3), 90, np.uint8), large, as_output(large), (0.0, 0.0))
     assert row["psnr_input"] == row["psnr_chroma_baseline"] == PSNR_CEILING
 
 
 def test_each_rounding_scores_its_own_image():
-    truth = np.full((32, 32, 3), 100, np.uint8)
-    output = as_output(truth) + np.float32(0.4 / 127.5)  # 100.4: rounds to 100, truncates to 100
-    row = score(truth, truth, output, CHROMA)
+    even = np.full((32, 32, 3), 100, np.uint8)
+    output = as_output(even) + np.float32(0.4 / 127.5)  # 100.4: rounds to 100, truncates to 100
+    row = score(even, even, output, CHROMA)
     assert row["psnr"] == row["psnr_truncated"] == PSNR_CEILING
     assert row["psnr_float"] == pytest.approx(20 * np.log10(255 / 0.4), abs=1e-2)
-    row = score(truth, truth, output + np.float32(0.4 / 127.5), CHROMA)  # 100.8: to 101 and to 100
+    row = score(even, even, output + np.float32(0.4 / 127.5), CHROMA)  # 100.8: to 101 and to 100
     assert row["psnr"] == pytest.approx(20 * np.log10(255))
     assert row["psnr_truncated"] == PSNR_CEILING
     assert row["psnr_float"] == pytest.approx(20 * np.log10(255 / 0.8), abs=1e-2)
@@ -84,15 +113,9 @@ def test_mean_colour_of_the_output(truth):
     assert row["lab_a"] == pytest.approx(0, abs=0.02) and row["lab_b"] == pytest.approx(0, abs=0.02)
 
 
-def test_a_summary_without_times_has_none(truth):
-    row = score(truth, truth, as_output(truth), CHROMA)
-    assert set(summarise([row])) == {f"{name}_mean" for name in MEANS}
-
-
 @pytest.mark.parametrize("threads", [1, 3])
 def test_results_come_in_order_and_few_jobs_wait(threads):
-    taken = done = 0
-    most = 0
+    taken = done = most = 0
     lock = threading.Lock()
 
     def work(number):
@@ -113,8 +136,280 @@ def test_results_come_in_order_and_few_jobs_wait(threads):
 
 
 def test_an_error_in_a_job_is_raised():
-    def broken():
-        raise ValueError("no such face")
+    with pytest.raises(ZeroDivisionError):
+        list(in_parallel([lambda: 1 / 0]))
 
-    with pytest.raises(ValueError, match="no such face"):
-        list(in_parallel([broken]))
+
+# The baseline of one even colour
+
+
+def even_pairs(*colours):
+    pictures = [np.full((32, 32, 3), colour, np.uint8) for colour in colours]
+    names = [f"{index}.png" for index in range(len(pictures))]
+    return Pairs(Faces("even", names, pictures.__getitem__, names.__getitem__), "color", 32)
+
+
+def chromas_of(*colours):
+    return np.array([mean_colour(to_lab(np.full((8, 8, 3), colour, np.uint8)))[1:] for colour in colours])
+
+
+def test_chroma_is_the_mean_of_the_calibration_truths():
+    chroma = data_chroma(even_pairs(*COLOURS[1:]), even_pairs(*COLOURS[:2]))
+    assert chroma.source == "mean of 2 calibration truths"
+    np.testing.assert_allclose(chroma.per_face, [chromas_of(*COLOURS[:2]).mean(axis=0)] * 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("calibration", [None, even_pairs(), even_pairs((80, 80, 80), (190, 190, 190))])
+def test_without_coloured_calibration_it_is_that_of_the_other_faces(calibration):
+    chroma = data_chroma(even_pairs(*COLOURS), calibration)
+    assert "other faces" in chroma.source
+    a, b, c = chromas_of(*COLOURS)
+    np.testing.assert_allclose(chroma.per_face, [(b + c) / 2, (a + c) / 2, (a + b) / 2], atol=1e-4)
+
+
+def test_a_face_alone_gets_no_colour():
+    assert data_chroma(even_pairs(COLOURS[0])).per_face == ((0.0, 0.0),)
+
+
+def test_lightness_stays_and_chroma_is_the_given_one(truth):
+    grey = to_grey(truth)
+    np.testing.assert_array_equal(coloured_with(grey, (0.0, 0.0)), grey)
+    lab = to_lab(coloured_with(grey.clip(60, 190), (12.0, 18.0)))
+    np.testing.assert_allclose(lab[..., 0], to_lab(grey.clip(60, 190))[..., 0], atol=0.5)
+    np.testing.assert_allclose(lab[..., 1], 12, atol=1.0)
+    np.testing.assert_allclose(lab[..., 2], 18, atol=1.5)
+
+
+# Many faces through a runtime
+
+
+@pytest.fixture(scope="module")
+def saved(fp32, pack, tmp_path_factory):
+    """Rows at batch size 1 and the folder of the images."""
+    folder = tmp_path_factory.mktemp("restored")
+    return restore_pairs(fp32, pack, 1, folder), folder
+
+
+def test_rows_are_scores_of_the_saved_images(saved, pack, fp32, faces):
+    rows, folder = saved
+    assert [row["name"] for row in rows] == list(pack.names)
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(pack.names)
+    for index, row in enumerate(rows):
+        assert row["ms"] > 0 and all(np.isfinite(row[name]) for name in MEANS)
+        image, source, truth = (
+            read_image(folder / f"{row['name']}.png"),
+            pack.inputs(index),
+            pack.truths(index),
+        )
+        np.testing.assert_array_equal(image, from_tensor(fp32(faces[index : index + 1]))[0])
+        assert (row["psnr"], row["ssim"]) == (psnr(image, truth), ssim(image, truth))
+        assert (row["psnr_input"], row["ssim_input"]) == (psnr(source, truth), ssim(source, truth))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 8])
+def test_scores_do_not_depend_on_the_batch_size_nor_on_packing(batch_size, fp32, saved):
+    rows = restore_pairs(fp32, Pairs(embedded_faces(5, 64), "color", 64), batch_size)
+    for row, expected in zip(rows, saved[0], strict=True):
+        for name in MEANS:
+            assert row[name] == pytest.approx(expected[name], abs=2e-3), name
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
+def test_batch_size_below_one_is_refused(batch_size, fp32, pack):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
+        restore_pairs(fp32, pack, batch_size)
+
+
+def test_output_that_is_not_finite_is_refused(fp32, pack):
+    class Broken:
+        dtype = "fp32"
+
+        def __call__(self, batch):
+            return np.full_like(fp32(batch), np.nan)
+
+    with pytest.raises(ValueError, match="NaN"):
+        restore_pairs(Broken(), pack.take([0]))
+
+
+def test_npz_files_hold_the_unrounded_outputs(fp32, pack, faces, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    restore_pairs(fp32, pack, 2, npz=tmp_path / "npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["npz"]  # nothing else is written
+    for index, path in enumerate(output_paths(tmp_path / "npz", pack)):
+        output = read_output_npz(path, pack.names[index], 64)
+        np.testing.assert_allclose(output, fp32(faces[index : index + 1])[0], atol=1e-5)
+
+
+def test_summary_is_means_and_the_median_time(saved):
+    times = {10.0: 1.0, 20.0: 2.0, 30.0: 90.0}
+    summary = summarise([{**saved[0][0], "psnr": value, "ms": ms} for value, ms in times.items()])
+    assert (summary["psnr_mean"], summary["ms_per_image"]) == (20.0, 2.0)
+
+
+# Outputs in npz files
+
+
+@pytest.fixture
+def outputs(pack):
+    random, truths = np.random.default_rng(0), [as_output(pack.truths(i)) for i in range(len(pack))]
+    return [(truth + random.normal(0, 0.1, truth.shape)).astype(np.float32) for truth in truths]
+
+
+@pytest.fixture
+def folder(tmp_path, pack, outputs):
+    for index, (name, output) in enumerate(zip(pack.names, outputs, strict=True)):
+        write_output_npz(tmp_path / "npz", index, name, output)
+    return tmp_path / "npz"
+
+
+def test_what_is_written_is_read_bit_for_bit(folder, pack, outputs):
+    paths = output_paths(folder, pack)
+    assert [path.name for path in paths] == [f"{i:06d}_{name}.npz" for i, name in enumerate(pack.names)]
+    for path, name, output in zip(paths, pack.names, outputs, strict=True):
+        np.testing.assert_array_equal(read_output_npz(path, name, 64), output)
+        with np.load(path) as archive:
+            assert set(archive.files) == {"output_0", "name"}
+
+
+def test_figures_of_files_are_exactly_those_of_the_direct_path(folder, pack, outputs):
+    chromas = data_chroma(pack).per_face
+    assert evaluate_npz(folder, pack) == [
+        {"name": name, **score(pack.inputs(i), pack.truths(i), outputs[i], chromas[i])}
+        for i, name in enumerate(pack.names)
+    ]
+
+
+def test_files_that_do_not_belong_are_named(folder, pack, outputs):
+    surplus = write_output_npz(folder, 5, "stranger", outputs[0])
+    with pytest.raises(DataError, match=surplus.name):
+        output_paths(folder, pack)
+    surplus.unlink()
+    first, second = output_paths(folder, pack)[:2]
+    kept, content = first.read_bytes(), second.read_bytes()
+    first.write_bytes(content)  # exchanged contents
+    with pytest.raises(DataError, match=f"{first.name}: holds the output of '{pack.names[1]}'"):
+        evaluate_npz(folder, pack)
+    first.write_bytes(kept)
+    first.rename(folder / f"000001_{pack.names[0]}.npz")  # another order
+    with pytest.raises(DataError, match=f"{first.name}: .*is missing; in its place.*another order"):
+        output_paths(folder, pack)
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="no npz file"):
+        output_paths(folder, pack)
+
+
+@pytest.mark.parametrize(
+    ("array", "held"),
+    [
+        (np.zeros((3, 64, 64)), "float64"),
+        (np.zeros((3, 64, 64), np.float16), "float16"),
+        (np.zeros((3, 32, 32), np.float32), r"\(3, 32, 32\), expected float32 \[3, 64, 64\]"),
+        (np.zeros((64, 64, 3), np.float32), r"\(64, 64, 3\)"),
+        (np.full((3, 64, 64), np.nan, np.float32), "NaN or infinity"),
+        (np.full((3, 64, 64), -np.inf, np.float32), "NaN or infinity"),
+    ],
+)
+def test_other_arrays_are_refused(tmp_path, array, held):
+    path = tmp_path / "000000_a.npz"
+    np.savez(path, output_0=array, name=np.array("a"))
+    with pytest.raises(DataError, match=f"000000_a.npz: output_0 .*{held}"):
+        read_output_npz(path, "a", 64)
+    if array.shape != (3, 32, 32):
+        with pytest.raises(DataError, match="output_0"):
+            write_output_npz(tmp_path, 0, "a", array)
+
+
+def test_files_without_the_keys_or_damaged_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, output_0=np.zeros((3, 64, 64), np.float32))
+    with pytest.raises(DataError, match="a.npz: holds output_0, expected also name"):
+        read_output_npz(path, "a", 64)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="a.npz: not a readable npz file"):
+        read_output_npz(path, "a", 64)
+
+
+def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, outputs):
+    for index, output in enumerate(outputs):
+        np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None])
+    with pytest.raises(DataError, match="is missing"):
+        evaluate_npz(tmp_path, pack)
+    paths = output_paths(tmp_path, pack, named=False)
+    np.testing.assert_array_equal(read_output_npz(paths[3], None, 64), outputs[3])
+    assert [row["name"] for row in evaluate_npz(tmp_path, pack, named=False)] == list(pack.names)
+    paths[4].unlink()
+    with pytest.raises(DataError, match="4 npz files for 5 images"):
+        output_paths(tmp_path, pack, named=False)
+
+
+# Faces to look at
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"), [("best", [1, 3, 0]), ("worst", [2, 4, 0]), ("median", [0, 4, 3])]
+)
+def test_rank(order, expected):
+    assert rank(ROWS, order, 3) == expected
+    assert rank([], order, 3) == [] and len(rank(ROWS[:2], order, 9)) == 2
+
+
+def test_equal_scores_stay_in_order_and_unknown_names_are_refused():
+    rows = [{"psnr": 1.0}] * 4
+    assert rank(rows, "best", 2) == rank(rows, "worst", 2) == [0, 1]
+    with pytest.raises(ValueError, match="bets.*best, median, worst"):
+        rank(ROWS, "bets", 1)
+    with pytest.raises(ValueError, match="did you mean 'psnr'"):
+        rank(ROWS, "best", 1, "psn")
+
+
+def test_best_median_worst_shows_no_face_twice():
+    assert list(scoring.best_median_worst(ROWS).items()) == [(1, "best"), (0, "median"), (2, "worst")]
+    assert scoring.best_median_worst(ROWS[:2]) == {1: "best", 0: "worst"}
+    assert scoring.best_median_worst(ROWS[:1]) == {0: "best"}
+
+
+def test_recomputed_outputs_are_the_saved_ones(saved, pack, artefact):
+    rows, images = saved
+    stored = scoring.output_reader(pack, images, "/not/used")
+    computed = scoring.output_reader(pack, None, artefact("openvino", "fp32"))
+    chosen = scoring.best_median_worst(rows)
+    first = scoring.open_faces(pack, rows, chosen, stored)
+    second = scoring.open_faces(pack, rows, list(chosen), computed)
+    assert [face.role for face in first] == ["best", "median", "worst"]
+    for face, again, index in zip(first, second, chosen, strict=True):
+        assert face.name == again.name == pack.names[index] == face.row["name"]
+        np.testing.assert_array_equal(face.truth, pack.truths(index))
+        np.testing.assert_array_equal(face.source, pack.inputs(index))
+        np.testing.assert_array_equal(face.output, again.output)
+    with pytest.raises(ValueError, match="not made from these faces"):
+        scoring.open_faces(pack, rows[::-1], [0], stored)
+
+
+# The command
+
+
+def test_command_prints_means_and_writes_rows(folder, pack, capsys):
+    assert main([str(folder), str(pack.folder)]) == 0
+    printed, rows = capsys.readouterr().out, evaluate_npz(folder, pack)
+    mean = np.mean([row["psnr"] for row in rows])
+    assert f"{mean:.4f}" in printed and "chroma_baseline" in printed and "other faces" in printed
+    results = json.loads((folder.parent / "rows.json").read_text())
+    assert results["rows"] == rows and results["psnr_mean"] == pytest.approx(mean)
+    with (folder.parent / "rows.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["psnr"]) for row in written] == [row["psnr"] for row in rows]
+
+
+def test_command_takes_the_calibration_beside_the_pack_and_names_a_missing_file(
+    folder, pack, tmp_path, capsys
+):
+    """As 02_data lays them out, and as the figures of 04_infer are made."""
+    for name, count in (("evaluation", 5), ("calibration", 2)):
+        write_pack(tmp_path / name, Pairs(embedded_faces(count, 64), "color", 64))
+    assert main([str(folder), str(tmp_path / "evaluation")]) == 0
+    assert "mean of 2 calibration truths" in capsys.readouterr().out
+    missing = sorted(folder.iterdir())[2]
+    missing.unlink()
+    assert main([str(folder), str(pack.folder), "--out", str(tmp_path / "none")]) == 1
+    assert missing.name in capsys.readouterr().err and not (tmp_path / "none").exists()

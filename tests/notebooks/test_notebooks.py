@@ -18,6 +18,17 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors", "06_train")
 SMOKE = read_yaml(ROOT / "params/smoke.yaml")
+# Natural values that once stopped a notebook: text (papermill -r), a list (-y), a number for a list
+NATURAL = {
+    "02_data": {"dataset_size": "3", "save_packs": "True"},
+    "03_compile": {
+        "dtypes": ["fp32", "int8", "int8_bf16"],
+        "perf_batch": 4,
+        "perf_instances": 1,
+        "perf_threads": 1,
+    },
+    "05_errors": {"dtypes": "int8,bf16,fp16"},
+}
 INFER_PARAMETERS = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtype", "backend", "device", "batch_size",
     "calib_dir", "calib_size", "save_images", "save_npz", "build", "calibrate_mode",
@@ -43,7 +54,7 @@ def executed(run_folder, tmp_path_factory):
         if not copy.exists():
             declared = declared_parameters(FOLDER / copy.name)
             values = {name: value for name, value in SMOKE.items() if name in declared}
-            execute(FOLDER / copy.name, copy, values)
+            execute(FOLDER / copy.name, copy, values | NATURAL.get(stem, {}))
         return nbformat.read(copy, as_version=4)
 
     return run

@@ -1,0 +1,298 @@
+"""Halves of layers, steps and scales, bias correction, and what-if quantisation in PyTorch."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from gpenlib.compile.rounding import (
+    LEVELS,
+    QuantisationError,
+    activation_steps,
+    bias_correction,
+    convolution_layers,
+    fake_quantised,
+    quantisable_layers,
+    quantise_weight,
+    round_layers,
+    select_layers,
+    sqnr_db,
+    weight_scales,
+)
+from gpenlib.compile.write import write_qdq
+from gpenlib.export import deploy_form
+from gpenlib.export.graphs import run_onnx
+
+LAYER = "generator.convs.1.conv"  # in halves
+THRESHOLDS = {"input": 2.0, "middle": 1.5}
+
+
+@pytest.fixture(scope="module")
+def joined(float_graph):
+    return onnx.load(float_graph)
+
+
+def operators(model, name):
+    return sum(node.op_type == name for node in model.graph.node)
+
+
+def test_halves_compute_the_same(calibrated, float_graph, image, tmp_path):
+    onnx.checker.check_model(calibrated.graph, full_check=True)
+    onnx.save(calibrated.graph, tmp_path / "split.onnx")
+    two = np.concatenate([image, image[..., ::-1]])
+    expected = run_onnx(float_graph, two)
+    np.testing.assert_allclose(run_onnx(tmp_path / "split.onnx", two), expected, atol=1e-5 * expected.std())
+
+
+def test_no_layer_is_behind_a_concat(joined, calibrated):
+    """Every styled layer ends in a Concat, and every one is split away; the given graph is not changed."""
+    styled = sum(
+        ".to_rgb" not in layer.name and ".blur" not in layer.name
+        for layer in convolution_layers(joined)
+        if layer.name.startswith("generator.con")
+    )
+    assert (operators(joined, "Concat"), operators(calibrated.graph, "Concat")) == (styled, 0)
+    assert not any(node.name.endswith(".skip") for node in joined.graph.node)
+
+
+def test_a_layer_stays_one_layer(joined, calibrated):
+    before, after = convolution_layers(joined), convolution_layers(calibrated.graph)
+    assert [(layer.name, layer.output) for layer in after] == [(layer.name, layer.output) for layer in before]
+    assert calibrated.names == [layer.name for layer in quantisable_layers(joined)]
+    halved = {layer.name for layer in after if len(layer.nodes) == 2}
+    assert LAYER in halved and "generator.to_rgb1.conv" in halved
+    assert "generator.conv1.conv" not in halved, "it reads the constant, which nothing is joined to"
+
+
+def test_each_half_has_its_own_step(calibrated):
+    """The step of each half is that of its own range; the products with the weights' steps are equal."""
+    layer = calibrated.round([LAYER])[LAYER]
+    expected = [calibrated.thresholds[name] / LEVELS for name in layer.report.tensors]
+    assert layer.activation_scales == pytest.approx(expected)
+    assert layer.activation_scales[0] != pytest.approx(layer.activation_scales[1], rel=1e-3)
+    units = layer.scales * np.array(layer.activation_scales)[:, None]
+    np.testing.assert_allclose(units[0], units[1], rtol=1e-6)
+    each = layer.weight.shape[1] // 2
+    np.testing.assert_allclose(layer.input_steps(), np.repeat(np.float32(layer.activation_scales), each))
+    model = copy.deepcopy(calibrated.graph)
+    write_qdq(model, {LAYER: layer})
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    steps = [float(stored[f"{name}_scale"]) for name in layer.report.tensors]
+    assert steps == pytest.approx(layer.activation_scales)
+
+
+def test_bias_correction_is_that_of_both_halves(calibrated):
+    means = calibrated.calibration.input_means
+    layer = calibrated.round([LAYER], input_means=means)[LAYER]
+    parts = next(found for found in convolution_layers(calibrated.graph) if found.name == LAYER)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in calibrated.graph.graph.initializer}
+    expected = 0
+    for node, stored, scales in zip(parts.nodes, layer.weights(), layer.scales, strict=True):
+        error = weights[node.input[1]] - stored * scales[:, None, None, None]
+        correction = bias_correction(node, error, means[node.input[0]])
+        assert np.abs(correction).max() > 0
+        expected = expected + correction
+    np.testing.assert_allclose(layer.bias, expected, rtol=1e-4, atol=1e-7 * np.abs(expected).max())
+
+
+def test_steps():
+    assert activation_steps([12.7], False) == pytest.approx((0.1,))
+    assert activation_steps([12.7, 2.54], False) == pytest.approx((0.1, 0.02))
+    coarse, fine = activation_steps([12.7, 2.54], True)
+    assert (coarse, coarse / fine) == (pytest.approx(0.1), 4.0), "raised to a quarter, not clipped"
+    assert activation_steps([0.0, 12.7], False) == pytest.approx((0.1, 0.1)), "any step serves zeros"
+
+
+def test_power2_scales_in_both_halves(calibrated):
+    layer = calibrated.round([LAYER], power2=True)[LAYER]
+    assert layer.scales.shape[0] == 2 and (np.log2(layer.scales) % 1 == 0).all()
+
+
+def weights(shape=(5, 4, 3, 3)):
+    """Weights whose channels differ in size by a factor of a hundred."""
+    rng = np.random.default_rng(1)
+    return (rng.standard_normal(shape) * np.geomspace(0.01, 1, 5)[:, None, None, None]).astype(np.float32)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_power2_scales(axis, per_channel):
+    plain = weight_scales(weights(), axis, per_channel, power2=False)
+    rounded_up = weight_scales(weights(), axis, per_channel, power2=True)
+    assert rounded_up.shape == (weights().shape[axis],)
+    assert (np.log2(rounded_up) % 1 == 0).all()
+    assert (rounded_up >= plain).all() and (rounded_up < 2 * plain).all()
+    assert (weight_scales(np.float32(127) * np.ones((2, 2, 1, 1), np.float32), 0, True, True) == 1).all()
+
+
+def test_a_channel_of_zeros_stays_zero():
+    weight = weights()
+    weight[2] = 0
+    scales = weight_scales(weight, 0, per_channel=True, power2=False)
+    assert np.isfinite(scales).all() and (scales > 0).all()
+    assert not quantise_weight(weight, scales, 0)[2].any()
+
+
+def test_sqnr():
+    signal = np.array([3.0, 4.0])
+    assert sqnr_db(signal, signal) == 200.0
+    assert sqnr_db(signal, signal + np.array([0.3, 0.4])) == pytest.approx(20.0)
+
+
+@pytest.fixture
+def model():
+    """input [1, 4, 6, 6] -> Conv 3x3 -> LeakyRelu -> ConvTranspose 2x2, stride 2 -> output [1, 6, 12, 12]."""
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("LeakyRelu", ["a"], ["middle"], "activation", alpha=0.2),
+        helper.make_node("ConvTranspose", ["middle", "w2"], ["output"], "second", strides=[2, 2]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "two",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 4, 6, 6])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 6, 12, 12])],
+        [numpy_helper.from_array(weights(), "w1"), numpy_helper.from_array(weights((5, 6, 2, 2)), "w2")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_one_scale_per_layer_costs_small_channels(model):
+    per_layer, per_channel = (
+        round_layers(model, THRESHOLDS, ["first"], choice)["first"].report for choice in (False, True)
+    )
+    assert per_layer.weight_scale_min == per_layer.weight_scale_max == per_channel.weight_scale_max
+    assert per_layer.weight_sqnr_db < per_channel.weight_sqnr_db
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "layers", "message"),
+    [
+        (THRESHOLDS, ["first", "third", "activation"], "not convolutions of this graph: activation, third"),
+        ({"input": 1.0}, ["first", "second"], "second: .* middle was not calibrated"),
+        (THRESHOLDS, ["computed"], "computed: weight is not constant"),
+    ],
+)
+def test_layers_that_cannot_be_rounded(model, thresholds, layers, message):
+    model.graph.node.append(helper.make_node("Neg", ["w1"], ["negative"]))
+    model.graph.node.append(helper.make_node("Conv", ["input", "negative"], ["other"], "computed"))
+    with pytest.raises(QuantisationError, match=message):
+        round_layers(model, thresholds, layers)
+
+
+def test_quantisable_layers(model):
+    assert [layer.name for layer in quantisable_layers(model)] == ["first", "second"]
+    rgb, depthwise = np.zeros((3, 6, 1, 1), np.float32), np.zeros((6, 1, 2, 2), np.float32)
+    for name, weight, group in (("to_rgb", rgb, 1), ("blur", depthwise, 6)):
+        model.graph.initializer.append(numpy_helper.from_array(weight, name))
+        model.graph.node.append(
+            helper.make_node("Conv", ["output", name], [f"{name}_out"], name, group=group)
+        )
+    assert [layer.name for layer in quantisable_layers(model)] == ["first", "second"]
+
+
+NAMES = [
+    "ecd1.conv",
+    "ecd2.conv",
+    "generator.conv1.conv",
+    "generator.convs.0.conv",
+    "generator.convs.10.conv",
+]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "kept"),
+    [
+        ([], [0, 1, 2, 3, 4]),
+        ([0, 4], [1, 2, 3]),
+        (["ecd2.conv"], [0, 2, 3, 4]),
+        (["ecd*"], [2, 3, 4]),
+        (["generator.convs.?.conv", 0, "ecd1.conv"], [1, 2, 4]),
+    ],
+)
+def test_select_layers(exclude, kept):
+    assert select_layers(NAMES, exclude) == [NAMES[i] for i in kept]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        ([5], r"index 5 is outside 0\.\.4"),
+        ([-1], r"index -1 is outside"),
+        (["generator.convs.1.conv"], r"'generator.convs.1.conv'; nearest: generator.convs.10.conv"),
+        (["zzz*"], "'zzz\\*'; layers: ecd1.conv, "),
+        (["*"], "leaves nothing to quantise"),
+        ([0, 1, 2, 3, 4], "leaves nothing to quantise"),
+        (["ecd1.conv", 3, "ecd1.conv"], "'ecd1.conv' is there twice"),
+        ([2, 2], "2 is there twice"),
+        ([True], "True is no index"),
+    ],
+)
+def test_select_layers_refuses(exclude, message):
+    with pytest.raises(QuantisationError, match=message):
+        select_layers(NAMES, exclude)
+
+
+@pytest.mark.parametrize("stride", [None, 2])
+def test_bias_correction_is_the_mean_error_of_rounding_weights(stride):
+    """Against a brute-force convolution with a constant input, whose interior has exactly that error."""
+    rng = np.random.default_rng(5)
+    means = rng.standard_normal(4)
+    shape = (3, 4, 3, 3) if stride is None else (4, 3, 3, 3)
+    error = rng.standard_normal(shape)
+    x = torch.from_numpy(np.broadcast_to(means[None, :, None, None], (1, 4, 12, 12)).copy())
+    if stride is None:
+        node = helper.make_node("Conv", ["x", "w"], ["y"])
+        out = torch.nn.functional.conv2d(x, torch.from_numpy(error))
+    else:
+        node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[stride, stride])
+        out = torch.nn.functional.conv_transpose2d(x, torch.from_numpy(error), stride=stride)[..., 4:-5, 4:-5]
+    assert out.shape[-1] % (stride or 1) == 0
+    np.testing.assert_allclose(bias_correction(node, error, means), out.mean((0, 2, 3)).numpy(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ecd1.conv", LAYER])  # whole, and in halves
+def test_correction_takes_the_shift_out_of_a_layer(image, calibrated, tiny_model, name):
+    """The mean output of a layer on its float input comes closer to that of the float layer."""
+    deploy = deploy_form(tiny_model)
+    seen = {}
+    handle = deploy.get_submodule(name).register_forward_hook(lambda m, i, o: seen.update(x=i[0], y=o))
+    with torch.inference_mode():
+        deploy(torch.from_numpy(image))
+        handle.remove()
+        shifts = []
+        for options in ({}, {"input_means": calibrated.calibration.input_means}):
+            with fake_quantised(deploy, calibrated.round([name], **options)):
+                output = deploy.get_submodule(name)(seen["x"])
+            shifts.append(float((output - seen["y"]).mean((0, 2, 3)).abs().mean()))
+    assert shifts[1] < 0.5 * shifts[0]
+
+
+def test_what_if_agrees_with_the_written_file(tiny_model, float_graph, image, calibrated, tmp_path):
+    layers = calibrated.round()
+    model = copy.deepcopy(calibrated.graph)
+    write_qdq(model, layers)
+    onnx.save(model, tmp_path / "int8.onnx")
+    with torch.inference_mode(), fake_quantised(deploy_form(tiny_model), layers) as deploy:
+        output = deploy(torch.from_numpy(image)).numpy()
+    # Rounding ties and summation order differ between the libraries; a step more or less here and there.
+    expected = run_onnx(tmp_path / "int8.onnx", image)
+    error = np.square(expected - run_onnx(float_graph, image)).mean()
+    assert np.square(output - expected).mean() < 0.1 * error
+
+
+def test_the_network_is_as_before_afterwards(tiny_model, image, calibrated):
+    deploy, batch = deploy_form(tiny_model), torch.from_numpy(image)
+    with torch.inference_mode():
+        before = deploy(batch)
+        with pytest.raises(KeyError), fake_quantised(deploy, calibrated.round()):
+            assert not torch.equal(deploy(batch), before)
+            raise KeyError
+        assert torch.equal(deploy(batch), before)
+        unknown = {**calibrated.round(), "no.such.layer": calibrated.round([LAYER])[LAYER]}
+        with pytest.raises(AttributeError), fake_quantised(deploy, unknown):
+            pass
+        assert torch.equal(deploy(batch), before)

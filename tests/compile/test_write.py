@@ -1,0 +1,288 @@
+"""The writers: QDQ against the definition in numpy, QOperator against QDQ, fp16, and the last bias."""
+
+import copy
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
+
+from gpenlib.compile.calibrate import LEVELS, ChannelRange
+from gpenlib.compile.rounding import QuantisationError, convolution_layers, round_layers
+from gpenlib.compile.write import (
+    CORRECTED,
+    OUTPUT_MARGIN,
+    add_to_output,
+    count_quantised,
+    join_casts,
+    quantised_nodes,
+    to_half,
+    write_qdq,
+    write_qoperator,
+)
+from gpenlib.export.graphs import run_onnx
+
+RNG = np.random.default_rng(3)
+LAYER, UP = "generator.convs.1.conv", "generator.convs.0.conv"
+THRESHOLDS = {"input": 2.0, "middle": 1.5}  # below the largest values, so that clipping is tested too
+LAYERS = ["first", "second"]
+
+
+def model_of(nodes, shape, out_shape, constants):
+    """A model input -> output."""
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+        for name, dims in (("input", shape), ("output", out_shape))
+    ]
+    arrays = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], arrays)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def run(model, image, names=None):
+    if names is None:  # a watched tensor has no shape
+        onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(names, {"input": image})[0]
+
+
+def written(graph, layers, form, ranges=None):
+    """Return a copy of a graph in one of the forms."""
+    model = copy.deepcopy(graph)
+    if form == "qdq":
+        write_qdq(model, layers)
+    else:
+        write_qoperator(model, layers, ranges)
+    return model
+
+
+def weights():
+    """Weights whose channels differ in size by a factor of a hundred."""
+    rng = np.random.default_rng(1)
+    first = rng.standard_normal((5, 4, 3, 3)) * np.geomspace(0.01, 1, 5)[:, None, None, None]
+    second = rng.standard_normal((5, 6, 2, 2)) * np.geomspace(1, 0.01, 6)[None, :, None, None]
+    return {"w1": first.astype(np.float32), "w2": second.astype(np.float32)}
+
+
+@pytest.fixture
+def model():
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("LeakyRelu", ["a"], ["middle"], "activation", alpha=0.2),
+        helper.make_node("ConvTranspose", ["middle", "w2"], ["output"], "second", strides=[2, 2]),
+    ]
+    return model_of(nodes, [1, 4, 6, 6], [1, 6, 12, 12], weights())
+
+
+@pytest.fixture
+def small_image():
+    return np.random.default_rng(2).standard_normal((1, 4, 6, 6)).astype(np.float32)
+
+
+def rounded_weight(weight, axis, per_channel, power2):
+    """Round every output channel on its own (or all alike), one channel at a time."""
+    result = np.empty(weight.shape)
+    for channel in range(weight.shape[axis]):
+        where = [slice(None)] * 4
+        where[axis] = channel
+        part = weight[tuple(where)].astype(np.float64)
+        scale = np.abs(part if per_channel else weight).max() / 127
+        if power2:
+            scale = 2.0 ** np.ceil(np.log2(scale))
+        result[tuple(where)] = np.clip(np.round(part / scale), -127, 127) * scale
+    return torch.from_numpy(result)
+
+
+@pytest.mark.parametrize("power2", [False, True])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_qdq_agrees_with_the_definition(model, small_image, per_channel, power2):
+    def rounded(x, threshold):
+        return torch.clamp(torch.round(x / (threshold / 127)), -128, 127) * (threshold / 127)
+
+    write_qdq(model, round_layers(model, THRESHOLDS, LAYERS, per_channel, power2))
+    first, second = (
+        rounded_weight(weights()[name], axis, per_channel, power2) for name, axis in (("w1", 0), ("w2", 1))
+    )
+    x = F.conv2d(rounded(torch.from_numpy(small_image).double(), 2.0), first, padding=1)
+    expected = F.conv_transpose2d(rounded(F.leaky_relu(x, 0.2), 1.5), second, stride=2).numpy()
+    output = run(model, small_image)
+    # A value of `middle` near the border of two levels may fall to either side in float32.
+    assert np.isclose(output, expected, atol=1e-5 * expected.std()).mean() > 0.98
+    assert np.abs(output - expected).max() < 0.05 * expected.std()
+
+
+def test_scales_lie_along_the_output_channels(model):
+    layers = round_layers(model, THRESHOLDS, LAYERS)
+    write_qdq(model, layers)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = {node.name: node for node in model.graph.node}
+    for name, source, axis in (("first", "w1", 0), ("second", "w2", 1)):
+        node, report = nodes[f"{name}.weight_s8_dequantised"], layers[name].report
+        assert [(attribute.name, attribute.i) for attribute in node.attribute] == [("axis", axis)]
+        stored, scales, zeros = (constants[tensor] for tensor in node.input)
+        weight = weights()[source]
+        assert stored.dtype == np.int8 and stored.shape == weight.shape and not zeros.any()
+        other = tuple(i for i in range(4) if i != axis)
+        assert np.allclose(scales, np.abs(weight).max(axis=other) / LEVELS)
+        assert (np.abs(stored.astype(int)).max(axis=other) == LEVELS).all(), "every channel uses its levels"
+        assert (report.weight_scale_min, report.weight_scale_max) == pytest.approx(
+            (scales.min(), scales.max())
+        )
+        assert report.weight_sqnr_db > 35
+    first, second = (layers[name].report for name in LAYERS)
+    assert (first.operator, first.tensors, second.tensors) == ("Conv", ("input",), ("middle",))
+    assert [*first.activation_ranges, *second.activation_ranges] == pytest.approx([2.0, 1.5])
+
+
+def test_only_the_asked_layers_and_counts(model, small_image):
+    assert count_quantised(model) == {"Conv": 0, "ConvTranspose": 0}
+    one = written(model, round_layers(model, THRESHOLDS, ["second"]), "qdq")
+    assert count_quantised(one) == {"Conv": 0, "ConvTranspose": 1}
+    names = {tensor.name for tensor in one.graph.initializer}
+    assert "w1" in names and "w2" not in names, "float weights are dropped"
+    assert run(one, small_image).shape == (1, 6, 12, 12)
+    both = written(model, round_layers(model, THRESHOLDS, LAYERS), "qdq")
+    assert count_quantised(both) == {"Conv": 1, "ConvTranspose": 1}
+
+
+def test_readers_of_one_tensor_share_its_rounding(model, small_image):
+    twin = helper.make_node("Conv", ["input", "w1"], ["unused"], "twin", pads=[1, 1, 1, 1])
+    model.graph.node.insert(1, twin)
+    write_qdq(model, round_layers(model, THRESHOLDS, [*LAYERS, "twin"]))
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) == 2
+    assert run(model, small_image).shape == (1, 6, 12, 12)
+
+
+def plain_model():
+    sizes = np.geomspace(0.01, 1, 6)  # output channels that differ by a factor of a hundred
+    constants = {
+        "w": RNG.standard_normal((6, 5, 3, 3)) * sizes[:, None, None, None],
+        "b": RNG.standard_normal(6) * sizes,
+    }
+    node = helper.make_node("Conv", ["input", "w", "b"], ["output"], "conv", pads=[1] * 4, strides=[2, 2])
+    return model_of([node], [1, 5, 7, 7], [1, 6, 4, 4], constants)
+
+
+def up_model(pads=(1, 1, 1, 1), strides=(2, 2)):
+    nodes = [
+        helper.make_node("ConvTranspose", ["input", "w"], ["raised"], "up", strides=list(strides)),
+        helper.make_node("Conv", ["raised", "fir"], ["output"], "blur", pads=list(pads), group=6),
+    ]
+    constants = {
+        "w": RNG.standard_normal((5, 6, 3, 3)) * np.geomspace(0.01, 1, 6)[:, None, None],
+        "fir": np.outer([1, 3, 3, 1], [1, 3, 3, 1])[None, None].repeat(6, 0) / 16,
+    }
+    return model_of(nodes, [1, 5, 7, 7], [1, 6, 14, 14], constants)
+
+
+@pytest.mark.parametrize(("make", "tensor"), [(plain_model, "output"), (up_model, "raised")])
+def test_qoperator_differs_from_qdq_by_half_an_output_step(make, tensor):
+    """Beside the rounding of the outputs, per channel, both forms compute the same numbers."""
+    image = RNG.uniform(-1, 1, (1, 5, 7, 7)).astype(np.float32)
+    graph = make()
+    watched = copy.deepcopy(graph)
+    if tensor != "output":
+        watched.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+    value = run(watched, image, [tensor])
+    ranges = {tensor: ChannelRange(value.min(axis=(0, 2, 3)), value.max(axis=(0, 2, 3)))}
+    layers = round_layers(graph, {"input": float(np.abs(image).max())}, [graph.graph.node[0].name])
+    qdq, qoperator = (run(written(graph, layers, form, ranges), image) for form in ("qdq", "qoperator"))
+    low, high = np.minimum(value.min(axis=(0, 2, 3)), 0), np.maximum(value.max(axis=(0, 2, 3)), 0)
+    step = ((high - low) / 255 * OUTPUT_MARGIN)[None, :, None, None]
+    blur_gain = 4.0 if tensor == "raised" else 1.0  # the filter's taps sum to 4
+    assert (np.abs(qoperator - qdq) <= (0.51 * blur_gain + 0.5) * step).all()
+    assert np.abs(qoperator - qdq).max() > 0  # outputs really are rounded
+    if tensor == "output":  # every channel has its own scale: the smallest is as accurate as the largest
+        noise, signal = (np.square(x).mean(axis=(0, 2, 3)) for x in (qoperator - value, value))
+        assert (10 * np.log10(signal / noise) > 30).all()
+    else:
+        assert count_quantised(written(graph, layers, "qoperator", ranges)) == {"Conv": 0, "ConvTranspose": 1}
+
+
+@pytest.mark.parametrize("options", [{"pads": (2, 2, 2, 2)}, {"strides": (1, 1)}])
+def test_unknown_transposed_convolutions_are_refused(options):
+    model = up_model(**options)
+    layers = round_layers(model, {"input": 1.0}, ["up"])
+    with pytest.raises(QuantisationError, match=r"up: .*qdq"):
+        write_qoperator(model, layers, {"raised": ChannelRange(np.full(6, -9.0), np.full(6, 9.0))})
+
+
+def test_on_a_network_qoperator_is_as_close_as_qdq(calibrated, float_graph, image, tmp_path):
+    """Rounding the outputs costs less than 2 dB of the distance from the float network."""
+    expected, errors = run_onnx(float_graph, image), []
+    for form in ("qdq", "qoperator"):
+        model = written(calibrated.graph, calibrated.round(), form, calibrated.calibration.output_ranges)
+        assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx"}  # standard operators only
+        onnx.save(model, tmp_path / f"{form}.onnx")
+        two = run_onnx(tmp_path / f"{form}.onnx", np.concatenate([image, image[..., ::-1]]))
+        one = run_onnx(tmp_path / f"{form}.onnx", image)
+        errors.append(np.square(one - expected).mean())
+        np.testing.assert_allclose(two[:1], one, atol=0.02)
+    assert errors[1] < errors[0] * 10**0.2
+
+
+@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+def test_halves_are_joined_in_8_bits_and_count_as_one(calibrated, form):
+    layers = calibrated.round([LAYER, UP])
+    model = written(calibrated.graph, layers, form, calibrated.calibration.output_ranges)
+    phases = {f"{UP}.phase{row}{column}" for row in "01" for column in "01"}
+    assert quantised_nodes(model).keys() == ({LAYER, UP} if form == "qdq" else {LAYER} | phases)
+    assert count_quantised(model) == {"Conv": 1, "ConvTranspose": 1}
+    joins = {node.output[0]: node for node in model.graph.node if node.op_type == "Concat"}
+    join = joins[f"{LAYER}.joined" if form == "qdq" else f"{LAYER}_joined"]
+    assert [name.removesuffix("_quantised") for name in join.input] == list(layers[LAYER].report.tensors)
+    assert not any(node.name in (f"{LAYER}.skip", f"{LAYER}.sum") for node in model.graph.node)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_joined_convolution_is_the_sum_of_the_rounded_halves(calibrated, image, per_channel):
+    """One convolution with the first half's step stands for both halves with a step each."""
+    layers = calibrated.round([LAYER], per_channel=per_channel)
+    layer = layers[LAYER]
+    parts = next(found for found in convolution_layers(calibrated.graph) if found.name == LAYER)
+    model = written(calibrated.graph, layers, "qdq")
+    names = [*parts.inputs, parts.output]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    *inputs, output = session.run(names, {"input": image})
+    expected = 0
+    for data, step, weight, scales in zip(
+        inputs, layer.activation_scales, layer.weights(), layer.scales, strict=True
+    ):
+        levels = np.clip(np.rint(data / np.float32(step)), -128, 127)
+        whole = torch.from_numpy(weight.astype(np.float64) * scales[:, None, None, None])
+        expected = expected + F.conv2d(torch.from_numpy(levels.astype(np.float64) * step), whole, padding=1)
+    np.testing.assert_allclose(output, expected, atol=1e-5 * float(expected.std()))
+
+
+def test_no_value_of_the_style_path_passes_through_fp16(float_graph):
+    """A vector is cast to fp16 only where a feature map takes it up."""
+    half, _ = to_half(onnx.load(float_graph))
+    narrowed = {
+        node.output[0]
+        for node in half.graph.node
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
+    }
+    readers = {name: node.op_type for node in half.graph.node for name in node.input if name in narrowed}
+    assert narrowed and set(readers.values()) <= {"Mul", "Add", "Conv"}
+    assert join_casts(half) == 0  # nothing is left to join
+
+
+def test_the_last_bias_is_changed_and_a_shared_one_keeps_its_value_elsewhere():
+    nodes = [
+        helper.make_node("Add", ["input", "bias"], ["a"]),
+        helper.make_node("Mul", ["a", "a"], ["b"]),
+        helper.make_node("Add", ["b", "bias"], ["output"]),
+    ]
+    shape, bias = [1, 3, 2, 2], {"bias": np.ones((1, 3, 1, 1))}
+    model = model_of(nodes, shape, shape, bias)
+    add_to_output(model, np.array([0.5, 0.0, -0.5]))
+    constants = {tensor.name: numpy_helper.to_array(tensor).ravel() for tensor in model.graph.initializer}
+    assert constants["bias"].tolist() == [1, 1, 1] and constants[CORRECTED].tolist() == [1.5, 1.0, 0.5]
+    assert model.graph.node[0].input[1] == "bias" and model.graph.node[2].input[1] == CORRECTED
+    nodes[1] = helper.make_node("Mul", ["a", "a"], ["output"])
+    with pytest.raises(QuantisationError, match="nothing to correct"):
+        add_to_output(model_of(nodes[:2], shape, shape, bias), np.zeros(3))

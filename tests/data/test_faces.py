@@ -1,0 +1,392 @@
+"""Faces: folders, the split, the embedded photograph, samples of a prior, and the FFHQ layout."""
+
+import math
+import pickle
+import re
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from gpenlib.architecture import CheckpointError, Generator, load_generator, save_checkpoint
+from gpenlib.architecture.checkpoints import TINY, load_weights, random_network
+from gpenlib.architecture.inspect import draw_latents, generate, per_layer, to_pictures
+from gpenlib.data import faces as module
+from gpenlib.data.faces import DataError, Faces, Landmarks, Variation, embedded_faces, open_faces, open_folder
+from gpenlib.images import ImageError, resize, write_image
+from gpenlib.metrics import colour_shift, psnr, ssim
+
+
+def folder_of(folder: Path, levels: list[int], names: list[str] | None = None) -> Faces:
+    """Write one flat image per level, named by position; equal levels are equal files."""
+    for position, level in enumerate(levels):
+        name = names[position] if names else f"{position}.png"
+        write_image(folder / name, np.full((16, 16, 3), level, np.uint8))
+    return open_folder(folder)
+
+
+def contents(faces: Faces) -> set[str]:
+    return {faces.digest(index) for index in range(len(faces))}
+
+
+def numbers(faces: Faces) -> list[int]:
+    """Return the numbers in the names."""
+    return [int(re.sub(r"\D", "", name)) for name in faces.names]
+
+
+# Folders
+
+
+@pytest.mark.parametrize(
+    "ordered",
+    [
+        "1.png 2.png 9.png 10.png 100.png",
+        "01.png 1.png 7.png 12.png a.png Face1.png face2.png face10a.png face10b.png",
+        "4.png 5²5.jpg 6.png x².png",  # a superscript is a digit to Python, but no number
+        "٢.png 3.png ١٠.png ①.png",  # Arabic-Indic 2 and 10 are numbers, a circled one is not
+    ],
+)
+def test_natural_order(tmp_path, ordered):
+    names = ordered.split()
+    assert folder_of(tmp_path, list(range(len(names))), names[::-1]).names == names
+    assert sorted(names[::-1], key=module.natural_key) == names, "in whatever order the disk lists them"
+
+
+def test_every_format_is_taken_and_other_files_are_not(tmp_path):
+    (tmp_path / "f.png").mkdir()
+    (tmp_path / "notes.txt").write_text("no image")
+    names = ["a.jpg", "b.JPEG", "c.png", "d.webp", "e.bmp"]
+    assert folder_of(tmp_path, [0] * 5, names).names == names
+    for suffix in ("png", ".png", "PNG"):
+        assert open_folder(tmp_path, suffix).names == ["c.png"]
+
+
+def test_celebamask_layout(tmp_path):
+    folder_of(tmp_path / "CelebA-HQ-img", [0] * 4, ["0.jpg", "1.jpg", "10.jpg", "2.jpg"])
+    folder_of(tmp_path / "CelebAMask-HQ-mask-anno", [0])
+    faces = open_folder(tmp_path)
+    assert faces.names == ["0.jpg", "1.jpg", "2.jpg", "10.jpg"] and "CelebA-HQ-img" in faces.label
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        open_folder(tmp_path / "nowhere")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=r"\.jpg.*sub-folders: images"):
+        open_folder(tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG but not really")
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        open_folder(tmp_path).read(0)
+
+
+# The collection
+
+
+def test_faces_are_taken_and_joined(tmp_path):
+    inner = embedded_faces(6, 64).take((5, 3, 1))
+    outer = inner.take((2, 0))
+    assert outer.names == ["astronaut_0001.png", "astronaut_0005.png"]
+    assert (outer.label, outer.digest(0)) == (inner.label, embedded_faces(6, 64).digest(1))
+    joined = outer + folder_of(tmp_path / "more", [7, 8])
+    assert joined.names == [*outer.names, "0.png", "1.png"]
+    assert joined.label == f"{outer.label}, then folder more"
+    assert np.array_equal(joined.read(1), inner.read(0)) and joined.read(3)[0, 0, 0] == 8
+    assert len({joined.digest(index) for index in range(len(joined))}) == 4
+    first, copy, other = (folder_of(tmp_path, [0, 1, 0]).take(order) for order in ([0, 1], [2, 1], [1, 0]))
+    assert first.combined_digest() == copy.combined_digest() != other.combined_digest()
+    with pytest.raises(FrozenInstanceError):
+        joined.label = "other"
+    for faces in (outer, joined):  # they can be sent to another process
+        there = pickle.loads(pickle.dumps(faces))
+        assert np.array_equal(there.read(1), faces.read(1)) and there.digest(1) == faces.digest(1)
+
+
+def test_numbers_out_of_range_are_refused(tmp_path):
+    for faces in (folder_of(tmp_path, [1, 2]), embedded_faces(2, 64), embedded_faces(3, 64).take((0, 1))):
+        for index, function in ((-1, faces.read), (2, faces.read), (-1, faces.digest), (2, faces.digest)):
+            with pytest.raises(IndexError, match=f"face {index}: there are 2"):
+                function(index)
+
+
+def test_a_file_is_hashed_once_and_only_if_needed(tmp_path, monkeypatch):
+    """A folder of thousands is not read through to draw a few."""
+    hashed: list[str] = []
+    monkeypatch.setattr(module, "sha256", lambda path: hashed.append(path.name) or path.name)
+    faces = folder_of(tmp_path, list(range(30)))
+    parts = faces.split(2, 3)
+    assert len(hashed) == 5
+    for part in (parts.evaluation, parts.calibration, parts.evaluation + parts.calibration, faces):
+        part.combined_digest()
+    assert len(hashed) == len(set(hashed)) == 30
+
+
+# The split
+
+
+def test_evaluation_is_the_first_images_whatever_is_calibrated_on(tmp_path):
+    faces = folder_of(tmp_path, list(range(20)))
+    parts = faces.split(3, 4)
+    assert parts.evaluation.names == ["0.png", "1.png", "2.png"] and parts.evaluation.read(2)[0, 0, 0] == 2
+    assert len(parts.calibration) == 4 and not contents(parts.evaluation) & contents(parts.calibration)
+    assert faces.split(3, 8, seed=3).evaluation.names == faces.split(3, 0).evaluation.names
+    assert len(faces.split(3, 0).calibration) == 0 and faces.split(3, 0).note
+
+
+def test_calibration_comes_from_beyond_in_natural_order_and_follows_the_seed(tmp_path):
+    faces = folder_of(tmp_path, list(range(40)))
+    first, again, other = (numbers(faces.split(10, 8, seed=seed).calibration) for seed in (0, 0, 1))
+    assert first == again != other
+    assert first == sorted(set(first)) and first[0] >= 10
+    assert "drawn with seed 1" in faces.split(10, 8, seed=1).note
+    whole = faces.split(36, 4)
+    assert numbers(whole.calibration) == [36, 37, 38, 39] and "seed" not in whole.note
+
+
+def test_the_draw_is_the_one_of_earlier_versions():
+    """Which pictures a seed draws is part of every published score."""
+    drawn = {seed: numbers(embedded_faces(40, 16).split(10, 6, seed=seed).calibration) for seed in (0, 7)}
+    assert drawn == {0: [12, 14, 20, 21, 31, 36], 7: [14, 22, 24, 32, 34, 38]}
+
+
+def test_copies_of_evaluation_images_are_passed_over(tmp_path):
+    faces = folder_of(tmp_path, [0, 1, 2, 0, 1, 5, 6])
+    assert numbers(faces.split(3, 2).calibration) == [5, 6]
+    parts = faces.split(3, 4)
+    assert numbers(parts.calibration) == [5, 6]
+    assert "dropped 2 with the content of an evaluation image (3.png, 4.png)" in parts.note
+    assert "fewer than the 4 asked for" in parts.note
+
+
+def test_calibration_folder_of_its_own(tmp_path):
+    faces = folder_of(tmp_path / "faces", [0, 1, 2, 3, 4])
+    other = folder_of(tmp_path / "calibration", [9, 1, 8, 7])
+    parts = faces.split(3, 10, calibration=other)
+    assert contents(parts.calibration) == {other.digest(index) for index in (0, 2, 3)}
+    assert "folder calibration: 3 of 4" in parts.note and "(1.png)" in parts.note
+    assert len(faces.split(3, 2, calibration=other).calibration) == 2
+    copies = folder_of(tmp_path / "copies", [2, 1])
+    with pytest.raises(DataError, match=r"folder copies.*all 2 images are evaluation images"):
+        faces.split(3, 4, calibration=copies)
+    assert len(faces.split(3, 0, calibration=copies).calibration) == 0
+
+
+def test_embedded_faces_calibrate_when_nothing_else_is_left(tmp_path):
+    for levels, size, note in (([0, 1, 2], 3, "no image is left"), ([0, 1, 0, 1], 2, "dropped 2")):
+        parts = folder_of(tmp_path / str(size), levels).split(size, 5)
+        assert numbers(parts.calibration) == [0, 1, 2, 3, 4]
+        assert "from the embedded images" in parts.note and note in parts.note
+    assert numbers(embedded_faces(20, 64).split(12, 8).calibration) == list(range(12, 20))
+    exhausted = embedded_faces(12, 64).split(12, 8)
+    assert numbers(exhausted.calibration) == list(range(10_000, 10_008)), "far from all that is scored"
+    assert exhausted.calibration.read(0).shape == (64, 64, 3)
+
+
+def test_splits_that_cannot_be():
+    for sizes, seed, wrong in (
+        ((0, 4), 0, "dataset_size=0"), ((1, -1), 0, "calib_size=-1"), ((1, 1), -1, "seed=-1"),
+        ((9, 0), 0, "dataset_size=9, but there are 4"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=wrong):
+            embedded_faces(4, 64).split(*sizes, seed=seed)
+
+
+# The embedded photograph
+
+SIZE = 128
+SOME = range(24)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Faces:
+    return embedded_faces(64, SIZE)
+
+
+def test_an_image_depends_on_its_number_alone(embedded):
+    image = embedded.read(7)
+    assert (image.shape, image.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    assert embedded.names[:2] == ["astronaut_0000.png", "astronaut_0001.png"] and len(embedded) == 64
+    assert "one public-domain photograph" in embedded.label
+    fewer = embedded_faces(8, SIZE)
+    assert np.array_equal(image, fewer.read(7)) and embedded.digest(7) == fewer.digest(7)
+    assert len(contents(embedded)) == 64
+    assert len({embedded.read(index).tobytes() for index in SOME}) == len(SOME)
+    large = embedded_faces(9, 2 * SIZE)
+    assert embedded.digest(8) != large.digest(8) and psnr(resize(large.read(8), SIZE), embedded.read(8)) > 30
+    for wrong in ({"count": 0}, {"count": 1, "size": 8}):
+        with pytest.raises(DataError, match="embedded images"):
+            embedded_faces(**wrong)
+
+
+def test_first_image_is_the_photograph_and_no_caller_can_change_it(embedded):
+    first = embedded.read(0)
+    first[:] = 0
+    assert embedded.read(0).mean() > 50
+    mirrored, pale = (module.apply(Variation(mirror=True, saturation=part), SIZE) for part in (1.0, 0.0))
+    assert psnr(np.ascontiguousarray(mirrored[:, ::-1]), embedded.read(0)) > 45
+    assert np.ptp(pale, axis=2).max() == 0, "without saturation its grey is left"
+    assert np.abs(pale[:, :, 0].astype(int) - cv2.cvtColor(mirrored, cv2.COLOR_RGB2GRAY)).max() <= 1
+
+
+@pytest.mark.parametrize("index", SOME)
+def test_variations_stay_near_the_photograph(embedded, index):
+    """Undo the geometry; what remains is a mild change of tone, and skin stays skin."""
+    how, image = module.variation(index), embedded.read(index)
+    forward = np.vstack([module.variation_matrix(how, SIZE), [0, 0, 1]])
+    base = np.vstack([module.variation_matrix(Variation(), SIZE), [0, 0, 1]])
+    back = (base @ np.linalg.inv(forward))[:2]
+    undone = cv2.warpAffine(image, back, (SIZE, SIZE), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    middle = slice(SIZE // 8, -SIZE // 8)
+    face, photograph = undone[middle, middle], embedded.read(0)[middle, middle]
+    assert psnr(face, photograph) > 15 and ssim(face, photograph) > 0.8
+    assert colour_shift(face, photograph) < 15
+    # The cheek in the photograph, beside the highlights
+    x, y = np.rint(module.variation_matrix(how, SIZE) @ (252.0, 120.0, 1.0)).astype(int)
+    red, green, blue = image[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3).mean(axis=0)
+    assert 250 > red > green > blue
+    assert 5 < 60 * (green - blue) / (red - blue) < 45, "the hue is orange-pink, in degrees"
+
+
+def test_digest_follows_the_variation(monkeypatch, embedded):
+    """A stage built from other variations must not pass for the present one."""
+    before = [embedded.digest(index) for index in (0, 3)]
+    monkeypatch.setattr(module, "variation", lambda index: Variation(turn=0.1 * index))
+    changed = embedded_faces(64, SIZE)
+    assert changed.digest(0) == before[0] and changed.digest(3) != before[1]
+
+
+# Samples of a prior, and what a data_dir may be
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    torch.manual_seed(2)
+    return save_checkpoint(Generator(TINY), tmp_path_factory.mktemp("prior") / "mine.safetensors")
+
+
+@pytest.fixture(scope="module")
+def samples(file) -> Faces:
+    return open_faces(f"prior:{file}", 3)
+
+
+def test_samples_depend_on_their_number_alone(file, samples):
+    more = open_faces(f"prior:{file}", 5)
+    for index in range(3):
+        face = samples.read(index)
+        assert (face.dtype, face.shape) == (np.uint8, (64, 64, 3))
+        assert np.array_equal(face, more.read(index))
+        assert (samples.names[index], samples.digest(index)) == (more.names[index], more.digest(index))
+    assert len(contents(more)) == len(set(more.names)) == 5 and len(samples) == 3
+    assert not np.array_equal(samples.read(0), samples.read(1))
+    assert "mine" in samples.label and "in-distribution" in samples.label
+
+
+def test_latents_are_truncated_and_noise_is_reduced(file, samples):
+    prior, whole = load_generator(file), module.prior_faces(str(file), 1, truncation=1.0, noise=1.0)
+    for faces, truncation, noise in ((samples, module.TRUNCATION, module.NOISE), (whole, 1.0, 1.0)):
+        w = draw_latents(prior, 1, 0, truncation)
+        expected = to_pictures(generate(prior, per_layer(prior, w), 0, noise))[0]
+        assert np.abs(faces.read(0).astype(int) - expected).max() <= 1
+    assert not np.array_equal(samples.read(0), whole.read(0))
+    assert samples.digest(0) != whole.digest(0), "another truncation, other pixels"
+    for wrong in ({"count": 0}, {"truncation": 0.0}, {"truncation": 1.5}, {"noise": -0.1}):
+        with pytest.raises(DataError, match="{}={}".format(*next(iter(wrong.items())))):
+            module.prior_faces(**{"name": str(file), "count": 1} | wrong)
+
+
+def test_what_a_data_dir_may_be(tmp_path, samples):
+    with pytest.raises(DataError, match=r"nothing\.safetensors"):
+        open_faces(f"prior:{tmp_path}/nothing.safetensors", 1)
+    write_image(tmp_path / "a.png", samples.read(0))
+    assert open_faces(str(tmp_path), 1).names == ["a.png"]
+    assert open_faces("embedded", 3, 64).digest(2) == embedded_faces(3, 64).digest(2)
+    with pytest.raises(DataError, match="nowhere"):
+        open_faces(str(tmp_path / "nowhere"), 1)
+    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
+        open_faces(f"prior:{tmp_path}/bad.safetensors", 1)
+    whole = save_checkpoint(random_network(TINY), tmp_path / "gpen.safetensors")
+    assert open_faces(f"prior:{whole}", 1).read(0).shape == (64, 64, 3), "the prior inside a whole network"
+
+
+def test_without_data_dir_the_photograph_comes_before_samples_of_the_shipped_prior():
+    faces, shipped = open_faces("", 3, 64), open_faces("prior", 2)
+    assert faces.names == ["astronaut_0000.png", "prior_0000.png", "prior_0001.png"]
+    assert faces.label == f"embedded: one public-domain photograph, then {shipped.label}"
+    assert "demo-prior" in faces.label
+    assert np.array_equal(faces.read(0), embedded_faces(1, 64).read(0))
+    assert np.array_equal(faces.read(2), shipped.read(1)) and faces.digest(2) == shipped.digest(1)
+    assert open_faces(None, 1, 64).names == ["astronaut_0000.png"]
+
+
+def test_a_prior_is_no_restoring_network():
+    with pytest.raises(CheckpointError, match="is a GAN prior.*data_dir=prior.*demo-color(?!.*demo-prior, )"):
+        load_weights("demo-prior")
+
+
+def test_faces_made_here_are_no_test_set():
+    made, brought = ("", None, "prior", "prior:mine.safetensors", "embedded"), ("faces", "priors", ":prior")
+    assert all(map(module.made_here, made)) and not any(map(module.made_here, brought))
+
+
+# The FFHQ layout
+
+# A frontal face as an aligned data set has it on average at 256 px (pixel centres).
+TEMPLATE = np.array([(96.0, 120.0), (159.0, 120.0), (102.0, 188.0), (153.0, 188.0)])
+
+
+def posed(angle: float, scale: float, shift: tuple[float, float]) -> Landmarks:
+    """Return the template turned (degrees), scaled and moved."""
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    turn = scale * np.array([[cosine, -sine], [sine, cosine]])
+    return Landmarks(*[tuple(turn @ point + shift) for point in TEMPLATE])
+
+
+def mapped(face: Landmarks, size: int) -> np.ndarray:
+    matrix = module.ffhq_matrix(face, size)
+    points = np.array([face.left_eye, face.right_eye, face.left_mouth, face.right_mouth])
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+@pytest.mark.parametrize("angle", [-170.0, -30.0, 0.0, 12.5, 90.0])
+@pytest.mark.parametrize(("scale", "size"), [(0.4, 512), (1.0, 256), (3.7, 64)])
+def test_landmarks_land_where_ffhq_has_them(angle, scale, size):
+    landed = (mapped(posed(angle, scale, (310.0, -45.0)), size) + 0.5) * 256 / size - 0.5
+    # Eyes and mouth corners of the template differ from an exact FFHQ face by its rounding to whole pixels.
+    assert np.abs(landed - TEMPLATE).max() < 2.5
+    assert np.abs(landed - mapped(posed(0, 1, (0, 0)), 256)).max() < 1e-9 * 256
+
+
+def test_hand_computed_squares():
+    face = Landmarks((10, 20), (30, 20), (14, 40), (26, 40))  # side 80, centre (20, 22)
+    assert np.allclose(module.ffhq_matrix(face, 80), [[1, 0, 39.5 - 20], [0, 1, 39.5 - 22]])
+    wide, long = (Landmarks((0, 0), (w, 0), (w / 5, h), (w - w / 5, h)) for w, h in ((100, 50), (50, 100)))
+    assert (module.crop_side(wide), module.crop_side(long)) == pytest.approx((400, 360))
+    picture = np.random.default_rng(1).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    face = Landmarks((40.5, 47.5), (60.5, 47.5), (44.5, 67.5), (56.5, 67.5))  # side 80, centre (50.5, 49.5)
+    assert np.array_equal(module.align(picture, face, 80), picture[10:90, 11:91]), "whole pixels are copied"
+
+
+def test_reduction_does_not_alias():
+    board = (np.indices((1024, 1024)).sum(axis=0) % 2 * 255).astype(np.uint8)  # one-pixel chequerboard
+    crop = module.align(np.repeat(board[:, :, None], 3, axis=2), posed(7.0, 3.3, (80.0, 60.0)), 128)
+    assert abs(float(crop.mean()) - 127.5) < 2
+    assert float(crop.std()) < 6  # plain sampling gives moire with a deviation of about 60
+
+
+def test_outside_is_mirrored():
+    picture = np.tile(np.arange(100, dtype=np.uint8)[None, :, None], (100, 1, 3))
+    moved = module.warp(picture, np.array([[1.0, 0.0, 10.0], [0.0, 1.0, 0.0]]), 100)
+    assert moved[50, :12, 0].tolist() == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1]
+
+
+def test_points_that_are_no_face():
+    eyes, mouth = ((10, 20), (30, 20)), ((14, 40), (26, 40))
+    wrong = [(eyes[0], eyes[0], *mouth), (*eyes[::-1], *mouth[::-1]), (*eyes, (15, 20), (25, 20))]
+    for points in (*wrong, (eyes[0], (30, math.nan), *mouth)):  # one eye, exchanged, all on a line, no number
+        with pytest.raises(module.AlignError):
+            Landmarks(*points)
+    with pytest.raises(module.AlignError, match="size=0"):
+        module.ffhq_matrix(posed(0, 1, (0, 0)), 0)
