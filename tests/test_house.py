@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from gpenlib.files import repository_root
+from gpenlib.settings import RunSettings, TrainSettings
 
 ROOT = repository_root()
 PACKAGE = ROOT / "gpenlib"
@@ -166,3 +167,25 @@ def test_notebook_has_no_long_functions_or_path_tricks(notebook):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in gpenlib"
             assert not isinstance(node, ast.ClassDef), "classes belong in gpenlib"
+
+
+def bound_names(node):
+    """Yield the names that a cell binds for the cells behind it; comprehensions and functions keep theirs."""
+    if isinstance(
+        node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.FunctionDef, ast.Lambda)
+    ):
+        return
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    for child in ast.iter_child_nodes(node):
+        yield from bound_names(child)
+
+
+def test_the_settings_cell_of_a_notebook_can_be_run_again(notebook):
+    """``Run.of(globals())`` reads variables that are named like settings: no later cell may change one."""
+    parameters, *cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    settings = RunSettings.model_fields.keys() | TrainSettings.model_fields.keys()
+    same = {name for text in cells for name in re.findall(r"^(\w+) = run\.settings\.\1$", text, re.MULTILINE)}
+    loops = {"dtype"} - set(bound_names(ast.parse(parameters)))  # leaves a value behind that any run takes
+    bound = {name for text in cells for name in bound_names(ast.parse(text))}
+    assert bound & settings <= {"run"} | same | loops
