@@ -16,12 +16,11 @@ from onnx import TensorProto, helper
 from gpenlib import gpen_from_onnx
 from gpenlib.architecture import Gpen, GpenConfig
 from gpenlib.architecture import model as ops
-from gpenlib.architecture.checkpoints import random_network
+from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.export import RecoverError, export_training_form
 from gpenlib.export.graphs import example_input
 
 CONFIGS = {
-    "tiny": GpenConfig(64, 64, 1, 0.0625),
     "multiplier 2": GpenConfig(64, 64, 2, 0.03125),
     "widths differ": GpenConfig(128, 128, 1, 0.0625),  # 8, 16, then 32 channels
     "super-resolution": GpenConfig(64, 128, 1, 0.0625),
@@ -40,17 +39,9 @@ def network(config: GpenConfig) -> Gpen:
 
 
 def export_torchscript_onnx(model: Gpen, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (example_input(model.config),),
-            path,
-            dynamo=False,
-            opset_version=17,
-            input_names=["input"],
-            output_names=["output"],
-        )
+    image = example_input(model.config)
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(model, (image,), path, dynamo=False, opset_version=17)
 
 
 EXPORTERS: dict[str, Callable[[Gpen, Path], object]] = {
@@ -100,10 +91,9 @@ def shuffle(path: Path) -> None:
 
 
 def assert_recovered(path: Path, model: Gpen) -> None:
-    found = gpen_from_onnx(path)
-    assert found.config == model.config
-    assert not found.training
-    own = found.state_dict()
+    recovered = gpen_from_onnx(path)
+    assert recovered.config == model.config and not recovered.training
+    state = recovered.state_dict()
     unknown = {
         f"generator.convs.{2 * level - 6 + i}.noise.weight"
         for level in range(model.config.log_in + 1, model.config.log_out + 1)
@@ -112,10 +102,10 @@ def assert_recovered(path: Path, model: Gpen) -> None:
     for name, expected in model.state_dict().items():
         if name not in unknown:
             limit = 1e-5 * max(1.0, float(expected.abs().max()))  # the mapping network's entries reach 400
-            assert (own[name] - expected).abs().max() <= limit, name
+            assert (state[name] - expected).abs().max() <= limit, name
     image = example_input(model.config, 2)
     with torch.inference_mode():
-        torch.testing.assert_close(found(image), model(image), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(recovered(image), model(image), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -123,44 +113,33 @@ def anonymous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Gpen,
     """The tiny network, exported by both exporters, without names."""
     folder, files = tmp_path_factory.mktemp("anonymous"), {}
     for exporter, export in EXPORTERS.items():
-        model, path = network(CONFIGS["tiny"]), folder / f"{exporter}.onnx"
+        model, path = network(TINY), folder / f"{exporter}.onnx"
         export(model, path)
         anonymise(path)
         files[exporter] = (model, path)
     return files
 
 
+@pytest.mark.parametrize("order", ["as written", "shuffled"])
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_recovers_without_names(anonymous, exporter):
-    model, path = anonymous[exporter]
-    assert "generator" not in str(onnx.load(path).graph.node)
-    assert_recovered(path, model)
-
-
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny"])
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_recovers_other_widths_and_sizes(tmp_path, exporter, name):
-    model, path = network(CONFIGS[name]), tmp_path / "any.onnx"
-    EXPORTERS[exporter](model, path)
-    anonymise(path)
-    assert_recovered(path, model)
-
-
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_dropped_zero_biases_and_equal_tensors(tmp_path, tiny_model, exporter):
-    """A fresh network's zero biases are left out or shared by exporters."""
-    model, path = copy.deepcopy(tiny_model), tmp_path / "any.onnx"
-    EXPORTERS[exporter](model, path)
-    anonymise(path)
-    assert_recovered(path, model)
-
-
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_the_order_of_nodes_does_not_matter(anonymous, tmp_path, exporter):
+def test_recovers_without_names_whatever_the_order(anonymous, tmp_path, exporter, order):
     model, source = anonymous[exporter]
-    path = tmp_path / "shuffled.onnx"
+    path = tmp_path / "any.onnx"
     path.write_bytes(source.read_bytes())
-    shuffle(path)
+    assert "generator" not in str(onnx.load(path).graph.node)
+    if order == "shuffled":
+        shuffle(path)
+    assert_recovered(path, model)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "zero biases"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_recovers_other_widths_sizes_and_biases(tmp_path, tiny_model, exporter, name):
+    """A fresh network's zero biases are left out or shared by exporters."""
+    path = tmp_path / "any.onnx"
+    model = network(CONFIGS[name]) if name in CONFIGS else copy.deepcopy(tiny_model)
+    EXPORTERS[exporter](model, path)
+    anonymise(path)
     assert_recovered(path, model)
 
 
@@ -182,7 +161,7 @@ def test_native_operators_of_the_original_code(tmp_path, monkeypatch):
         y = x @ (layer.weight * layer.scale).T
         return F.leaky_relu(y + layer.bias * layer.lr_mul, ops.LEAKY_SLOPE) * ops.LEAKY_GAIN
 
-    model, path = network(CONFIGS["tiny"]), tmp_path / "native.onnx"
+    model, path = network(TINY), tmp_path / "native.onnx"
     x = torch.randn(1, 3, 8, 8)
     torch.testing.assert_close(
         native(x, ops.fir_kernel(), 2, 1, (2, 1)), fast(x, ops.fir_kernel(), 2, (2, 1))
@@ -239,14 +218,7 @@ def second_input(model: onnx.ModelProto) -> str:
     return "mask"
 
 
-DAMAGES = (
-    transpose_weight,
-    truncate_weight,
-    remove_weight,
-    remove_linear,
-    other_slope,
-    second_input,
-)
+DAMAGES = (transpose_weight, truncate_weight, remove_weight, remove_linear, other_slope, second_input)
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
