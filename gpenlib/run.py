@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
-from gpenlib.compile.build import build_int8, compile_model, measure_sensitivity
+from gpenlib.compile.build import Build, build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
 from gpenlib.data.faces import DataError, Split, embedded_faces, made_here, open_faces, open_folder
@@ -75,7 +75,6 @@ STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
 PAGE = "report.html"
-IN_FLOAT = "; all that is not rounded to 8 bits is computed in float32"
 NOTEBOOK_05 = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
     "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
@@ -377,18 +376,21 @@ class Run(Stages):
         _resolved_build,
     )
     def _sensitivity(self, work: Work) -> Mapping[str, Any]:
-        config = self.build_config()
-        options = QuantizeConfig.parse(
-            config.backend.quantize.model_dump() | {"exclude_layers": [], "quantize_mode": "manual"}
-        )
-        deploy = deploy_form(self.weights.model)
-        images = open_calibration_data(config.dataset, deploy.config, self.calibration)
-        graph = work.path("float", "model.onnx")
-        built = build_int8(deploy, options, graph, images, self._calibration_cache)
+        built = self._round(work, [])
+        options = built.backend.quantize
         measured = measure_sensitivity(
-            deploy, built, images, options.sensitivity_images, work.settings.healed
+            built.deploy, built, built.data, options.sensitivity_images, work.settings.healed
         )
         return {**measured, "max_drop_db": options.max_drop_db}
+
+    def _round(self, work: Work, excluded: list[str]) -> Build:
+        """Round the network as its build does, from the calibration that was kept, without some layers."""
+        config, deploy = self.build_config(), deploy_form(self.weights.model)
+        options = QuantizeConfig.parse(
+            config.backend.quantize.model_dump() | {"exclude_layers": excluded, "quantize_mode": "manual"}
+        )
+        data = open_calibration_data(config.dataset, deploy.config, self.calibration)
+        return build_int8(deploy, options, work.path("float", "model.onnx"), data, self._calibration_cache)
 
     def sensitivity(self) -> Manifest:
         """03_compile/sensitivity: which layers int8 hurts most, those that the build excludes measured too.
@@ -623,41 +625,36 @@ class Run(Stages):
         model, pairs = self.weights.model, self.evaluation
         count = min(work.settings.layer_faces, len(pairs))
         images = [to_tensor(pairs.inputs(index)) for index in range(count)]
-        deploy = deploy_form(model)
         quantisation = work.used["compile"]["metrics"]["quantisation"]
-        config = self.build_config()
         # What `auto` excluded is known by now; measuring it again could come out otherwise.
-        options = config.backend.quantize.model_copy(
-            update={"exclude_layers": list(quantisation["excluded"]), "quantize_mode": "manual"}
-        )
-        data = open_calibration_data(config.dataset, model.config, self.calibration)
-        graph = work.path("float", "model.onnx")
-        built = build_int8(deploy, options, graph, data, self._calibration_cache)
+        built = self._round(work, list(quantisation["excluded"]))
         stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
 
         def call() -> None:
             with torch.inference_mode():
-                deploy(stressed[:1])
+                built.deploy(stressed[:1])
 
         qdq = next((name for name, form in quantisation["forms"].items() if form == "qdq"), None)
         int8_file = work.path("compile", "artefact") / qdq if qdq else work.folder / "model.onnx"
-        arithmetic = f"the artefact's own QDQ file{IN_FLOAT}"
+        arithmetic = "the artefact's own QDQ file"
         if not qdq:
             built.write("qdq", int8_file)
             arithmetic = (
                 "a QDQ file with the artefact's layers and scales; the artefact is in QOperator form, which "
-                f"rounds the layers' outputs too{IN_FLOAT}"
+                "rounds the layers' outputs too"
             )
         ranking = work.used["sensitivity"]["metrics"]["ranking"]
         with layers.measured_threads(call):
-            analysed = layers.analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
+            analysed = layers.analyse_layers(
+                built.float_path, int8_file, built.deploy, built.layers, images, ranking
+            )
         with layers.measured_threads(call):  # again: what else the machine does may have changed
             half = layers.stress_half(model, stressed, STRESS_FACTORS)
         (work.folder / "model.onnx").unlink(missing_ok=True)
         results = {
-            "dtype": config.backend.dtype,
+            "dtype": self.build_config().backend.dtype,
             "faces": pairs.names[:count],
-            "arithmetic": arithmetic,
+            "arithmetic": f"{arithmetic}; all that is not rounded to 8 bits is computed in float32",
             "excluded": quantisation["excluded"],
             **analysed,
             "half": half,

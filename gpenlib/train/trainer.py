@@ -292,7 +292,7 @@ def check_log(rows: Sequence[LogRow], steps: int, falls: str | None = None) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
-    parser = argparse.ArgumentParser(prog="python -m gpenlib.train", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib train", description=main.__doc__)
     parser.add_argument("config", help="YAML file with the keys of TrainConfig")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     options = parser.parse_args(arguments)
