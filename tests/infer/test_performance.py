@@ -12,8 +12,15 @@ import onnx
 import pytest
 
 from gpenlib.files import repository_root, write_json
-from gpenlib.infer import RuntimeUnavailable, fastest_backend, performance
-from gpenlib.infer.performance import Combination, auto_candidates, layer_times, run_instances, summary_row
+from gpenlib.infer import RuntimeUnavailable, performance
+from gpenlib.infer.performance import (
+    Combination,
+    auto_candidates,
+    fastest_backend,
+    layer_times,
+    run_instances,
+    summary_row,
+)
 from gpenlib.infer.runtime import MODEL_FILE, MOST_THREADS, TorchRuntime
 
 NAP = 0.02

@@ -17,8 +17,9 @@ from gpenlib.compile.write import count_quantised, quantised_nodes
 from gpenlib.export import export_onnx, parity
 from gpenlib.export.graphs import run_onnx
 from gpenlib.files import read_json, sha256, write_json
-from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, fastest_backend, open_runtime
+from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, open_runtime
 from gpenlib.infer import runtime as runtimes
+from gpenlib.infer.performance import fastest_backend
 from gpenlib.infer.runtime import MOST_THREADS, TABLE, OpenVinoRuntime, interleaved_times
 from gpenlib.metrics import psnr
 from gpenlib.settings import BACKENDS, DTYPES
