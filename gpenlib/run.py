@@ -800,7 +800,7 @@ class Run(Stages):
 def _clear_training(folder: Path) -> None:
     """Remove what a training wrote, by its own names; anything else in the folder is refused."""
     ours = ("checkpoint.pt", "inputs.json", "log.jsonl", MANIFEST, "results.json", "*.safetensors",
-            "samples/*.png", "tensorboard/*")  # fmt: skip
+            "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
     files = {path for pattern in ours for path in folder.glob(pattern)}
     foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
     if foreign:
