@@ -120,11 +120,8 @@ def fastest_backend(
     if not runtimes:
         nothing = f"none of {', '.join(candidates)} runs {folder} on {device} (it serves {', '.join(served)})"
         raise RuntimeUnavailable("; ".join([nothing, *missing]))
-    rows = [
-        {name: row[name] for name in ("backend", "median_ms", "times_ms")}
-        for row in interleaved_latency(runtimes, repeats, warm_up=1)
-    ]
-    rows.sort(key=lambda row: row["median_ms"])
+    timed = sorted(interleaved_latency(runtimes, repeats, warm_up=1), key=lambda row: row["median_ms"])
+    rows = [{name: row[name] for name in ("backend", "median_ms", "times_ms")} for row in timed]
     listed = ", ".join(f"{row['backend']} {row['median_ms']:.1f} ms" for row in rows)
     reason = f"fastest measured here: {listed} (median of {repeats} interleaved calls)"
     return rows[0]["backend"], "; ".join([reason, *missing]), rows
@@ -260,8 +257,7 @@ def _medians(events: Iterable[Event]) -> list[Row]:
     return list(rows)
 
 
-# Latency, throughput and memory under load: several instances at work at the same time, every combination of
-# batch size, instances and threads in a process of its own, whose memory is theirs alone.
+# Latency, throughput and memory of instances at work at the same time, in a process of their own.
 
 CHILD = "--child"
 ENOUGH_FOR_P99 = 100  # calls; with fewer the 99th percentile lies between the two slowest
@@ -395,24 +391,18 @@ def performance_test(
     batch_sizes: Sequence[int] = (1,),
     instances: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
-    repeats: int = 30,
-    seconds: float = 0.0,
-    warm_up: int = 3,
-    backend: str | None = None,
-    device: str = "cpu",
+    **options: Any,
 ) -> list[Row]:
     """Measure every :class:`Combination` of batch size, instances and threads, each in a fresh process.
 
-    Nothing is run if a number is out of range; what cannot be opened raises as :func:`open_runtime`, and a
-    process that fails in another way, such as for want of memory, RuntimeError.
+    ``options`` are its other fields. Nothing is run if a number is out of range; what cannot be opened raises
+    as :func:`open_runtime`, a process that fails in another way, such as for want of memory, RuntimeError.
     """
     for name, values in (("batch_sizes", batch_sizes), ("instances", instances), ("threads", threads)):
         if not values:
             raise ValueError(f"{name}={list(values)}: give at least one")
-    combinations = [
-        Combination(str(artefact_dir), *numbers, repeats, seconds, warm_up, backend, device)
-        for numbers in product(batch_sizes, instances, threads)
-    ]
+    numbers = product(batch_sizes, instances, threads)
+    combinations = [Combination(str(artefact_dir), *three, **options) for three in numbers]
     bar = progress(combinations, desc="performance", unit="combination")
     return [measure_in_child(combination) for combination in bar]
 
@@ -458,8 +448,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write rows and package versions here")
     o = parser.parse_args(arguments)
     try:
-        counts = (o.batch, o.instances, o.threads, o.repeats, o.seconds, o.warm_up)
-        rows = performance_test(o.artefact, *counts, backend=o.backend, device=o.device)
+        options = {name: getattr(o, name) for name in ("repeats", "seconds", "warm_up", "backend", "device")}
+        rows = performance_test(o.artefact, o.batch, o.instances, o.threads, **options)
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"error: {error}")
         return 1

@@ -130,6 +130,7 @@ class Runtime(ABC):
 
     backend: ClassVar[str]
     executed_precision: str  # what the processor really computes in, as the backend reports it
+    prepare: Callable[..., Any]  # of a batch size: what runs such batches, where a backend needs that
 
     def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
         self.path, self.threads, self.device = path, threads, device
@@ -157,10 +158,6 @@ class Runtime(ABC):
         if size not in self._prepared:
             self._prepared[size] = self.prepare(size)
         return self._prepared[size]
-
-    def prepare(self, size: int) -> Any:
-        """Return what runs batches of this size; only for backends that need something for each."""
-        raise NotImplementedError
 
     @abstractmethod
     def executed_types(self) -> dict[str, int]:

@@ -52,8 +52,6 @@ GREY = 1.0  # mean chroma below this is no colour: a grey picture, up to roundin
 
 
 # The second baseline of colouring: the grey input under one even colour, the mean of other faces.
-
-
 @dataclass(frozen=True)
 class DataChroma:
     """The chroma that the baseline gives to each face, in their order, and in words where it comes from."""
@@ -74,8 +72,6 @@ def data_chroma(pairs: Pairs | Pack, calibration: Pairs | Pack | None = None) ->
             return DataChroma(source, ((float(a), float(b)),) * len(pairs))
     means = _mean_chromas(pairs)
     others = (means.sum(axis=0) - means) / max(1, len(means) - 1)
-    if len(means) == 1:
-        others[:] = 0
     return DataChroma("mean of the other faces' truths", tuple((float(a), float(b)) for a, b in others))
 
 
@@ -225,15 +221,15 @@ def read_output_npz(path: Path, name: str | None, side: int) -> FloatArray:
 
     DataError if the file cannot be read, is of another face, or holds anything but such numbers, all finite.
     """
+    keys = [OUTPUT_KEY] if name is None else [OUTPUT_KEY, NAME_KEY]
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            held = archive.files
+            arrays = {key: archive[key] for key in keys if key in held}
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable npz file ({error})") from None
-    keys = [OUTPUT_KEY] if name is None else [OUTPUT_KEY, NAME_KEY]
-    if missing := [key for key in keys if key not in arrays]:
-        held = ", ".join(arrays) or "nothing"
-        raise DataError(f"{path}: holds {held}, expected also {', '.join(missing)}")
+    if missing := [key for key in keys if key not in held]:
+        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}, expected also {', '.join(missing)}")
     output, stored = arrays[OUTPUT_KEY], None if name is None else str(arrays[NAME_KEY])
     if stored != name:
         raise DataError(f"{path}: holds the output of {stored!r}, expected that of {name!r} (another order?)")
@@ -246,9 +242,8 @@ def _check(path: Path, output: np.ndarray, side: int | None = None) -> None:
     """Raise DataError unless ``output`` is finite float32 [3, S, S] (of ``side``, if given)."""
     square = output.ndim == 3 and output.shape[0] == 3 and output.shape[1] == output.shape[2]
     if output.dtype != np.float32 or not square or (side is not None and output.shape[1] != side):
-        size = "S, S" if side is None else f"{side}, {side}"
-        held = f"{output.dtype} {output.shape}"
-        raise DataError(f"{path}: {OUTPUT_KEY} is {held}, expected float32 [3, {size}]")
+        held, form = f"{output.dtype} {output.shape}", f"[3, {side or 'S'}, {side or 'S'}]"
+        raise DataError(f"{path}: {OUTPUT_KEY} is {held}, expected float32 {form}")
     if not np.isfinite(output).all():
         raise DataError(f"{path}: {OUTPUT_KEY} holds NaN or infinity")
 

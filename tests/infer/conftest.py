@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 
 from gpenlib.compile import compile_model
@@ -19,21 +18,19 @@ def artefact(tiny_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("artefacts")
     graph = export_onnx(tiny_model, root / "float.onnx")
 
-    def build(backend, dtype):
+    def built(backend, dtype):
         folder = root / f"{backend}_{dtype}"
         if not folder.exists():
-            settings = {
-                "backend": {"type": backend, "dtype": dtype},
-                "dataset": {"sampler": {"get_data_num": 4}},
-            }
+            dataset = {"sampler": {"get_data_num": 4}}
             try:
-                compile_model(tiny_model, settings, folder, graph)
+                build = {"backend": {"type": backend, "dtype": dtype}, "dataset": dataset}
+                compile_model(tiny_model, build, folder, graph)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
         return folder
 
-    return build
+    return built
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +50,4 @@ def pack(tmp_path_factory):
 @pytest.fixture(scope="session")
 def faces(pack):
     """The pack's inputs as float32 [5, 3, 64, 64]."""
-    batch = to_tensor([pack.inputs(index) for index in range(len(pack))])
-    assert batch.dtype == np.float32
-    return batch
+    return to_tensor([pack.inputs(index) for index in range(len(pack))])

@@ -24,38 +24,12 @@ MEMORY = {"base_memory_mib": 60.0, "peak_memory_mib": 200.0}
 # Several runtimes in turn
 
 
-def test_runtimes_are_called_in_turn_and_warm_up_is_not_timed():
-    calls = []
-
-    def recorder(name):
-        def call(batch):
-            calls.append((name, batch.shape, str(batch.dtype)))
-
-        call.in_size, call.backend, call.dtype, call.executed_precision = 8, "none", "fp32", "f32"
-        return call
-
-    rows = performance.interleaved_latency(
-        {name: recorder(name) for name in "ab"}, repeats=3, warm_up=1, batch_size=2
-    )
-    turns = ["".join(name for name, _, _ in calls[i : i + 2]) for i in range(0, len(calls), 2)]
-    assert len(turns) == 4 and set(turns) == {"ab", "ba"}  # both orders, so that neither is favoured
-    assert {call[1:] for call in calls} == {((2, 3, 8, 8), "float32")}
-    assert [len(row["times_ms"]) for row in rows] == [3, 3]
-
-
 def test_a_real_runtime_is_timed(fp32):
     (row,) = performance.interleaved_latency({"tiny": fp32}, repeats=5, warm_up=1, batch_size=2)
     assert (row["label"], row["backend"], row["dtype"], row["batch_size"]) == ("tiny", "openvino", "fp32", 2)
     assert row["executed_precision"] == "f32"
     assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] <= max(row["times_ms"])
-    assert row["median_ms"] == pytest.approx(sorted(row["times_ms"])[2])
-
-
-def test_impossible_counts_are_refused(fp32):
-    with pytest.raises(ValueError, match="batch_size=0"):
-        performance.interleaved_latency({"tiny": fp32}, batch_size=0)
-    with pytest.raises(ValueError, match="repeats=0"):
-        layer_times({}, repeats=0)
+    assert row["median_ms"] == pytest.approx(sorted(row["times_ms"])[2]) and len(row["times_ms"]) == 5
 
 
 # The measured choice of a backend
@@ -101,31 +75,25 @@ def test_real_times(artefact):
     assert medians == sorted(medians) and medians[0] > 0
 
 
-def test_a_single_candidate_is_not_timed(artefact, slow):
-    made = slow()
+def test_candidates_that_fall_away(artefact, slow, monkeypatch):
+    assert slow() == []
     backend, reason, rows = fastest_backend(artefact("openvino", "bf16"), "bf16")
-    assert (backend, rows, made) == ("openvino", [], []) and "only backend" in reason
-
-
-def test_a_backend_that_the_machine_lacks_is_left_out_with_the_reason(artefact, slow, monkeypatch):
-    slow(openvino=2.0, onnxruntime=1.0)
+    assert (backend, rows) == ("openvino", []) and "only backend" in reason  # nothing is timed
+    folder = artefact("torch", "fp32")
+    with pytest.raises(
+        RuntimeUnavailable, match="none of torchscript .* serves openvino, onnxruntime, torch"
+    ):
+        fastest_backend(folder, "fp32", candidates=["torchscript"])
+    with pytest.raises(ValueError, match="dtype='bf16': .* fp32"):
+        fastest_backend(folder, "bf16")
 
     def absent(cls, device):
         raise RuntimeUnavailable("nothing here")
 
-    folder = artefact("torch", "fp32")
+    slow(openvino=2.0, onnxruntime=1.0)
     monkeypatch.setattr(TorchRuntime, "check_device", classmethod(absent))
     backend, reason, rows = fastest_backend(folder, "fp32")
-    assert backend == "onnxruntime" and len(rows) == 2
-    assert reason.endswith("; torch left out: nothing here")
-
-
-def test_nothing_to_choose_from(artefact):
-    folder = artefact("openvino", "fp32")
-    with pytest.raises(RuntimeUnavailable, match="none of torch .* serves openvino, onnxruntime"):
-        fastest_backend(folder, "fp32", candidates=["torch"])
-    with pytest.raises(ValueError, match="dtype='bf16': .* fp32"):
-        fastest_backend(folder, "bf16")
+    assert backend == "onnxruntime" and len(rows) == 2 and reason.endswith("; torch left out: nothing here")
 
 
 def test_candidates_of_auto(monkeypatch):
@@ -156,9 +124,7 @@ def test_layer_times(artefact):
         named = {row["name"] for row in rows if "conv" in row["kind"] or "filter" in row["kind"]}
         assert len(expected) > 20 and expected <= named | {"generator.to_rgbs.0.upsample"}
         assert [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
-        assert all(
-            np.isfinite(row["ms"]) and row["ms"] >= 0 and row["kind"] in performance.KINDS for row in rows
-        )
+        assert all(row["ms"] >= 0 and row["kind"] in performance.KINDS for row in rows)
         precisions = {row["precision"] for row in rows if row["kind"] == "convolution"}
         assert "int8" in precisions and "f32" in precisions  # the layers at the ends stay in float
         assert sum(row["precision"] == "int8" for row in rows) > 10
@@ -237,26 +203,26 @@ def test_memory_is_that_of_this_process():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"repeats": 0}, "repeats=0: must be a whole number, at least 1"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"instances": -1}, "instances=-1"),
-        ({"threads": 1.5}, "threads=1.5"),
-        ({"threads": 1_000_000}, f"threads=1000000: .* 1 to {MOST_THREADS}"),
-        ({"warm_up": -1}, "warm_up=-1: must be a whole number, at least 0"),
-        ({"seconds": -0.1}, "seconds=-0.1"),
-        ({"seconds": float("nan")}, "seconds=nan"),
+        ({"repeats": 0}, "repeats=0: .* at least 1"), ({"batch_size": 0}, "batch_size=0"),
+        ({"instances": -1}, "instances=-1"), ({"threads": 1.5}, "threads=1.5"),
+        ({"threads": 1_000_000}, f"threads=1000000: .* 1 to {MOST_THREADS}"), ({"warm_up": -1}, "warm_up=-1"),
+        ({"seconds": -0.1}, "seconds=-0.1"), ({"seconds": float("nan")}, "seconds=nan"),
     ],
-)
+)  # fmt: skip
 def test_impossible_numbers_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Combination("anywhere", **wrong)
 
 
-def test_lists_are_checked_before_anything_runs():
+def test_numbers_are_checked_before_anything_runs():
     with pytest.raises(ValueError, match=r"threads=\[\]: give at least one"):
         performance.performance_test("nowhere", threads=[])
     with pytest.raises(ValueError, match="instances=0"):
         performance.performance_test("nowhere", instances=[1, 0])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        performance.interleaved_latency({}, batch_size=0)
+    with pytest.raises(ValueError, match="repeats=0"):
+        layer_times({}, repeats=0)
 
 
 def test_percentiles_are_numpys_and_rows_say_what_they_cannot_support():
@@ -318,16 +284,14 @@ def broken_artefact(folder, backend):
     return folder
 
 
-def test_what_cannot_be_opened_is_told_as_by_open_runtime(tmp_path):
+def test_what_cannot_be_opened_is_told_and_another_fault_ends_with_its_traceback(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):
         performance.performance_test(tmp_path)
+    folder = broken_artefact(tmp_path, "openvino")
     with pytest.raises(RuntimeUnavailable, match="openvino does not run fp32 on cuda"):
-        performance.performance_test(broken_artefact(tmp_path, "openvino"), device="cuda")
-
-
-def test_another_fault_ends_with_its_traceback(tmp_path):
-    combination = Combination(str(broken_artefact(tmp_path, "onnxruntime")), batch_size=3)
-    with pytest.raises(RuntimeError, match=r"batch 3, 1 instances of 1 threads: the process failed") as fault:
+        performance.performance_test(folder, device="cuda")
+    combination = Combination(str(folder), batch_size=3, backend="onnxruntime")
+    with pytest.raises(RuntimeError, match=r"batch 3, 1 instances of 1 threads: the .*failed") as fault:
         performance.measure_in_child(combination)
     assert "InvalidProtobuf" in str(fault.value)
 

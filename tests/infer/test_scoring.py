@@ -163,14 +163,14 @@ def test_rows_are_scores_of_the_saved_images(saved, pack, fp32, faces):
     assert sorted(path.stem for path in folder.iterdir()) == sorted(pack.names)
     for index, row in enumerate(rows):
         assert row["ms"] > 0 and all(np.isfinite(row[name]) for name in MEANS)
-        image, source, truth = (
-            read_image(folder / f"{row['name']}.png"),
-            pack.inputs(index),
-            pack.truths(index),
-        )
+        image = read_image(folder / f"{row['name']}.png")
+        source, truth = pack.inputs(index), pack.truths(index)
         np.testing.assert_array_equal(image, from_tensor(fp32(faces[index : index + 1]))[0])
         assert (row["psnr"], row["ssim"]) == (psnr(image, truth), ssim(image, truth))
         assert (row["psnr_input"], row["ssim_input"]) == (psnr(source, truth), ssim(source, truth))
+    three = zip((10.0, 20.0, 30.0), (1.0, 2.0, 90.0), strict=True)
+    summary = scoring.summarise([{**rows[0], "psnr": value, "ms": ms} for value, ms in three])
+    assert (summary["psnr_mean"], summary["ms_per_image"]) == (20.0, 2.0)  # the mean, the median time
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 8])
@@ -204,12 +204,6 @@ def test_npz_files_hold_the_unrounded_outputs(fp32, pack, faces, tmp_path, monke
         np.testing.assert_allclose(output, fp32(faces[index : index + 1])[0], atol=1e-5)
 
 
-def test_summary_is_means_and_the_median_time(saved):
-    times = {10.0: 1.0, 20.0: 2.0, 30.0: 90.0}
-    summary = scoring.summarise([{**saved[0][0], "psnr": value, "ms": ms} for value, ms in times.items()])
-    assert (summary["psnr_mean"], summary["ms_per_image"]) == (20.0, 2.0)
-
-
 # Outputs in npz files
 
 
@@ -226,18 +220,13 @@ def folder(tmp_path, pack, outputs):
     return tmp_path / "npz"
 
 
-def test_what_is_written_is_read_bit_for_bit(folder, pack, outputs):
-    paths = output_paths(folder, pack)
+def test_what_is_written_is_read_bit_for_bit_and_scored_as_on_the_direct_path(folder, pack, outputs):
+    paths, chromas = output_paths(folder, pack), data_chroma(pack).per_face
     assert [path.name for path in paths] == [f"{i:06d}_{name}.npz" for i, name in enumerate(pack.names)]
-    for path, name, output in zip(paths, pack.names, outputs, strict=True):
-        np.testing.assert_array_equal(read_output_npz(path, name, 64), output)
-        with np.load(path) as archive:
-            assert set(archive.files) == {"output_0", "name"}
-
-
-def test_figures_of_files_are_exactly_those_of_the_direct_path(folder, pack, outputs):
-    chromas = data_chroma(pack).per_face
     for i, row in enumerate(evaluate_npz(folder, pack)):
+        np.testing.assert_array_equal(read_output_npz(paths[i], pack.names[i], 64), outputs[i])
+        with np.load(paths[i]) as archive:
+            assert set(archive.files) == {"output_0", "name"}
         direct = score(pack.inputs(i), pack.truths(i), outputs[i], chromas[i])
         assert row == {"name": pack.names[i], **direct}
 
@@ -285,16 +274,21 @@ def test_other_arrays_are_refused(tmp_path, shape, dtype, value, held):
 def test_files_without_the_keys_or_damaged_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, output_0=np.zeros((3, 64, 64), np.float32))
+    content = path.read_bytes()
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    for damaged in (content[:100], b"", (tmp_path / "a.npy").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="a.npz: not a readable npz file"):
+            read_output_npz(path, "a", 64)
+    path.write_bytes(content)
     with pytest.raises(DataError, match="a.npz: holds output_0, expected also name"):
-        read_output_npz(path, "a", 64)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="a.npz: not a readable npz file"):
         read_output_npz(path, "a", 64)
 
 
 def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, outputs):
     for index, output in enumerate(outputs):
-        np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None])
+        extra = np.array([{}], object)  # what else a file holds is not read
+        np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None], other=extra)
     with pytest.raises(DataError, match="is missing"):
         evaluate_npz(tmp_path, pack)
     paths = output_paths(tmp_path, pack, named=False)
@@ -315,12 +309,11 @@ def test_rank(order, expected):
 
 
 def test_equal_scores_stay_in_order_and_unknown_names_are_refused():
-    rows = [{"psnr": 1.0}] * 4
-    assert scoring.rank(rows, "best", 2) == scoring.rank(rows, "worst", 2) == [0, 1]
-    with pytest.raises(ValueError, match="bets.*best, median, worst"):
-        scoring.rank(ROWS, "bets", 1)
-    with pytest.raises(ValueError, match="did you mean 'psnr'"):
-        scoring.rank(ROWS, "best", 1, "psn")
+    for order in ("best", "worst"):
+        assert scoring.rank([{"psnr": 1.0}] * 4, order, 2) == [0, 1]
+    for order, key, said in (("bets", "psnr", "bets.*best, median, worst"), ("best", "psn", "mean 'psnr'")):
+        with pytest.raises(ValueError, match=said):
+            scoring.rank(ROWS, order, 1, key)
 
 
 def test_best_median_worst_shows_no_face_twice():
@@ -361,9 +354,7 @@ def test_command_prints_means_and_writes_rows(folder, pack, capsys):
     assert [float(row["psnr"]) for row in written] == [row["psnr"] for row in rows]
 
 
-def test_command_takes_the_calibration_beside_the_pack_and_names_a_missing_file(
-    folder, pack, tmp_path, capsys
-):
+def test_command_takes_calibration_beside_the_pack_and_names_a_missing_file(folder, pack, tmp_path, capsys):
     """As 02_data lays them out, and as the figures of 04_infer are made."""
     for name, count in (("evaluation", 5), ("calibration", 2)):
         write_pack(tmp_path / name, Pairs(embedded_faces(count, 64), "color", 64))
