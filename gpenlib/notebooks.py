@@ -1,6 +1,7 @@
-"""HTML pages of executed notebooks and the index over them.
+"""Run the numbered notebooks in order: papermill, then HTML pages with an index.
 
-Everything on the index is read from the executed copies, so it can be rebuilt at any time.
+Unlike papermill itself it refuses parameters that no notebook knows, and runs the kernel with its own Python,
+whatever kernels are registered on the machine. All that the index shows is read from the executed copies.
 """
 
 from __future__ import annotations
@@ -9,29 +10,25 @@ import argparse
 import html
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
+from filelock import FileLock, Timeout
 from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillException
 from traitlets import default
 
-from gpenlib.files import choice_error, nearest, repository_root, resolve_path, write_atomically
-from gpenlib.settings import RunSettings, SettingsError, parse_overrides, read_yaml
-
-# ----------------------------------------------------------------------
-# HTML pages of executed notebooks and the index over them.
-#
-# Everything on the index is read from the executed copies, so it can be rebuilt at any time.
+from gpenlib.files import choice_error, nearest, repository_root, resolve_path, write_text
+from gpenlib.settings import RunFolder, SettingsError, parse_overrides, read_yaml
 
 PATTERN = "[0-9][0-9]_*.ipynb"
-
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
@@ -48,88 +45,22 @@ code {{ font-size: .85em; }}
 </table></body></html>
 """
 ROW = (
-    '<tr><td>{link}</td><td class="{css}">{status}</td><td class="time">{duration}</td>'
+    '<tr><td>{link}</td><td class="{status}">{status}</td><td class="time">{duration}</td>'
     "<td><code>{parameters}</code></td></tr>"
 )
-
-
-def write_page(notebook: Path, page: Path) -> None:
-    """Convert an executed notebook to one HTML file with its figures inside."""
-    exporter = HTMLExporter(template_name="lab", embed_images=True, require_js_url="")
-    body, _ = exporter.from_filename(str(notebook))
-    with write_atomically(page) as temporary:
-        temporary.write_text(body, encoding="utf-8")
-
-
-def write_index(run_folder: Path, selected: Iterable[Path], index: Path) -> None:
-    """List every executed notebook of a run, and those of ``selected`` that did not run."""
-    copies = {path.name: path for path in (run_folder / "notebooks").glob(PATTERN)}
-    names = sorted({*copies, *(path.name for path in selected)})
-    rows = [_row(copies[name]) if name in copies else _row_not_run(name) for name in names]
-    text = PAGE.format(title=html.escape(f"GPEN workbench, run {run_folder.name}"), rows="\n".join(rows))
-    with write_atomically(index) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _row(copy: Path) -> str:
-    """Return the table row of an executed notebook; all of it is read from the copy."""
-    notebook = nbformat.read(copy, as_version=4)
-    record = notebook.metadata.get("papermill", {})
-    passed = {name: repr(value) for name, value in record.get("parameters", {}).items()}
-    defaults = {name: str(entry["default"]) for name, entry in papermill.inspect_notebook(copy).items()}
-    used = {**defaults, **passed}
-    failed, duration = bool(record.get("exception")), record.get("duration")
-    return ROW.format(
-        link=f'<a href="{html.escape(copy.stem)}.html">{html.escape(_title(notebook, copy.stem))}</a>',
-        css="failed" if failed else "done",
-        status="failed" if failed else "done",
-        duration=f"{duration:.1f} s" if duration is not None else "",
-        parameters=html.escape(", ".join(f"{name}={value}" for name, value in used.items())),
-    )
-
-
-def _row_not_run(name: str) -> str:
-    return ROW.format(link=html.escape(Path(name).stem), css="", status="not run", duration="", parameters="")
-
-
-def _title(notebook: nbformat.NotebookNode, otherwise: str) -> str:
-    """Return the first markdown heading."""
-    for cell in notebook.cells:
-        heading = re.search(r"^#+ +(.+)", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else None
-        if heading:
-            return heading[1].strip()
-    return otherwise
-
-
-# ----------------------------------------------------------------------
-# Run the numbered notebooks in order: papermill, then HTML pages with an index.
-#
-# ``python -m gpenlib.notebooks --params params/demo.yaml [--only 04] [-p dtype int8]``
-#
-# Unlike papermill itself it refuses parameters that no notebook knows, and runs the kernel with its own
-# Python, whatever kernels are registered on the machine.
-
-ERROR_LINES = 15
 
 
 class NotebookError(RuntimeError):
     """A notebook that is malformed or failed, or parameters that no notebook takes."""
 
 
-class SamePythonSpecs(KernelSpecManager):
-    """Offers one kernel: the running Python. A registered ``python3`` may belong to another environment."""
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """Return the specification of a kernel with ``sys.executable``."""
-        return KernelSpec(**get_kernel_dict())
-
-
 class SamePythonKernel(AsyncKernelManager):
-    """Kernel manager that starts ``sys.executable``."""
+    """Starts the running Python; a registered ``python3`` may belong to another environment."""
 
-    @default("kernel_spec_manager")
-    def _own_specs(self) -> KernelSpecManager:
-        return SamePythonSpecs(parent=self)
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The specification of a kernel with ``sys.executable``."""
+        return KernelSpec(**get_kernel_dict())
 
     @default("transport_encryption")
     def _encrypt(self) -> str:
@@ -137,59 +68,36 @@ class SamePythonKernel(AsyncKernelManager):
 
 
 def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
-    """Return the numbered notebooks of ``folder`` in order: all, or those whose number is in ``only``.
-
-    Raises
-    ------
-    NotebookError
-        If there are none, or ``only`` names a number that is not there.
-    """
+    """Return the numbered notebooks of ``folder`` in order: all, or those whose number is in ``only``."""
     present = sorted(folder.glob(PATTERN))
     if not present:
         raise NotebookError(f"{folder}: no notebooks named NN_name.ipynb")
     numbers = sorted({path.name[:2] for path in present})
-    unknown = [number for number in only if number not in numbers]
-    if unknown:
+    if unknown := [number for number in only if number not in numbers]:
         raise NotebookError(choice_error("notebook number", unknown[0], numbers))
     return [path for path in present if not only or path.name[:2] in only]
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
-    """Return the parameters of a notebook with their defaults as source text.
-
-    Raises
-    ------
-    NotebookError
-        If it is not a readable notebook with exactly one code cell tagged ``parameters``.
-    """
+    """Return the parameters of the one code cell tagged ``parameters``, with defaults as source text."""
     try:
         cells = nbformat.read(notebook, as_version=4).cells
         tagged = [c for c in cells if "parameters" in c.metadata.get("tags", ()) and c.cell_type == "code"]
         if len(tagged) != 1:
-            raise NotebookError(
-                f"{notebook}: {len(tagged)} code cells tagged 'parameters'; exactly one is needed"
-            )
-        found = papermill.inspect_notebook(notebook)
+            raise NotebookError(f"{notebook}: {len(tagged)} code cells tagged 'parameters'; needed is one")
+        entries = papermill.inspect_notebook(notebook)
     except (ValueError, nbformat.reader.NotJSONError) as error:  # no kernel in the metadata, or not JSON
         raise NotebookError(f"{notebook}: not a notebook that papermill can run ({error})") from error
-    return {name: str(entry["default"]) for name, entry in found.items()}
+    return {name: str(entry["default"]) for name, entry in entries.items()}
 
 
 def check_parameters(values: Mapping[str, Any], notebooks: Iterable[Path]) -> None:
-    """Refuse values that no notebook takes, or that a parameters cell cannot hold.
-
-    Raises
-    ------
-    NotebookError
-        Naming the key, and the nearest names that exist.
-    """
+    """Refuse values that no notebook takes, with the nearest names, or that a parameters cell cannot hold."""
     known = sorted({name for path in notebooks for name in declared_parameters(path)})
     for name, value in values.items():
         if name not in known:
-            close = nearest(name, known) or known
-            raise NotebookError(
-                f"unknown parameter {name!r}: no notebook has it; nearest: {', '.join(close)}"
-            )
+            close = ", ".join(nearest(name, known) or known)
+            raise NotebookError(f"unknown parameter {name!r}: no notebook has it; nearest: {close}")
         if isinstance(value, Mapping):
             raise NotebookError(f"parameter {name!r}: {value!r} is a mapping; notebooks take plain values")
 
@@ -197,62 +105,54 @@ def check_parameters(values: Mapping[str, Any], notebooks: Iterable[Path]) -> No
 def run_notebooks(
     values: Mapping[str, Any], only: Sequence[str] = (), folder: Path | None = None
 ) -> tuple[Path, Path]:
-    """Execute notebooks in order and write their HTML pages and the index.
+    """Execute notebooks in order, all or those numbered ``only``; return their folder and the index page.
 
-    Parameters
-    ----------
-    values : mapping
-        Parameters by name; each notebook receives those that it declares. ``run`` names the run folder.
-    only : sequence of str
-        Numbers of the notebooks to run, such as ``["04"]``. Default: all.
-    folder : Path, optional
-        Where the notebooks lie. Default: ``notebooks`` of the repository.
-
-    Returns
-    -------
-    (Path, Path)
-        The folder of the executed notebooks and the index page.
-
-    Raises
-    ------
-    NotebookError
-        For malformed notebooks or unknown parameters, before anything runs; or when a notebook fails: its
-        partial copy is kept, and the later ones are not run.
-    SettingsError
-        If ``run`` is not a plain folder name.
+    Each receives the ``values`` that it declares; ``run`` names the run folder. What is malformed or unknown
+    is refused before anything runs. Of a notebook that fails the partial copy is kept, and no later one runs.
     """
     folder = folder or repository_root() / "notebooks"
     selected = find_notebooks(folder, only)
     check_parameters(values, sorted(folder.glob(PATTERN)))
-    run_folder = resolve_path(_run_settings(values).folder)
+    run = RunFolder.parse({name: values[name] for name in ("run",) if name in values}, "parameters")
+    run_folder = resolve_path(run.folder)
     executed, pages = run_folder / "notebooks", run_folder / "html"
-    executed.mkdir(parents=True, exist_ok=True)
-    for source in selected:  # what an earlier run left must not pass for a result of this one
-        (executed / source.name).unlink(missing_ok=True)
-        (pages / f"{source.stem}.html").unlink(missing_ok=True)
     index = pages / "index.html"
-    for number, source in enumerate(selected, start=1):
-        declared = declared_parameters(source)
-        copy = executed / source.name
-        start = time.monotonic()
-        try:
-            execute(source, copy, {name: value for name, value in values.items() if name in declared})
-        finally:
-            if copy.is_file():
-                write_page(copy, pages / f"{source.stem}.html")
-            write_index(run_folder, selected, index)
-        print(f"[{number}/{len(selected)}] {source.stem}  {time.monotonic() - start:.1f} s", flush=True)
+    exporter = HTMLExporter(template_name="lab", embed_images=True, require_js_url="")  # figures inside
+    with alone_in(run_folder):
+        executed.mkdir(parents=True, exist_ok=True)
+        for source in selected:  # what an earlier run left must not pass for a result of this one
+            (executed / source.name).unlink(missing_ok=True)
+            (pages / f"{source.stem}.html").unlink(missing_ok=True)
+        for number, source in enumerate(selected, start=1):
+            declared, copy = declared_parameters(source), executed / source.name
+            start = time.monotonic()
+            try:
+                execute(source, copy, {name: value for name, value in values.items() if name in declared})
+            finally:
+                if read_copy(copy) is not None:
+                    write_text(pages / f"{source.stem}.html", exporter.from_filename(str(copy))[0])
+                write_index(run_folder, selected, index)
+            print(f"[{number}/{len(selected)}] {source.stem}  {time.monotonic() - start:.1f} s", flush=True)
     return executed, index
 
 
-def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
-    """Execute one notebook into ``copy``, which is saved after every cell.
+@contextmanager
+def alone_in(run_folder: Path) -> Iterator[None]:
+    """Keep other processes from the notebooks of a run; wait, and say so, where one is at them."""
+    path = run_folder / ".locks" / "notebooks.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process, which runs the notebooks of {run_folder}", flush=True)
+        held = lock.acquire()
+    with held:
+        yield
 
-    Raises
-    ------
-    NotebookError
-        If a cell fails or the kernel dies; with the path of the partial copy and the end of the error.
-    """
+
+def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
+    """Execute one notebook into ``copy``, which is saved after every cell and says when it failed."""
     try:
         papermill.execute_notebook(
             source,
@@ -265,29 +165,56 @@ def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
             progress_bar={"desc": source.stem, "leave": False},
         )
     except BaseException as error:
-        _mark_failed(copy)
+        notebook = read_copy(copy)
+        if notebook is not None:  # papermill notes exceptions in cells, not a kernel that died
+            notebook.metadata.setdefault("papermill", {})["exception"] = True
+            write_text(copy, nbformat.writes(notebook))
         if not isinstance(error, (PapermillException, RuntimeError, TimeoutError)):
             raise
-        ending = "\n".join(str(error).strip().splitlines()[-ERROR_LINES:])
+        ending = "\n".join(str(error).strip().splitlines()[-15:])
         raise NotebookError(f"{source.stem} failed; as far as it came: {copy}\n{ending}") from error
 
 
-def _mark_failed(copy: Path) -> None:
-    """Record the failure in the copy; papermill does so for exceptions in cells, not for a dead kernel."""
-    if copy.is_file():
-        notebook = nbformat.read(copy, as_version=4)
-        notebook.metadata.setdefault("papermill", {})["exception"] = True
-        nbformat.write(notebook, copy)
+def read_copy(copy: Path) -> nbformat.NotebookNode | None:
+    """Return an executed copy; None if there is none, or a killed process left half of one."""
+    try:
+        return nbformat.read(copy, as_version=4)
+    except (OSError, ValueError, nbformat.reader.NotJSONError):
+        return None
 
 
-def _run_settings(values: Mapping[str, Any]) -> RunSettings:
-    """Return the settings that name the run folder, as the stages will understand them."""
-    return RunSettings.parse({name: values[name] for name in ("run",) if name in values}, "parameters")
+def write_index(run_folder: Path, selected: Iterable[Path], index: Path) -> None:
+    """List every executed notebook of a run, and those of ``selected`` that did not run."""
+    executed = run_folder / "notebooks"
+    names = sorted({path.name for path in (*executed.glob(PATTERN), *selected)})
+    rows = "\n".join(index_row(executed / name) for name in names)
+    title = html.escape(f"GPEN workbench, run {run_folder.name}")
+    write_text(index, PAGE.format(title=title, rows=rows))
+
+
+def index_row(copy: Path) -> str:
+    """Return the table row of a notebook; all of it is read from the executed copy."""
+    notebook, name = read_copy(copy), html.escape(copy.stem)
+    if notebook is None:
+        status = "failed" if copy.is_file() else "not run"
+        return ROW.format(link=name, status=status, duration="", parameters="")
+    record = notebook.metadata.get("papermill", {})
+    values = {key: str(entry["default"]) for key, entry in papermill.inspect_notebook(copy).items()}
+    values |= {key: repr(value) for key, value in record.get("parameters", {}).items()}
+    markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    heading = re.search(r"^#+ +(.+)", markdown, re.MULTILINE)
+    title = html.escape(heading[1].strip()) if heading else name
+    return ROW.format(
+        link=f'<a href="{name}.html">{title}</a>',
+        status="failed" if record.get("exception") else "done",
+        duration=f"{record['duration']:.1f} s" if record.get("duration") is not None else "",
+        parameters=html.escape(", ".join(f"{key}={value}" for key, value in values.items())),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all notebooks, or those asked for; print where the results lie."""
-    parser = argparse.ArgumentParser(prog="python -m gpenlib.notebooks", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib notebooks", description=main.__doc__)
     parser.add_argument("--params", required=True, help="YAML file of parameters, from the repository root")
     parser.add_argument("--only", action="append", default=[], metavar="NN", help="this one (repeatable)")
     parser.add_argument(
@@ -303,8 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}")
         return 1
     print(f"executed notebooks: {executed}\nHTML pages:         {index}")
-    report = executed.parent / "report.html"
-    if report.is_file():
+    if (report := executed.parent / "report.html").is_file():
         print(f"report:             {report}")
     print(f"total:              {time.monotonic() - start:.0f} s")
     return 0

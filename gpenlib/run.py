@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,22 +12,13 @@ from typing import Any
 import torch
 
 from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
-from gpenlib.compile.build import build_int8, compile_model, measure_sensitivity
+from gpenlib.compile.build import Build, build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
 from gpenlib.data.faces import DataError, Split, embedded_faces, made_here, open_faces, open_folder
 from gpenlib.data.pairs import Pairs, write_pack
 from gpenlib.data.tasks import baseline_name, make_pair
-from gpenlib.errors.compare import (
-    analyse,
-    compare_results,
-    faces_by_loss,
-    open_face_errors,
-    recommend,
-    with_costs,
-    worst_faces,
-)
-from gpenlib.errors.layers import analyse_layers, measured_threads, stress_half
+from gpenlib.errors import compare, layers
 from gpenlib.errors.report import write_report
 from gpenlib.export import (
     assert_parity,
@@ -55,6 +45,7 @@ from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
 from gpenlib.infer.scoring import data_chroma, restore_pairs, summarise
 from gpenlib.settings import (
+    INCEPTION,
     MODES,
     QUANTISED,
     REFERENCE,
@@ -78,18 +69,15 @@ from gpenlib.train.trainer import (
     read_log,
 )
 
-log = logging.getLogger("gpenlib.run")
-
 SPLIT = ("data_dir", "dataset_size", "calib_dir", "calib_size", "seed")  # decide which faces are used
 PARITY_FACES = 2
 STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
 PAGE = "report.html"
-IN_FLOAT = "; all that is not rounded to 8 bits is computed in float32"
 NOTEBOOK_05 = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
-    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "features_are_inception", "runs",
+    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
     "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
 )  # fmt: skip
 
@@ -388,18 +376,21 @@ class Run(Stages):
         _resolved_build,
     )
     def _sensitivity(self, work: Work) -> Mapping[str, Any]:
-        config = self.build_config()
-        options = QuantizeConfig.parse(
-            config.backend.quantize.model_dump() | {"exclude_layers": [], "quantize_mode": "manual"}
-        )
-        deploy = deploy_form(self.weights.model)
-        images = open_calibration_data(config.dataset, deploy.config, self.calibration)
-        graph = work.path("float", "model.onnx")
-        built = build_int8(deploy, options, graph, images, self._calibration_cache)
+        built = self._round(work, [])
+        options = built.backend.quantize
         measured = measure_sensitivity(
-            deploy, built, images, options.sensitivity_images, work.settings.healed
+            built.deploy, built, built.data, options.sensitivity_images, work.settings.healed
         )
         return {**measured, "max_drop_db": options.max_drop_db}
+
+    def _round(self, work: Work, excluded: list[str]) -> Build:
+        """Round the network as its build does, from the calibration that was kept, without some layers."""
+        config, deploy = self.build_config(), deploy_form(self.weights.model)
+        options = QuantizeConfig.parse(
+            config.backend.quantize.model_dump() | {"exclude_layers": excluded, "quantize_mode": "manual"}
+        )
+        data = open_calibration_data(config.dataset, deploy.config, self.calibration)
+        return build_int8(deploy, options, work.path("float", "model.onnx"), data, self._calibration_cache)
 
     def sensitivity(self) -> Manifest:
         """03_compile/sensitivity: which layers int8 hurts most, those that the build excludes measured too.
@@ -537,7 +528,7 @@ class Run(Stages):
     def _errors(self, work: Work) -> Mapping[str, Any]:
         s = work.settings
         files = {name: getattr(s, name) for name in ("lpips_weights", "features_file")}
-        results = analyse(
+        results = compare.analyse(
             {dtype: work.used[f"infer {dtype}"]["metrics"] for dtype in s.dtypes},
             {dtype: self.output_reader(dtype) for dtype in s.dtypes},
             self.evaluation,
@@ -555,7 +546,7 @@ class Run(Stages):
             }
             for dtype in s.dtypes
         }
-        results["table"] = with_costs(results["table"], sizes, results["latency"])
+        results["table"] = compare.with_costs(results["table"], sizes, results["latency"])
         results["facts"] = {
             **{name: getattr(s, name) for name in ("run", "weights", "task", "device", "batch_size")},
             "weights_digest": self.weights.digest,
@@ -608,15 +599,15 @@ class Run(Stages):
             raise SettingsError(
                 f"dtypes={','.join(self.settings.dtypes)}: name fp32 and another, with commas"
             )
-        manifest = self._errors()
-        comparison = self.comparison() if self.settings.runs else None
-        report = self._report()
-        page = self.folder / PAGE
+        report, page = self._report(), self.folder / PAGE
         if not page.is_file() or sha256(page) != report["outputs"][PAGE]:
             with write_atomically(page) as temporary:
                 shutil.copyfile(Path(report["folder"]) / PAGE, temporary)
-        recommendation = report["metrics"]["recommendation"]
-        return manifest | {"recommendation": recommendation, "comparison": comparison, "report": str(page)}
+        return self._errors() | {
+            "recommendation": report["metrics"]["recommendation"],
+            "comparison": self.comparison() if self.settings.runs else None,
+            "report": str(page),
+        }
 
     @stage(
         "05_layers",
@@ -634,41 +625,36 @@ class Run(Stages):
         model, pairs = self.weights.model, self.evaluation
         count = min(work.settings.layer_faces, len(pairs))
         images = [to_tensor(pairs.inputs(index)) for index in range(count)]
-        deploy = deploy_form(model)
         quantisation = work.used["compile"]["metrics"]["quantisation"]
-        config = self.build_config()
         # What `auto` excluded is known by now; measuring it again could come out otherwise.
-        options = config.backend.quantize.model_copy(
-            update={"exclude_layers": list(quantisation["excluded"]), "quantize_mode": "manual"}
-        )
-        data = open_calibration_data(config.dataset, model.config, self.calibration)
-        graph = work.path("float", "model.onnx")
-        built = build_int8(deploy, options, graph, data, self._calibration_cache)
+        built = self._round(work, list(quantisation["excluded"]))
         stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
 
         def call() -> None:
             with torch.inference_mode():
-                deploy(stressed[:1])
+                built.deploy(stressed[:1])
 
         qdq = next((name for name, form in quantisation["forms"].items() if form == "qdq"), None)
         int8_file = work.path("compile", "artefact") / qdq if qdq else work.folder / "model.onnx"
-        arithmetic = f"the artefact's own QDQ file{IN_FLOAT}"
+        arithmetic = "the artefact's own QDQ file"
         if not qdq:
             built.write("qdq", int8_file)
             arithmetic = (
                 "a QDQ file with the artefact's layers and scales; the artefact is in QOperator form, which "
-                f"rounds the layers' outputs too{IN_FLOAT}"
+                "rounds the layers' outputs too"
             )
         ranking = work.used["sensitivity"]["metrics"]["ranking"]
-        with measured_threads(call):
-            analysed = analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
-        with measured_threads(call):  # again: what else the machine does may have changed
-            half = stress_half(model, stressed, STRESS_FACTORS)
+        with layers.measured_threads(call):
+            analysed = layers.analyse_layers(
+                built.float_path, int8_file, built.deploy, built.layers, images, ranking
+            )
+        with layers.measured_threads(call):  # again: what else the machine does may have changed
+            half = layers.stress_half(model, stressed, STRESS_FACTORS)
         (work.folder / "model.onnx").unlink(missing_ok=True)
         results = {
-            "dtype": config.backend.dtype,
+            "dtype": self.build_config().backend.dtype,
             "faces": pairs.names[:count],
-            "arithmetic": arithmetic,
+            "arithmetic": f"{arithmetic}; all that is not rounded to 8 bits is computed in float32",
             "excluded": quantisation["excluded"],
             **analysed,
             "half": half,
@@ -717,7 +703,7 @@ class Run(Stages):
         """
         results = {name: read_json(self._results_file(name)) for name in work.settings.runs}
         compared: dict[str, Any] = {
-            "rows": compare_results(results),
+            "rows": compare.compare_results(results),
             "runs": {name: result["facts"] for name, result in results.items()},
         }
         write_csv(work.folder / "comparison.csv", compared["rows"])
@@ -755,18 +741,16 @@ class Run(Stages):
     )
     def _report(self, work: Work) -> Mapping[str, Any]:
         results = work.used["errors"]["metrics"]
-        recommendation = recommend(results["table"], work.settings.max_drop_db)
-        rows = results["rows"]
-        # The faces on which the recommended precision loses most; fp32 recommended: the weakest one.
-        dtype = (
-            recommendation.dtype if recommendation.dtype not in (None, REFERENCE) else faces_by_loss(rows)[0]
-        )
-        assert dtype is not None  # None was replaced
+        recommendation = compare.recommend(results["table"], work.settings.max_drop_db)
+        rows, dtype = results["rows"], recommendation.dtype
+        if dtype in (None, REFERENCE):  # then the faces of the weakest one are shown
+            dtype = compare.faces_by_loss(rows)[0]
+        assert dtype is not None
         pairs = self.evaluation
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
-        worst = worst_faces(rows, dtype, work.settings.worst)
-        faces = open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
+        worst = compare.worst_faces(rows, dtype, work.settings.worst)
+        faces = compare.open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self.papermill_command()
         write_report(work.folder / PAGE, results, recommendation, (dtype, faces), command, compared)
@@ -779,6 +763,8 @@ class Run(Stages):
             for name, value in self.settings.model_dump(exclude_defaults=True).items()
             if value is not None and not (isinstance(value, tuple) and not value)
         }
+        if changed.pop("features_are_inception", False):
+            changed["features_file"] = f"{INCEPTION}{changed['features_file']}"
         words = ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
         for name in NOTEBOOK_05:
             if name in changed:

@@ -42,6 +42,7 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 DEVICES: tuple[str, ...] = get_args(Device)
 MODES: tuple[str, ...] = get_args(CalibrateMode)
 QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
+INCEPTION = "inception:"  # before a features_file: it is the standard Inception network
 REFERENCE = "fp32"  # what every other dtype is compared with
 
 Range = tuple[float, float]
@@ -98,7 +99,10 @@ class Settings(BaseModel):
                     if name not in cls.model_fields:
                         hint = did_you_mean(name, cls.model_fields)
                         raise SettingsError(f"parameters: unknown parameter {name!r}{hint}")
-        return cls.parse({k: namespace[k] for k in cls.model_fields if k in namespace}, "parameters")
+        values = {name: namespace[name] for name in cls.model_fields if name in namespace}
+        if hasattr(values.get("run"), "settings"):  # the cell is run again: the name now holds the run itself
+            values["run"] = values["run"].settings.run
+        return cls.parse(values, "parameters")
 
     def with_(self, **changes: Any) -> Self:
         """Return a copy with other values, validated."""
@@ -267,7 +271,10 @@ class RunSettings(RunFolder):
 
     @model_validator(mode="before")
     @classmethod
-    def _task_of_the_weights(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _what_one_value_says_of_another(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if str(values.get("features_file") or "").startswith(INCEPTION):
+            file = values["features_file"].removeprefix(INCEPTION)
+            values = values | {"features_file": file, "features_are_inception": True}
         name = values.get("weights", cls.model_fields["weights"].default)
         return values if values.get("task") else values | {"task": trained_task(name)}
 

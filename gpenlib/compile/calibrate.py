@@ -32,7 +32,7 @@ from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
 from gpenlib.settings import MODES, DatasetConfig
 
 LEVELS = 127  # symmetric s8
-BINS = 4096
+BINS = 4096  # even, for merging in pairs; enough for a level to span several
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
 Counts = NDArray[np.float64]
@@ -53,10 +53,8 @@ class MagnitudeHistogram:
     ``limit`` is the upper edge of the last of the ``counts``, ``largest`` the exact largest magnitude.
     """
 
-    def __init__(self, bins: int = BINS) -> None:
-        if bins < 2 * LEVELS or bins % 2:
-            raise ValueError(f"bins={bins}: must be even and at least {2 * LEVELS}")
-        self.counts: Counts = np.zeros(bins)
+    def __init__(self) -> None:
+        self.counts: Counts = np.zeros(BINS)
         self.limit = 0.0
         self.largest = 0.0
 

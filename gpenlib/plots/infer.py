@@ -170,6 +170,7 @@ def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     scatter.scatter(truth, output, color=colour, label=f"output, {dtype}", **DOTS)
     for axis in (scatter.xaxis, scatter.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
     scatter.set(title=f"Sharpness: {np.median(output / truth):.0%} of the truth's (median)")
     scatter.set(xlabel="truth (variance of the Laplacian)", ylabel="input and output (same variance)")

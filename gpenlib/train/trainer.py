@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gpenlib.architecture import CheckpointError, Generator, Gpen, save_checkpoint
 from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
 from gpenlib.data.faces import DataError
-from gpenlib.files import progress, resolve_path, write_atomically
+from gpenlib.files import progress, resolve_path, write_atomically, write_text
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
 from gpenlib.settings import SettingsError, TrainConfig, parse_overrides
 from gpenlib.train.batches import TrainingFaces, open_training_faces
@@ -95,8 +95,7 @@ class Trainer:
         log = self.run_dir / LOG
         if self.fabric.is_global_zero and log.is_file():  # without a line that was cut off, or undone steps
             rows = [row for row in read_log(self.run_dir) if row["step"] <= self.step]
-            with write_atomically(log) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _train_step(self, batch: Sequence[Tensor]) -> dict[str, float]:
         """Do one step with random numbers of its own; return the loss terms."""
@@ -294,7 +293,7 @@ def check_log(rows: Sequence[LogRow], steps: int, falls: str | None = None) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
-    parser = argparse.ArgumentParser(prog="python -m gpenlib.train", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib train", description=main.__doc__)
     parser.add_argument("config", help="YAML file with the keys of TrainConfig")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     options = parser.parse_args(arguments)

@@ -18,7 +18,7 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors", "06_train")
 SMOKE = read_yaml(ROOT / "params/smoke.yaml")
-# Natural ways to give a value that once stopped a notebook: text (papermill -r), a list (-y), a number for a list
+# Natural values that once stopped a notebook: text (papermill -r), a list (-y), a number for a list
 NATURAL = {
     "02_data": {"dataset_size": "3", "save_packs": "True"},
     "03_compile": {
@@ -144,9 +144,18 @@ def test_parameter_files_hold_only_known_parameters(params):
     check_parameters(read_yaml(ROOT / f"params/{params}.yaml"), NOTEBOOKS)
 
 
-def test_a_wrong_dtype_stops_the_notebook_with_the_allowed_values(tmp_path, run_folder):
-    with pytest.raises(NotebookError, match=r"int3.*fp32.*bf16.*fp16.*int8"):
-        execute(FOLDER / "04_infer.ipynb", tmp_path / "out.ipynb", {**SMOKE, "run": "bad", "dtype": "int3"})
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dtype": "int3"}, r"int3.*fp32.*bf16.*fp16.*int8"),
+        ({"dtpye": "int8"}, r"dtpye.*did you mean 'dtype'"),
+    ],
+)
+def test_wrong_parameters_stop_the_notebook_with_what_is_allowed(wrong, said, tmp_path, run_folder):
+    """papermill itself only warns of a name that the notebook does not have."""
+    values = {"run": "bad", "weights": "tiny-random", **wrong}
+    with pytest.raises(NotebookError, match=said):
+        execute(FOLDER / "04_infer.ipynb", tmp_path / "out.ipynb", values)
     assert not (run_folder.parent / "bad").exists()
 
 

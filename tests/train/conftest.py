@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 
+from gpenlib.architecture import GpenConfig
 from gpenlib.data.faces import embedded_faces
+from gpenlib.images import write_image
 from gpenlib.settings import TrainConfig
 
 FACES = 10
+SMALL, LARGE = GpenConfig(64, 64, 1, 0.0625), GpenConfig(128, 128, 1, 0.0625)
+CONTENT_ONLY = {"adversarial": 0, "feature_matching": 0}
 MakeConfig = Callable[..., TrainConfig]
 
 
@@ -20,33 +23,17 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
     source = embedded_faces(FACES, size=128)
     for index, name in enumerate(source.names):
-        cv2.imwrite(str(folder / name), source.read(index)[:, :, ::-1])
+        write_image(folder / name, source.read(index))
     return folder
 
 
 @pytest.fixture
 def configure(faces: Path, tmp_path: Path) -> MakeConfig:
     """Return a function that makes the configuration of a tiny run; keyword arguments change it."""
-
-    def make(**changes: Any) -> TrainConfig:
-        values: dict[str, Any] = {
-            "stage": "finetune",
-            "data_dir": str(faces),
-            "run_dir": str(tmp_path / "run"),
-            "size": 64,
-            "channel_multiplier": 1,
-            "narrow": 0.0625,
-            "steps": 4,
-            "batch_size": 2,
-            "holdout": 2,
-            "jitter": {"min_crop": 0.9},
-            "checkpoint_every": 2,
-            "evaluate_every": 100,
-            "accelerator": "cpu",
-        }
-        return TrainConfig.parse(values | changes)
-
-    return make
-
-
-CONTENT_ONLY = {"adversarial": 0, "feature_matching": 0}
+    values: dict[str, Any] = {
+        **{"stage": "finetune", "data_dir": str(faces), "run_dir": str(tmp_path / "run")},
+        **{"size": 64, "channel_multiplier": 1, "narrow": 0.0625, "jitter": {"min_crop": 0.9}},
+        **{"steps": 4, "batch_size": 2, "holdout": 2, "checkpoint_every": 2, "evaluate_every": 100},
+        "accelerator": "cpu",
+    }
+    return lambda **changes: TrainConfig.parse(values | changes)
