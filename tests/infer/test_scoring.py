@@ -55,12 +55,6 @@ def test_a_perfect_answer_scores_finite(truth):
     assert set(scoring.summarise([row])) == {f"{name}_mean" for name in MEANS}  # no times, no mean
 
 
-def test_a_smaller_input_is_enlarged_for_the_baselines():
-    large = np.full((64, 64, 3), 90, np.uint8)
-    row = score(np.full((32, 32, 3), 90, np.uint8), large, as_output(large), (0.0, 0.0))
-    assert row["psnr_input"] == row["psnr_chroma_baseline"] == PSNR_CEILING
-
-
 def test_each_rounding_scores_its_own_image():
     even = np.full((32, 32, 3), 100, np.uint8)
     output = as_output(even) + np.float32(0.4 / 127.5)  # 100.4: rounds to 100, truncates to 100
@@ -74,13 +68,13 @@ def test_each_rounding_scores_its_own_image():
     assert row["ssim"] < row["ssim_float"] < row["ssim_truncated"]
 
 
-def test_values_out_of_range_are_clipped_in_every_rounding():
+def test_faces_of_one_grey_level(truth):
+    large = np.full((64, 64, 3), 90, np.uint8)
+    row = score(np.full((32, 32, 3), 90, np.uint8), large, as_output(large), (0.0, 0.0))
+    assert row["psnr_input"] == row["psnr_chroma_baseline"] == PSNR_CEILING  # a small input is enlarged
     white = np.full((32, 32, 3), 255, np.uint8)
-    row = score(white, white, as_output(white) * 1.5, CHROMA)
+    row = score(white, white, as_output(white) * 1.5, CHROMA)  # what is out of range is clipped
     assert row["psnr"] == row["psnr_float"] == row["psnr_truncated"] == PSNR_CEILING
-
-
-def test_mean_colour_of_the_output(truth):
     row = score(truth, truth, as_output(np.full_like(truth, 119)), CHROMA)
     assert row["lightness"] == pytest.approx(50, abs=0.5)
     assert row["lab_a"] == pytest.approx(0, abs=0.02) and row["lab_b"] == pytest.approx(0, abs=0.02)
@@ -302,14 +296,11 @@ def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, outputs):
 # Faces to look at
 
 
-@pytest.mark.parametrize(("order", "expected"), [("best", [1, 3]), ("worst", [2, 4]), ("median", [0, 4])])
-def test_rank(order, expected):
-    assert scoring.rank(ROWS, order, 2) == expected
-    assert scoring.rank([], order, 3) == [] and len(scoring.rank(ROWS[:2], order, 9)) == 2
-
-
-def test_equal_scores_stay_in_order_and_unknown_names_are_refused():
-    for order in ("best", "worst"):
+def test_rank():
+    for order, expected in (("best", [1, 3]), ("worst", [2, 4]), ("median", [0, 4])):
+        assert scoring.rank(ROWS, order, 2) == expected
+        assert scoring.rank([], order, 3) == [] and len(scoring.rank(ROWS[:2], order, 9)) == 2
+    for order in ("best", "worst"):  # equal scores stay in order
         assert scoring.rank([{"psnr": 1.0}] * 4, order, 2) == [0, 1]
     for order, key, said in (("bets", "psnr", "bets.*best, median, worst"), ("best", "psn", "mean 'psnr'")):
         with pytest.raises(ValueError, match=said):
