@@ -99,7 +99,10 @@ class Settings(BaseModel):
                     if name not in cls.model_fields:
                         hint = did_you_mean(name, cls.model_fields)
                         raise SettingsError(f"parameters: unknown parameter {name!r}{hint}")
-        return cls.parse({k: namespace[k] for k in cls.model_fields if k in namespace}, "parameters")
+        values = {name: namespace[name] for name in cls.model_fields if name in namespace}
+        if hasattr(values.get("run"), "settings"):  # the cell is run again: the name now holds the run itself
+            values["run"] = values["run"].settings.run
+        return cls.parse(values, "parameters")
 
     def with_(self, **changes: Any) -> Self:
         """Return a copy with other values, validated."""

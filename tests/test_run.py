@@ -322,6 +322,8 @@ def test_a_run_takes_the_variables_that_are_settings(outputs_root):
     assert run.settings.dataset_size == 3 and run.settings.perf_batch == (4,)
     assert run.folder == outputs_root / "a"
     assert "dataset_size=3" in repr(run) and "unrelated" not in repr(run)
+    again = Run.of({"run": run, "weights": "tiny-random"})  # the cell is run a second time
+    assert again.settings.run == "a"
 
 
 def test_a_parameter_that_papermill_was_given_and_nobody_has_is_refused():

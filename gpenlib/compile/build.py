@@ -342,7 +342,7 @@ def compile_model(
             step(state)
         write.remove_older(out_dir)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE):  # that one last
-            path.replace(out_dir / path.name)
+            shutil.move(path, out_dir / path.name)  # which may be on another file system
     return out_dir
 
 

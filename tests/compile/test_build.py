@@ -252,9 +252,8 @@ def older(build, tmp_path) -> Path:
 
 
 def test_an_older_artefact_is_replaced_and_foreign_files_stay(older, tiny_model, float_graph, monkeypatch):
-    moved = []
-    move = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, to: (moved.append(to), move(self, to))[1])
+    moved, move = [], shutil.move
+    monkeypatch.setattr(shutil, "move", lambda path, to: (moved.append(to), move(path, to)))
     compile_model(tiny_model, options("fp16"), older, float_graph)
     assert moved[-1] == older / "manifest.json", "the manifest is the last file"
     assert names_in(older) == ["manifest.json", "model.onnx", "notes.txt"]

@@ -257,28 +257,20 @@ def test_every_part_of_the_key_counts(picture_folder):
     assert cache_key("model", again.chosen.digest(), again.preprocessing()) == keys[0]
 
 
-def test_coloured_calibration_pictures_become_grey(picture_folder):
-    folder = picture_folder(3)
-    data = data_of(path=str(folder), sampler={"get_data_num": 2})
-    assert np.ptp(open_folder(folder).read(0), axis=2).any(), "the pictures themselves are coloured"
-    images = [*data.calibration(), *data.held_out()]
-    assert len(images) == 3
-    for image in images:
-        assert image.shape == (1, 3, 64, 64) and image.dtype == np.float32
-        assert (image[:, 0] == image[:, 1]).all() and (image[:, 0] == image[:, 2]).all()
-        assert -1 <= image.min() < image.max() <= 1
-
-
+@pytest.mark.parametrize("task", ["color", "restore"])
 @pytest.mark.parametrize("out_size", [64, 128])
-def test_pictures_are_degraded_by_the_task_at_the_size_of_the_output(picture_folder, out_size):
+def test_pictures_are_degraded_by_the_task_at_the_size_of_the_output(picture_folder, task, out_size):
     """For a super-resolution network as well: there the degradation used to act on the small picture."""
-    folder = picture_folder(3)
-    data = data_of(replace(TINY, out_size=out_size), path=str(folder), task="restore")
+    folder = picture_folder(4)
+    sampler = {"get_data_num": 3}
+    data = data_of(replace(TINY, out_size=out_size), path=str(folder), task=task, sampler=sampler)
     for index, (image, (_, truth)) in enumerate(zip(data.calibration(), data.pairs(3), strict=True)):
         picture = open_folder(folder).read(index)
-        degraded, _ = make_pair(picture, "restore", out_size, seed=index)
-        assert np.array_equal(image, to_tensor(resize(degraded, 64)))
-        assert np.array_equal(truth, resize(picture, out_size))
+        degraded, _ = make_pair(picture, task, out_size, seed=index)
+        assert image.dtype == np.float32 and np.array_equal(image, to_tensor(resize(degraded, 64)))
+        assert np.array_equal(truth, resize(picture, out_size)) and np.ptp(truth, axis=2).any()
+    (image,) = data.held_out()
+    assert image.shape == (1, 3, 64, 64) and (task != "color" or not np.ptp(image, axis=1).any())
 
 
 def test_folder_pack_and_pairs_of_a_super_resolution_network_are_alike(picture_folder, tmp_path):

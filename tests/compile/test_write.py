@@ -59,22 +59,9 @@ def written(graph, layers, form, ranges=None):
     return model
 
 
-def weights():
-    """Weights whose channels differ in size by a factor of a hundred."""
-    rng = np.random.default_rng(1)
-    first = rng.standard_normal((5, 4, 3, 3)) * np.geomspace(0.01, 1, 5)[:, None, None, None]
-    second = rng.standard_normal((5, 6, 2, 2)) * np.geomspace(1, 0.01, 6)[None, :, None, None]
-    return {"w1": first.astype(np.float32), "w2": second.astype(np.float32)}
-
-
 @pytest.fixture
-def model():
-    nodes = [
-        helper.make_node("Conv", ["input", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
-        helper.make_node("LeakyRelu", ["a"], ["middle"], "activation", alpha=0.2),
-        helper.make_node("ConvTranspose", ["middle", "w2"], ["output"], "second", strides=[2, 2]),
-    ]
-    return model_of(nodes, [1, 4, 6, 6], [1, 6, 12, 12], weights())
+def model(two_layers):
+    return copy.deepcopy(two_layers.model)
 
 
 @pytest.fixture
@@ -98,13 +85,14 @@ def rounded_weight(weight, axis, per_channel, power2):
 
 @pytest.mark.parametrize("power2", [False, True])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_qdq_agrees_with_the_definition(model, small_image, per_channel, power2):
+def test_qdq_agrees_with_the_definition(model, two_layers, small_image, per_channel, power2):
     def rounded(x, threshold):
         return torch.clamp(torch.round(x / (threshold / 127)), -128, 127) * (threshold / 127)
 
     write_qdq(model, round_layers(model, THRESHOLDS, LAYERS, per_channel, power2))
     first, second = (
-        rounded_weight(weights()[name], axis, per_channel, power2) for name, axis in (("w1", 0), ("w2", 1))
+        rounded_weight(two_layers.weights[name], axis, per_channel, power2)
+        for name, axis in (("w1", 0), ("w2", 1))
     )
     x = F.conv2d(rounded(torch.from_numpy(small_image).double(), 2.0), first, padding=1)
     expected = F.conv_transpose2d(rounded(F.leaky_relu(x, 0.2), 1.5), second, stride=2).numpy()
@@ -114,7 +102,7 @@ def test_qdq_agrees_with_the_definition(model, small_image, per_channel, power2)
     assert np.abs(output - expected).max() < 0.05 * expected.std()
 
 
-def test_scales_lie_along_the_output_channels(model):
+def test_scales_lie_along_the_output_channels(model, two_layers):
     layers = round_layers(model, THRESHOLDS, LAYERS)
     write_qdq(model, layers)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -123,7 +111,7 @@ def test_scales_lie_along_the_output_channels(model):
         node, report = nodes[f"{name}.weight_s8_dequantised"], layers[name].report
         assert [(attribute.name, attribute.i) for attribute in node.attribute] == [("axis", axis)]
         stored, scales, zeros = (constants[tensor] for tensor in node.input)
-        weight = weights()[source]
+        weight = two_layers.weights[source]
         assert stored.dtype == np.int8 and stored.shape == weight.shape and not zeros.any()
         other = tuple(i for i in range(4) if i != axis)
         assert np.allclose(scales, np.abs(weight).max(axis=other) / LEVELS)
