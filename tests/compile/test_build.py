@@ -349,7 +349,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(tiny_model, tmp_path, mon
     ],
 )
 def test_what_cannot_be_built(tiny_model, float_graph, tmp_path, monkeypatch, build, error, message):
-    monkeypatch.setattr(compiler.calibrate, "calibrate", lambda *_: pytest.fail("calibrated before names were checked"))
+    monkeypatch.setattr(compiler.calibrate, "calibrate", lambda *_: pytest.fail("too early"))
     with pytest.raises(error, match=message):
         compile_model(tiny_model, build, tmp_path / "artefact", float_graph)
     assert not (tmp_path / "artefact").exists() or names_in(tmp_path / "artefact") == []
