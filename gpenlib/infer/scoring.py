@@ -200,15 +200,15 @@ def output_paths(folder: str | Path, pairs: Pairs | Pack, named: bool = True) ->
 
 def read_output_npz(path: Path, name: str | None, side: int) -> FloatArray:
     """Read a face's output, float32 [3, side, side]; its ``name`` must agree (None: files carry none)."""
+    keys = [OUTPUT_KEY] if name is None else [OUTPUT_KEY, NAME_KEY]
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            held = archive.files
+            arrays = {key: archive[key] for key in keys if key in held}
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable npz file ({error})") from None
-    keys = [OUTPUT_KEY] if name is None else [OUTPUT_KEY, NAME_KEY]
-    if missing := [key for key in keys if key not in arrays]:
-        held = ", ".join(arrays) or "nothing"
-        raise DataError(f"{path}: holds {held}, expected also {', '.join(missing)}")
+    if missing := [key for key in keys if key not in held]:
+        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}, expected also {', '.join(missing)}")
     output, stored = arrays[OUTPUT_KEY], None if name is None else str(arrays[NAME_KEY])
     if stored != name:
         raise DataError(f"{path}: holds the output of {stored!r}, expected that of {name!r} (another order?)")

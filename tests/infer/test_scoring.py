@@ -231,14 +231,17 @@ def test_files_without_the_keys_or_damaged_are_refused(tmp_path):
     np.savez(path, output_0=np.zeros((3, 64, 64), np.float32))
     with pytest.raises(DataError, match="a.npz: holds output_0, expected also name"):
         read_output_npz(path, "a", 64)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="a.npz: not a readable npz file"):
-        read_output_npz(path, "a", 64)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    for damaged in (path.read_bytes()[:100], b"", (tmp_path / "b.npy").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="a.npz: not a readable npz file"):
+            read_output_npz(path, "a", 64)
 
 
 def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, faces):
     for index, output in enumerate(faces):
-        np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None])
+        extra = np.array([{}], object)  # what else a file holds is not read
+        np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None], other=extra)
     with pytest.raises(DataError, match="is missing"):
         evaluate_npz(tmp_path, pack)
     paths = output_paths(tmp_path, pack, named=False)
