@@ -1,7 +1,5 @@
 """Artefacts of the tiny network, one per backend and dtype, built once for all tests of this folder."""
 
-import shutil
-
 import pytest
 
 from gpenlib.compile import compile_model
@@ -13,24 +11,25 @@ from gpenlib.infer import open_runtime
 
 
 @pytest.fixture(scope="session")
-def artefact(tiny_model, tmp_path_factory):
+def graph(tiny_model, tmp_path_factory):
+    """The tiny network's float ONNX file."""
+    return export_onnx(tiny_model, tmp_path_factory.mktemp("graph") / "float.onnx")
+
+
+@pytest.fixture(scope="session")
+def artefact(tiny_model, graph, tmp_path_factory):
     """Function (backend, dtype) -> artefact folder."""
     root = tmp_path_factory.mktemp("artefacts")
-    graph = export_onnx(tiny_model, root / "float.onnx")
 
-    def built(backend, dtype):
+    def build(backend, dtype):
         folder = root / f"{backend}_{dtype}"
         if not folder.exists():
             dataset = {"sampler": {"get_data_num": 4}}
-            try:
-                build = {"backend": {"type": backend, "dtype": dtype}, "dataset": dataset}
-                compile_model(tiny_model, build, folder, graph)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            settings = {"backend": {"type": backend, "dtype": dtype}, "dataset": dataset}
+            compile_model(tiny_model, settings, folder, graph)
         return folder
 
-    return built
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,9 @@ import torch
 
 from gpenlib.compile import compile_model
 from gpenlib.compile.write import count_quantised, quantised_nodes
-from gpenlib.export import export_onnx, parity
-from gpenlib.export.graphs import run_onnx
+from gpenlib.export import parity
 from gpenlib.files import read_json, sha256, write_json
-from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, fastest_backend, open_runtime
+from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, open_runtime
 from gpenlib.infer import runtime as runtimes
 from gpenlib.infer.runtime import MOST_THREADS, TABLE, OpenVinoRuntime, interleaved_times
 from gpenlib.metrics import psnr
@@ -31,8 +30,8 @@ LEAST_PSNR = {"fp32": 90.0, "bf16": 35.0, "fp16": 50.0, "int8": 20.0, "int8_bf16
 
 
 def tolerance(executed, outputs):
-    """Return how far batch sizes may differ: kernels may round otherwise, by steps of what was executed."""
-    steps = {"int8": 2**-7, "bf16": 2**-7, "f16": 2**-10}
+    """Return how far batch sizes may differ: their kernels may round otherwise, in what was executed."""
+    steps = {"int8": 2**-7, "8 bits": 2**-7, "int8_bf16": 2**-7, "bf16": 2**-7, "f16": 2**-10}
     step = next((size for name, size in steps.items() if name in executed.removeprefix("fp16 storage")), None)
     return 1e-4 if step is None else 4 * step * np.abs(outputs).max()
 
@@ -63,9 +62,8 @@ def test_unsupported_combinations_name_what_there_is(backend, dtype, device, abl
 
 def test_auto_takes_the_first_that_runs_it():
     assert {choose_backend("auto", dtype)[0] for dtype in DTYPES} == {"openvino"}
-    assert choose_backend("auto", "int8", "cuda")[0] == "onnxruntime"
-    assert choose_backend("auto", "bf16", "cuda")[0] == "torch"
-    assert choose_backend("onnxruntime", "fp16") == ("onnxruntime", "asked for")
+    on_cuda = [choose_backend("auto", dtype, "cuda")[0] for dtype in ("int8", "bf16")]
+    assert on_cuda == ["onnxruntime", "torch"]
     with pytest.raises(RuntimeUnavailable, match="no backend runs int8_bf16 on cuda"):
         choose_backend("auto", "int8_bf16", "cuda")
 
@@ -79,15 +77,18 @@ def test_runtime_reproduces_the_network_at_every_batch_size(backend, dtype, arte
     assert (runtime.backend, runtime.dtype, runtime.in_size) == (backend, dtype, 64)
     with torch.inference_mode():
         expected = tiny_model(torch.from_numpy(faces)).numpy()
-    if backend in TORCH:
-        types, name = runtime.executed_types(), {"fp32": "f32"}.get(dtype, dtype)
-        assert set(types) == {name} and types[name] > 25 and runtime.executed_precision.startswith(name)
     whole = runtime(faces)
     assert whole.dtype == np.float32 and whole.shape == expected.shape
     assert psnr(np.clip(whole, -1, 1), np.clip(expected, -1, 1), 2.0) > LEAST_PSNR[dtype]
     for size in (1, 2):
         parts = np.concatenate([runtime(faces[i : i + size]) for i in range(0, len(faces), size)])
         np.testing.assert_allclose(parts, whole, atol=tolerance(runtime.executed_precision, whole))
+    view = faces[::2]  # not contiguous
+    np.testing.assert_array_equal(runtime(view), runtime(np.ascontiguousarray(view)))
+    if backend in TORCH:
+        (name,) = types = runtime.executed_types()
+        assert name == dtype.replace("fp", "f") and types[name] > 25
+        assert runtime.executed_precision.startswith(name)
 
 
 def test_what_is_asked_for_is_executed(artefact, fp32):
@@ -105,13 +106,12 @@ def test_what_is_asked_for_is_executed(artefact, fp32):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_number_of_threads_and_layout_in_memory_do_not_change_the_result(backend, artefact, faces):
+def test_number_of_threads_does_not_change_the_result(backend, artefact, faces):
     one, two = (open_runtime(artefact(backend, "fp32"), threads=count) for count in (1, 2))
     np.testing.assert_allclose(one(faces[:2]), two(faces[:2]), atol=1e-4)
-    np.testing.assert_array_equal(one(faces[::2]), one(np.ascontiguousarray(faces[::2])))  # a view will do
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, MOST_THREADS + 1, 1_000_000])
+@pytest.mark.parametrize("threads", [0, 1.5, True, MOST_THREADS + 1])
 def test_impossible_threads_are_refused_before_any_library_sees_them(threads):
     with pytest.raises(ValueError, match=rf"threads={threads}: .* 1 to {MOST_THREADS}"):
         open_runtime("nowhere", threads=threads)
@@ -141,9 +141,10 @@ def test_calls_are_timed_in_turns_of_both_orders(monkeypatch):
         interleaved_times({}, 0)
 
 
-# Half floats run in the faster arithmetic; noise decides nothing
+# Half floats: in the faster arithmetic
 
 
+# Noise decides nothing.
 @pytest.mark.parametrize(("f16_ms", "taken"), [(1420.0, "f32"), (600.0, "f16"), (940.0, "f32")])
 def test_the_faster_arithmetic_is_taken(f16_ms, taken, monkeypatch):
     now, milliseconds = [0.0], {"f32": 950.0, "f16": f16_ms}
@@ -156,33 +157,19 @@ def test_the_faster_arithmetic_is_taken(f16_ms, taken, monkeypatch):
 
 
 @pytest.mark.parametrize("winner", ["f32", "f16"])
-def test_a_processor_with_fp16_runs_what_was_faster_there(winner, artefact, faces, monkeypatch):
-    folder, asked, measured = artefact("openvino", "fp16"), [], []
-    prepare = OpenVinoRuntime.prepare
-
-    def spy(self, size, **properties):
-        hint = {**self._properties, **properties}["INFERENCE_PRECISION_HINT"]
-        asked.append((size, hint))
-        return prepare(self, size, **properties)
+def test_a_processor_with_fp16_runs_what_was_faster_there(winner, artefact, monkeypatch):
+    folder, measured = artefact("openvino", "fp16"), []
 
     def choose(calls):
         measured.append({label: call()[0].shape for label, call in calls.items()})
         return winner
 
     monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "FP16"])
-    monkeypatch.setattr(OpenVinoRuntime, "prepare", spy)
     monkeypatch.setattr(OpenVinoRuntime, "_half_hints", {})
     monkeypatch.setattr(runtimes, "faster", choose)
-    runtime = open_runtime(folder)
-    runtime(faces[:2])
+    for _ in range(2):  # measured once per process
+        assert open_runtime(folder)._properties["INFERENCE_PRECISION_HINT"] == winner
     assert measured == [dict.fromkeys(("f32", "f16"), (1, 3, 64, 64))]
-    assert asked == [(1, "f32"), (1, "f16"), (2, winner)]
-    open_runtime(folder)  # once per process
-    assert len(measured) == 1 and asked[3:] == [(1, winner)]
-    monkeypatch.undo()
-    if winner == "f32":
-        assert runtime.executed_precision == "f32"
-        np.testing.assert_array_equal(runtime(faces[:1]), open_runtime(folder)(faces[:1]))
 
 
 # Artefact folders
@@ -224,10 +211,8 @@ def test_missing_files_are_named(tmp_path, copied):
 def test_manifests_from_before_there_were_others_stay_valid(copied, faces, fp32):
     old = copied(files=None, torch_files=None, files_sha256=None, model_sha256=None)
     np.testing.assert_array_equal(open_runtime(old)(faces[:1]), fp32(faces[:1]))
-    for backend in TORCH:
-        said = rf"serves openvino, onnxruntime; {backend} needs model\.\w+.*backend\.also: \[{backend}\]"
-        with pytest.raises(RuntimeUnavailable, match=said):
-            open_runtime(old, backend=backend)
+    with pytest.raises(RuntimeUnavailable, match="serves openvino, onnxruntime; torch needs"):
+        open_runtime(old, backend="torch")
 
 
 @pytest.mark.parametrize(
@@ -237,11 +222,16 @@ def test_manifests_from_before_there_were_others_stay_valid(copied, faces, fp32)
         ("torch", "model.safetensors", "torch_files"), ("torchscript", "model.pt", "files_sha256"),
     ],
 )  # fmt: skip
-def test_a_file_that_was_changed_is_refused_by_every_record_of_it(backend, name, kept, copied, faces):
-    folder = copied(backend, **dict.fromkeys(("model_sha256", "files_sha256", "torch_files")))
-    digest, manifest = sha256(folder / name), read_json(folder / "manifest.json")
-    record = {"model_sha256": digest, "files_sha256": {name: digest}}.get(kept, {name: {"sha256": digest}})
-    write_json(folder / "manifest.json", {**manifest, kept: record})
+def test_a_file_that_was_changed_is_refused_by_every_record_of_it(
+    backend, name, kept, artefact, copied, faces
+):
+    digest = sha256(artefact(backend, "fp32") / name)
+    every = {
+        "model_sha256": digest,
+        "files_sha256": {name: digest},
+        "torch_files": {name: {"sha256": digest}},
+    }
+    folder = copied(backend, **{record: value if record == kept else None for record, value in every.items()})
     assert open_runtime(folder)(faces[:1]).shape == (1, 3, 64, 64)
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -258,8 +248,6 @@ def test_a_manifest_that_is_no_object_is_refused(content, copied):
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(RuntimeUnavailable, match=r"manifest\.json.*compile_model"):
         open_runtime(folder)
-    with pytest.raises(RuntimeUnavailable, match=r"manifest\.json"):
-        fastest_backend(folder, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -278,41 +266,35 @@ def test_an_entry_of_the_wrong_shape_is_named(name, value, copied):
         open_runtime(copied(**{name: value}))
 
 
-def test_an_entry_that_cannot_be_is_refused_or_not_believed(copied, tmp_path):
-    for network in ({}, {"in_size": 64, "nonsense": 1}, {"in_size": 63}):
-        with pytest.raises(RuntimeUnavailable):
-            open_runtime(copied("torch", network=network))
-        shutil.rmtree(tmp_path / "artefact")
-    for quantisation in (None, 3, [], {"forms": {}}):
-        folder = copied("onnxruntime", "int8", quantisation=quantisation)
-        assert open_runtime(folder).executed_precision == "f32 on values rounded to int8"
-        shutil.rmtree(folder)
+@pytest.mark.parametrize("network", [{}, {"in_size": 64, "nonsense": 1}, {"in_size": 63}])
+def test_a_network_that_cannot_be_is_refused(network, copied):
+    with pytest.raises(RuntimeUnavailable):
+        open_runtime(copied("torch", network=network))
+
+
+@pytest.mark.parametrize("quantisation", [None, 3, [], {"forms": {}}])
+def test_the_form_of_int8_is_not_believed_without_a_record(quantisation, copied):
+    folder = copied("onnxruntime", "int8", quantisation=quantisation)
+    assert open_runtime(folder).executed_precision == "f32 on values rounded to int8"
 
 
 # OpenVINO's graph of one batch size: the style scales the weights of ToRGB layers
 
 
-def test_one_image_has_scaled_weights_and_the_same_result(tiny_model, tmp_path):
+def test_for_one_image_the_style_scales_the_weights(graph):
+    """The results are compared above, at every batch size."""
     import openvino
 
-    path = export_onnx(tiny_model, tmp_path / "float.onnx")
-    one, two = (openvino.Core().read_model(path) for _ in range(2))
+    one, two = (openvino.Core().read_model(graph) for _ in range(2))
     one.reshape([1, 3, 64, 64])
     two.reshape([2, 3, 64, 64])
-    assert runtimes.scale_rgb_weights(one) == 5  # levels of 4 to 64 px
-    assert runtimes.scale_rgb_weights(two) == 0
+    assert [runtimes.scale_rgb_weights(model) for model in (one, two)] == [5, 0]  # levels of 4 to 64 px
     for node in one.get_ordered_ops():
         if node.get_type_name() == "Convolution":
-            data, weights = (node.input_value(i).get_node() for i in (0, 1))
-            if "to_rgb" in node.get_friendly_name():
-                assert (data.get_type_name() != "Multiply", weights.get_type_name()) == (True, "Multiply")
-                assert list(weights.get_output_shape(0))[::2] == [3, 1]
-            else:
-                assert weights.get_type_name() == "Constant", node.get_friendly_name()
-    image = np.random.default_rng(5).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
-    expected = run_onnx(path, image)
-    compiled = openvino.Core().compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    np.testing.assert_allclose(compiled(image)[0], expected, atol=1e-4 * expected.std())
+            data, weights = (node.input_value(i).get_node().get_type_name() for i in (0, 1))
+            to_rgb = "to_rgb" in node.get_friendly_name()
+            assert weights == ("Multiply" if to_rgb else "Constant"), node.get_friendly_name()
+            assert data != "Multiply" or not to_rgb
 
 
 # ONNX Runtime's providers by device; the sessions are stand-ins, no GPU is needed
@@ -391,7 +373,7 @@ def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact
     before = torch.get_num_threads()
     assert before == 2
 
-    def watched(count):
+    def work(count):
         runtime = open_runtime(artefact(backend, "fp32"), threads=count)
         call = runtime._for_batch(1)
 
@@ -401,27 +383,23 @@ def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact
             return call(batch)
 
         runtime._prepared[1] = watch
-        return runtime
+        for _ in range(3):
+            runtime(faces[:1])
 
-    both_runtimes = [watched(count) for count in (1, 2)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda runtime: [runtime(faces[:1]) for _ in range(3)], both_runtimes))
+        list(pool.map(work, used))
     assert used == {1: [1] * 3, 2: [2] * 3}
     with ThreadPoolExecutor(1) as pool:
-        later = pool.submit(torch.get_num_threads).result()
-    assert torch.get_num_threads() == before == later
+        assert pool.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
 
 
-def test_a_call_is_prepared_once_per_batch_size_and_outputs_do_not_share_memory(artefact, faces):
+def test_a_call_is_prepared_once_per_batch_size(artefact, faces):
     runtime, seen = open_runtime(artefact("torchscript", "fp32")), []
     module = runtime._module
     runtime._module = lambda batch: (seen.append(len(batch)), module(batch))[1]
-    first = runtime(faces[:1])
-    kept = first.copy()
-    for start, stop in ((0, 2), (1, 2), (0, 2)):
-        runtime(faces[start:stop])
+    for size in (1, 2, 1, 2):
+        runtime(faces[:size])
     assert seen == [1, 1, 1, 2, 2, 2, 1, 2]  # it is optimised in the second call of a shape
-    np.testing.assert_array_equal(first, kept)
 
 
 def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
@@ -453,13 +431,6 @@ def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", TORCH)
-def test_cuda_without_a_gpu_says_so(artefact, backend, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(RuntimeUnavailable, match=r"PyTorch .* sees no CUDA device here.*device='cpu'"):
-        open_runtime(artefact(backend, "fp32"), device="cuda")
-
-
-@pytest.mark.parametrize("backend", TORCH)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_on_cuda(tiny_model, faces, tmp_path, backend, dtype):
     if not torch.cuda.is_available():
@@ -471,11 +442,3 @@ def test_on_cuda(tiny_model, faces, tmp_path, backend, dtype):
     for _ in range(2):  # recorded, then replayed
         for size in (5, 2):
             assert parity(expected[:size], runtime(faces[:size])).psnr > LEAST_PSNR[dtype]
-
-
-def test_files_are_written_only_for_those_asked_for(tiny_model, tmp_path):
-    assert runtimes.write_torch_files(tiny_model, "int8", tmp_path, ["openvino", "onnxruntime"]) == []
-    (written,) = runtimes.write_torch_files(tiny_model, "bf16", tmp_path, ["torch", "openvino"])
-    assert written.name == "model.safetensors" and list(tmp_path.iterdir()) == [written]
-    with pytest.raises(ValueError, match="dtype='int8'"):
-        runtimes.write_torch_files(tiny_model, "int8", tmp_path, ["torch"])

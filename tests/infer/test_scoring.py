@@ -2,15 +2,16 @@
 
 import csv
 import json
-import threading
+import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, embedded_faces
-from gpenlib.data.pairs import Pairs, write_pack
-from gpenlib.images import from_tensor, read_image, to_grey, to_tensor
+from gpenlib.data.pairs import Pairs, read_pack, write_pack
+from gpenlib.images import from_tensor, read_image, resize, to_grey, to_tensor
 from gpenlib.infer import scoring
 from gpenlib.infer.scoring import MEANS, data_chroma, evaluate_npz, output_paths, read_output_npz, score
 from gpenlib.metrics import PSNR_CEILING, mean_colour, psnr, ssim, to_lab
@@ -48,33 +49,28 @@ def test_every_answer_is_judged_by_every_score(truth):
 
 
 def test_a_perfect_answer_scores_finite(truth):
-    row = score(truth, truth, as_output(truth), CHROMA)
-    assert row["psnr"] == row["psnr_input"] == PSNR_CEILING
+    row = score(resize(truth, 32), truth, as_output(truth), CHROMA)  # a smaller input is enlarged
+    assert row["psnr"] == PSNR_CEILING and row["psnr_input"] == psnr(resize(resize(truth, 32), 64), truth)
     assert row["ssim"] == pytest.approx(1.0)
     assert row["colour_shift"] == row["delta_e2000"] == row["chroma_error"] == 0.0
     assert set(scoring.summarise([row])) == {f"{name}_mean" for name in MEANS}  # no times, no mean
+    times = {10.0: 1.0, 20.0: 2.0, 30.0: 90.0}
+    summary = scoring.summarise([{**row, "psnr": value, "ms": ms} for value, ms in times.items()])
+    assert (summary["psnr_mean"], summary["ms_per_image"]) == (20.0, 2.0)
 
 
 def test_each_rounding_scores_its_own_image():
-    even = np.full((32, 32, 3), 100, np.uint8)
-    output = as_output(even) + np.float32(0.4 / 127.5)  # 100.4: rounds to 100, truncates to 100
+    even, white = (np.full((32, 32, 3), level, np.uint8) for level in (100, 255))
+    output = as_output(even) + np.float32(0.8 / 127.5)  # 100.8: rounds to 101, truncates to 100
     row = score(even, even, output, CHROMA)
-    assert row["psnr"] == row["psnr_truncated"] == PSNR_CEILING
-    assert row["psnr_float"] == pytest.approx(20 * np.log10(255 / 0.4), abs=1e-2)
-    row = score(even, even, output + np.float32(0.4 / 127.5), CHROMA)  # 100.8: to 101 and to 100
-    assert row["psnr"] == pytest.approx(20 * np.log10(255))
-    assert row["psnr_truncated"] == PSNR_CEILING
-    assert row["psnr_float"] == pytest.approx(20 * np.log10(255 / 0.8), abs=1e-2)
+    decibels = [row[name] for name in ("psnr", "psnr_float", "psnr_truncated")]
+    assert decibels == pytest.approx([20 * np.log10(255), 20 * np.log10(255 / 0.8), PSNR_CEILING], abs=1e-2)
     assert row["ssim"] < row["ssim_float"] < row["ssim_truncated"]
-
-
-def test_faces_of_one_grey_level(truth):
-    large = np.full((64, 64, 3), 90, np.uint8)
-    row = score(np.full((32, 32, 3), 90, np.uint8), large, as_output(large), (0.0, 0.0))
-    assert row["psnr_input"] == row["psnr_chroma_baseline"] == PSNR_CEILING  # a small input is enlarged
-    white = np.full((32, 32, 3), 255, np.uint8)
-    row = score(white, white, as_output(white) * 1.5, CHROMA)  # what is out of range is clipped
+    row = score(white, white, as_output(white) * 1.5, CHROMA)  # out of range: clipped in every rounding
     assert row["psnr"] == row["psnr_float"] == row["psnr_truncated"] == PSNR_CEILING
+
+
+def test_mean_colour_of_the_output(truth):
     row = score(truth, truth, as_output(np.full_like(truth, 119)), CHROMA)
     assert row["lightness"] == pytest.approx(50, abs=0.5)
     assert row["lab_a"] == pytest.approx(0, abs=0.02) and row["lab_b"] == pytest.approx(0, abs=0.02)
@@ -82,24 +78,15 @@ def test_faces_of_one_grey_level(truth):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_results_come_in_order_and_few_jobs_wait(threads):
-    taken = done = most = 0
-    lock = threading.Lock()
-
-    def work(number):
-        nonlocal done
-        with lock:
-            done += 1
-        return number
+    done, waiting = [], []
 
     def jobs():
-        nonlocal taken, most
         for number in range(50):
-            most = max(most, taken - done)
-            taken += 1
-            yield lambda number=number: work(number)
+            waiting.append(number - len(done))
+            yield lambda number=number: done.append(number) or number
 
     assert list(scoring.in_parallel(jobs(), threads)) == list(range(50))
-    assert 0 < most < 4 * threads
+    assert 0 < max(waiting) < 4 * threads
     with pytest.raises(ZeroDivisionError):
         list(scoring.in_parallel([lambda: 1 / 0], threads))
 
@@ -146,28 +133,23 @@ def test_lightness_stays_and_chroma_is_the_given_one(truth):
 
 @pytest.fixture(scope="module")
 def saved(fp32, pack, tmp_path_factory):
-    """Rows at batch size 1 and the folder of the images."""
+    """Rows at batch size 1, and the folder of the images in ``png`` and of the outputs in ``npz``."""
     folder = tmp_path_factory.mktemp("restored")
-    return scoring.restore_pairs(fp32, pack, 1, folder), folder
+    return scoring.restore_pairs(fp32, pack, 1, folder / "png", folder / "npz"), folder
 
 
 def test_rows_are_scores_of_the_saved_images(saved, pack, fp32, faces):
     rows, folder = saved
     assert [row["name"] for row in rows] == list(pack.names)
-    assert sorted(path.stem for path in folder.iterdir()) == sorted(pack.names)
+    assert sorted(path.stem for path in (folder / "png").iterdir()) == sorted(pack.names)
     for index, row in enumerate(rows):
         assert row["ms"] > 0 and all(np.isfinite(row[name]) for name in MEANS)
-        image = read_image(folder / f"{row['name']}.png")
-        source, truth = pack.inputs(index), pack.truths(index)
+        image, truth = read_image(folder / "png" / f"{row['name']}.png"), pack.truths(index)
         np.testing.assert_array_equal(image, from_tensor(fp32(faces[index : index + 1]))[0])
         assert (row["psnr"], row["ssim"]) == (psnr(image, truth), ssim(image, truth))
-        assert (row["psnr_input"], row["ssim_input"]) == (psnr(source, truth), ssim(source, truth))
-    three = zip((10.0, 20.0, 30.0), (1.0, 2.0, 90.0), strict=True)
-    summary = scoring.summarise([{**rows[0], "psnr": value, "ms": ms} for value, ms in three])
-    assert (summary["psnr_mean"], summary["ms_per_image"]) == (20.0, 2.0)  # the mean, the median time
 
 
-@pytest.mark.parametrize("batch_size", [2, 5, 8])
+@pytest.mark.parametrize("batch_size", [2, 8])
 def test_scores_do_not_depend_on_the_batch_size_nor_on_packing(batch_size, fp32, saved):
     rows = scoring.restore_pairs(fp32, Pairs(embedded_faces(5, 64), "color", 64), batch_size)
     for row, expected in zip(rows, saved[0], strict=True):
@@ -176,57 +158,38 @@ def test_scores_do_not_depend_on_the_batch_size_nor_on_packing(batch_size, fp32,
 
 
 def test_impossible_batches_and_outputs_are_refused(fp32, pack):
-    class Broken:
-        dtype = "fp32"
-
-        def __call__(self, batch):
-            return np.full_like(fp32(batch), np.nan)
-
-    for batch_size in (0, -1, 1.5):
+    for batch_size in (0, 1.5):
         with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
             scoring.restore_pairs(fp32, pack, batch_size)
+    broken = Mock(dtype="fp32", return_value=np.full((1, 3, 64, 64), np.nan, np.float32))
     with pytest.raises(ValueError, match="NaN"):
-        scoring.restore_pairs(Broken(), pack.take([0]))
-
-
-def test_npz_files_hold_the_unrounded_outputs(fp32, pack, faces, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    scoring.restore_pairs(fp32, pack, 2, npz=tmp_path / "npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["npz"]  # nothing else is written
-    for index, path in enumerate(output_paths(tmp_path / "npz", pack)):
-        output = read_output_npz(path, pack.names[index], 64)
-        np.testing.assert_allclose(output, fp32(faces[index : index + 1])[0], atol=1e-5)
+        scoring.restore_pairs(broken, pack.take([0]))
 
 
 # Outputs in npz files
 
 
 @pytest.fixture
-def outputs(pack):
-    random, truths = np.random.default_rng(0), [as_output(pack.truths(i)) for i in range(len(pack))]
-    return [(truth + random.normal(0, 0.1, truth.shape)).astype(np.float32) for truth in truths]
+def folder(tmp_path, saved):
+    """A copy of the outputs that were saved."""
+    return shutil.copytree(saved[1] / "npz", tmp_path / "npz")
 
 
-@pytest.fixture
-def folder(tmp_path, pack, outputs):
-    for index, (name, output) in enumerate(zip(pack.names, outputs, strict=True)):
-        scoring.write_output_npz(tmp_path / "npz", index, name, output)
-    return tmp_path / "npz"
-
-
-def test_what_is_written_is_read_bit_for_bit_and_scored_as_on_the_direct_path(folder, pack, outputs):
-    paths, chromas = output_paths(folder, pack), data_chroma(pack).per_face
+def test_files_hold_the_outputs_bit_for_bit_and_their_figures_are_those_of_the_direct_path(
+    folder, pack, saved, fp32, faces
+):
+    paths = output_paths(folder, pack)
     assert [path.name for path in paths] == [f"{i:06d}_{name}.npz" for i, name in enumerate(pack.names)]
-    for i, row in enumerate(evaluate_npz(folder, pack)):
-        np.testing.assert_array_equal(read_output_npz(paths[i], pack.names[i], 64), outputs[i])
-        with np.load(paths[i]) as archive:
+    for index, (path, name) in enumerate(zip(paths, pack.names, strict=True)):
+        np.testing.assert_array_equal(read_output_npz(path, name, 64), fp32(faces[index : index + 1])[0])
+        with np.load(path) as archive:
             assert set(archive.files) == {"output_0", "name"}
-        direct = score(pack.inputs(i), pack.truths(i), outputs[i], chromas[i])
-        assert row == {"name": pack.names[i], **direct}
+    times = [{"ms": row["ms"]} for row in saved[0]]
+    assert [row | ms for row, ms in zip(evaluate_npz(folder, pack), times, strict=True)] == saved[0]
 
 
-def test_files_that_do_not_belong_are_named(folder, pack, outputs):
-    surplus = scoring.write_output_npz(folder, 5, "stranger", outputs[0])
+def test_files_that_do_not_belong_are_named(folder, pack, faces):
+    surplus = scoring.write_output_npz(folder, 5, "stranger", faces[0])
     with pytest.raises(DataError, match=surplus.name):
         output_paths(folder, pack)
     surplus.unlink()
@@ -248,13 +211,11 @@ def test_files_that_do_not_belong_are_named(folder, pack, outputs):
 @pytest.mark.parametrize(
     ("shape", "dtype", "value", "held"),
     [
-        ((3, 64, 64), "float64", 0, "float64"),
-        ((3, 32, 32), "float32", 0, r"\(3, 32, 32\), expected float32 \[3, 64, 64\]"),
-        ((64, 64, 3), "float32", 0, r"\(64, 64, 3\)"),
+        ((3, 64, 64), "float64", 0, "float64"), ((64, 64, 3), "float32", 0, r"\(64, 64, 3\)"),
         ((3, 64, 64), "float32", np.nan, "NaN or infinity"),
-        ((3, 64, 64), "float32", -np.inf, "NaN or infinity"),
+        ((3, 32, 32), "float32", 0, r"\(3, 32, 32\), expected float32 \[3, 64, 64\]"),
     ],
-)
+)  # fmt: skip
 def test_other_arrays_are_refused(tmp_path, shape, dtype, value, held):
     path, array = tmp_path / "000000_a.npz", np.full(shape, value, dtype)
     np.savez(path, output_0=array, name=np.array("a"))
@@ -268,25 +229,23 @@ def test_other_arrays_are_refused(tmp_path, shape, dtype, value, held):
 def test_files_without_the_keys_or_damaged_are_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, output_0=np.zeros((3, 64, 64), np.float32))
-    content = path.read_bytes()
-    np.save(tmp_path / "a.npy", np.zeros(3))
-    for damaged in (content[:100], b"", (tmp_path / "a.npy").read_bytes()):
+    with pytest.raises(DataError, match="a.npz: holds output_0, expected also name"):
+        read_output_npz(path, "a", 64)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    for damaged in (path.read_bytes()[:100], b"", (tmp_path / "b.npy").read_bytes()):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="a.npz: not a readable npz file"):
             read_output_npz(path, "a", 64)
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="a.npz: holds output_0, expected also name"):
-        read_output_npz(path, "a", 64)
 
 
-def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, outputs):
-    for index, output in enumerate(outputs):
+def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, faces):
+    for index, output in enumerate(faces):
         extra = np.array([{}], object)  # what else a file holds is not read
         np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None], other=extra)
     with pytest.raises(DataError, match="is missing"):
         evaluate_npz(tmp_path, pack)
     paths = output_paths(tmp_path, pack, named=False)
-    np.testing.assert_array_equal(read_output_npz(paths[3], None, 64), outputs[3])
+    np.testing.assert_array_equal(read_output_npz(paths[3], None, 64), faces[3])
     assert [row["name"] for row in evaluate_npz(tmp_path, pack, named=False)] == list(pack.names)
     paths[4].unlink()
     with pytest.raises(DataError, match="4 npz files for 5 images"):
@@ -297,14 +256,18 @@ def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, outputs):
 
 
 def test_rank():
-    for order, expected in (("best", [1, 3]), ("worst", [2, 4]), ("median", [0, 4])):
-        assert scoring.rank(ROWS, order, 2) == expected
-        assert scoring.rank([], order, 3) == [] and len(scoring.rank(ROWS[:2], order, 9)) == 2
-    for order in ("best", "worst"):  # equal scores stay in order
-        assert scoring.rank([{"psnr": 1.0}] * 4, order, 2) == [0, 1]
-    for order, key, said in (("bets", "psnr", "bets.*best, median, worst"), ("best", "psn", "mean 'psnr'")):
-        with pytest.raises(ValueError, match=said):
-            scoring.rank(ROWS, order, 1, key)
+    ranks = {order: scoring.rank(ROWS, order, 2) for order in scoring.ORDERS}
+    assert ranks == {"best": [1, 3], "worst": [2, 4], "median": [0, 4]}
+    assert scoring.rank([], "best", 3) == [] and scoring.rank(ROWS[:2], "best", 9) == [1, 0]
+
+
+def test_equal_scores_stay_in_order_and_unknown_names_are_refused():
+    rows = [{"psnr": 1.0}] * 4
+    assert scoring.rank(rows, "best", 2) == scoring.rank(rows, "worst", 2) == [0, 1]
+    with pytest.raises(ValueError, match="bets.*best, median, worst"):
+        scoring.rank(ROWS, "bets", 1)
+    with pytest.raises(ValueError, match="did you mean 'psnr'"):
+        scoring.rank(ROWS, "best", 1, "psn")
 
 
 def test_best_median_worst_shows_no_face_twice():
@@ -315,7 +278,7 @@ def test_best_median_worst_shows_no_face_twice():
 
 def test_recomputed_outputs_are_the_saved_ones(saved, pack, artefact):
     rows, images = saved
-    stored = scoring.output_reader(pack, images, "/not/used")
+    stored = scoring.output_reader(pack, images / "png", "/not/used")
     computed = scoring.output_reader(pack, None, artefact("openvino", "fp32"))
     chosen = scoring.best_median_worst(rows)
     first = scoring.open_faces(pack, rows, chosen, stored)
@@ -333,24 +296,19 @@ def test_recomputed_outputs_are_the_saved_ones(saved, pack, artefact):
 # The command
 
 
-def test_command_prints_means_and_writes_rows(folder, pack, capsys):
-    assert scoring.main([str(folder), str(pack.folder)]) == 0
-    printed, rows = capsys.readouterr().out, evaluate_npz(folder, pack)
-    mean = np.mean([row["psnr"] for row in rows])
-    assert f"{mean:.4f}" in printed and "chroma_baseline" in printed and "other faces" in printed
-    results = json.loads((folder.parent / "rows.json").read_text())
-    assert results["rows"] == rows and results["psnr_mean"] == pytest.approx(mean)
-    with (folder.parent / "rows.csv").open(newline="") as file:
-        written = list(csv.DictReader(file))
-    assert [float(row["psnr"]) for row in written] == [row["psnr"] for row in rows]
-
-
-def test_command_takes_calibration_beside_the_pack_and_names_a_missing_file(folder, pack, tmp_path, capsys):
-    """As 02_data lays them out, and as the figures of 04_infer are made."""
+def test_command_prints_means_writes_rows_and_names_a_missing_file(folder, tmp_path, capsys):
+    """With the calibration beside the pack, as 02_data lays them out and 04_infer takes it."""
     for name, count in (("evaluation", 5), ("calibration", 2)):
         write_pack(tmp_path / name, Pairs(embedded_faces(count, 64), "color", 64))
     assert scoring.main([str(folder), str(tmp_path / "evaluation")]) == 0
-    assert "mean of 2 calibration truths" in capsys.readouterr().out
+    pack, calibration = (read_pack(tmp_path / name) for name in ("evaluation", "calibration"))
+    rows = evaluate_npz(folder, pack, chroma=data_chroma(pack, calibration))
+    printed, mean = capsys.readouterr().out, np.mean([row["psnr"] for row in rows])
+    assert f"{mean:.4f}" in printed and "mean of 2 calibration truths" in printed
+    results = json.loads((tmp_path / "rows.json").read_text())
+    assert results["rows"] == rows and results["psnr_mean"] == pytest.approx(mean)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert [float(row["psnr"]) for row in csv.DictReader(file)] == [row["psnr"] for row in rows]
     missing = sorted(folder.iterdir())[2]
     missing.unlink()
     assert scoring.main([str(folder), str(pack.folder), "--out", str(tmp_path / "none")]) == 1
