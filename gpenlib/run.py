@@ -210,7 +210,7 @@ class Run(Stages):
 
         return self._stand(name, key, build)
 
-    @stage("01_export", ("weights",), EXPORT, _weights_input)
+    @stage("01_export", "weights", EXPORT, _weights_input)
     def export(self, work: Work) -> Mapping[str, Any]:
         """01_export: ONNX (deploy form by both exporters, training form) and TorchScript, with parity.
 
@@ -233,7 +233,7 @@ class Run(Stages):
 
     @stage(
         "02_data",
-        ("task", "dataset_size", "calib_size", "seed", "save_packs"),
+        "task dataset_size calib_size seed save_packs",
         DATA,
         _data_inputs,
     )
@@ -267,7 +267,7 @@ class Run(Stages):
             "out_size": self.evaluation.out_size,
         }
 
-    @stage("03_compile/float", (), EXPORT, _weights_input)
+    @stage("03_compile/float", "", EXPORT, _weights_input)
     def float_graph(self, work: Work) -> Mapping[str, Any]:
         """03_compile/float: ``model.onnx``, the float graph that every dtype starts from.
 
@@ -311,7 +311,7 @@ class Run(Stages):
 
     @stage(
         "03_compile/{dtype}",
-        ("dtype", "device"),
+        "dtype device",
         COMPILE,
         _compile_inputs,
         lambda run: {"float": run.float_graph()},
@@ -354,7 +354,7 @@ class Run(Stages):
 
     @stage(
         "03_compile/sensitivity",
-        ("healed", "task"),
+        "healed task",
         COMPILE,
         _compile_inputs,
         lambda run: {"float": run.float_graph()},
@@ -387,7 +387,7 @@ class Run(Stages):
 
     @stage(
         "03_compile/choice",
-        ("choice_faces", "device", "dtypes"),
+        "choice_faces device dtypes",
         COMPILE,
         lambda run: {**run._weights_input(), **run._data_inputs()},
         lambda run: {dtype: run.compile(dtype) for dtype in run.settings.dtypes},
@@ -425,7 +425,7 @@ class Run(Stages):
 
     @stage(
         "04_infer/{dtype}",
-        ("dtype", "device", "batch_size", "save_images", "save_npz", "weights", "task"),
+        "dtype device batch_size save_images save_npz weights task",
         INFER,
         _data_inputs,  # calibration too: its mean colour makes a baseline
         lambda run: {"compile": run.compile()},
@@ -461,13 +461,9 @@ class Run(Stages):
         rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, chroma)
         results = {
             "images": len(rows),
-            "dtype": s.dtype,
+            **{name: getattr(s, name) for name in ("dtype", "device", "batch_size", "weights", "task")},
             "backend": runtime.backend,
             "executed_precision": runtime.executed_precision,
-            "device": s.device,
-            "batch_size": s.batch_size,
-            "weights": s.weights,
-            "task": s.task,
             "baseline": baseline_name(s.task),
             "data": self.split.evaluation.label,
             "chroma_baseline": chroma.source,
@@ -484,19 +480,8 @@ class Run(Stages):
 
     @stage(
         "05_errors",
-        (
-            "dtypes",
-            "features_are_inception",
-            "repeats",
-            "device",
-            "batch_size",
-            "run",
-            "weights",
-            "task",
-            "data_dir",
-            "lpips_weights",
-            "features_file",
-        ),
+        "dtypes features_are_inception lpips_weights features_file repeats device batch_size run weights task "
+        "data_dir",
         ERRORS,
         lambda run: {**run._files_inputs(), **run._data_inputs()},
         lambda run: run._compared(),
@@ -583,7 +568,7 @@ class Run(Stages):
 
     @stage(
         "05_layers",
-        ("layer_faces", "dtypes"),
+        "layer_faces dtypes",
         ERRORS,
         lambda run: {**run._weights_input(), **run._data_inputs()},
         lambda run: {
@@ -649,7 +634,7 @@ class Run(Stages):
 
     @stage(
         "05_comparison",
-        ("runs",),
+        "runs",
         ERRORS,
         lambda run: {name: sha256(run._results_file(name)) for name in run.settings.runs},
     )
@@ -697,7 +682,7 @@ class Run(Stages):
 
     @stage(
         "05_report",
-        ("max_drop_db", "worst", "runs"),
+        "max_drop_db worst runs",
         REPORT,
         uses=lambda run: {
             "errors": run._errors(),

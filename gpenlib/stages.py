@@ -36,7 +36,7 @@ from gpenlib.files import (
     sha256,
     write_json,
 )
-from gpenlib.settings import RunFolder, SettingsError
+from gpenlib.settings import SettingsError
 
 log = logging.getLogger("gpenlib.run")
 
@@ -101,7 +101,7 @@ class Work:
 
 def stage(
     folder: str,
-    settings: tuple[str, ...] = (),
+    settings: str = "",
     code: tuple[str, ...] = ("files", "stages"),
     inputs: Callable[[Any], Mapping[str, str | None]] = lambda run: {},
     uses: Callable[[Any], Mapping[str, Manifest]] = lambda run: {},
@@ -109,9 +109,9 @@ def stage(
 ) -> Callable[[Callable[[Any, Work], Mapping[str, Any]]], Callable[..., Manifest]]:
     """Make a stage of a method that fills a folder and returns its metrics. The key is made here alone.
 
-    It holds the declared ``settings``, what else is ``resolved`` from them, digests of ``inputs`` and of the
-    stages that this one ``uses``, package versions, and the ``code``. ``folder`` may hold ``{dtype}``; the
-    method is then called with a dtype, or takes that of the settings.
+    It holds the declared ``settings`` (names with spaces between), what else is ``resolved`` from them,
+    digests of ``inputs`` and of the stages that this one ``uses``, package versions, and the ``code``.
+    ``folder`` may hold ``{dtype}``; the method is then called with a dtype, or takes that of the settings.
     """
 
     def decorate(build: Callable[[Any, Work], Mapping[str, Any]]) -> Callable[..., Manifest]:
@@ -121,13 +121,13 @@ def stage(
             name = folder.format(dtype=getattr(run.settings, "dtype", ""))
             used = uses(run)
             key = {
-                "settings": {n: getattr(run.settings, n) for n in settings} | dict(resolved(run)),
+                "settings": {n: getattr(run.settings, n) for n in settings.split()} | dict(resolved(run)),
                 "inputs": {n: digest for n, digest in inputs(run).items() if digest is not None}
                 | {n: manifest["digest"] for n, manifest in used.items()},
                 "packages": package_versions(),
                 "code": code_digest(code),
             }
-            declared = Declared(**{n: getattr(run.settings, n) for n in settings})
+            declared = Declared(**{n: getattr(run.settings, n) for n in settings.split()})
             return run._stand(name, key, lambda path: build(run, Work(path, declared, used)), used)
 
         return method

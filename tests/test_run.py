@@ -26,14 +26,14 @@ class Toy(Run):
     waiting = threading.Event()
     entered = threading.Event()
 
-    @stage("one", ("size",), uses=lambda run: {})
+    @stage("one", "size")
     def one(self, work):
         (work.folder / "deep").mkdir()
         (work.folder / "deep" / "size.txt").write_text(str(work.settings.size))
         (work.folder / "same.txt").write_text("same")
         return {"size": work.settings.size}
 
-    @stage("two/{dtype}", ("dtype",), uses=lambda run: {"one": run.one()})
+    @stage("two/{dtype}", "dtype", uses=lambda run: {"one": run.one()})
     def two(self, work):
         text = (Path(work.used["one"]["folder"]) / "deep" / "size.txt").read_text()
         if self.settings.worst == 99:  # only the test of two processes asks for it
@@ -42,7 +42,7 @@ class Toy(Run):
         (work.folder / "two.txt").write_text(f"{work.settings.dtype} of {text}")
         return {"read": text}
 
-    @stage("greedy", ("size",))
+    @stage("greedy", "size")
     def greedy(self, work):
         return {"seed": work.settings.seed}
 
@@ -268,7 +268,7 @@ BUILD = """
     from gpenlib.settings import RunSettings
 
     class Slow(Run):
-        @stage("slow", ("size",))
+        @stage("slow", "size")
         def slow(self, work):
             with open(sys.argv[1], "a") as file:
                 file.write("built\\n")
