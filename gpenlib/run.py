@@ -480,8 +480,8 @@ class Run(Stages):
 
     @stage(
         "05_errors",
-        "dtypes features_are_inception lpips_weights features_file repeats device batch_size run weights task "
-        "data_dir",
+        "dtypes features_are_inception lpips_weights features_file repeats device batch_size run weights "
+        "task data_dir",
         ERRORS,
         lambda run: {**run._files_inputs(), **run._data_inputs()},
         lambda run: run._compared(),
