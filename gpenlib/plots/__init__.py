@@ -56,7 +56,7 @@ def new_figure(
         return figure, figure.subplots(rows, columns, squeeze=False, **ratios)
 
 
-def panels(count: int, width: float = 9.0, height: float = 3.4) -> tuple[Figure, *tuple[Axes, ...]]:
+def panels(count: int, width: float = 9.0, height: float = 3.4) -> Any:
     """Return a figure and its axes, side by side."""
     figure, axes = new_figure(1, count, width, height)
     return figure, *axes[0]

@@ -40,8 +40,7 @@ def cost_bars(stages: Sequence[BlockCost]) -> Figure:
         style.label(axis, f"{title}: {sum(values):.1f} {unit} in total", label)
         axis.margins(x=0.12)
     axes[0, 1].tick_params(labelleft=False)
-    handles = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
-    style.legend_below(figure, handles=handles, ncols=3)
+    style.legend_below(figure, handles=[Patch(color=c, label=p) for p, c in PART_COLOURS.items()], ncols=3)
     return figure
 
 
@@ -58,8 +57,8 @@ def memory_timeline(steps: Sequence[LiveActivations], eager_bytes: int) -> Figur
     edges = np.cumsum([0.0, *(2.5 if step.part == "encoder" else 1.0 for step in steps)])  # few steps each
     skip = np.array([step.skip_bytes for step in steps]) / MIB
     total = np.array([step.total_bytes for step in steps]) / MIB
-    waiting = PART_COLOURS["encoder"]
-    axis.stairs(skip, edges, fill=True, color=waiting, label="encoder features waiting", alpha=0.85)
+    look: Any = {"fill": True, "color": PART_COLOURS["encoder"], "alpha": 0.85}
+    axis.stairs(skip, edges, label="encoder features waiting", **look)
     axis.stairs(total, edges, baseline=skip, fill=True, color="#DDCC77", label="working set")
     axis.stairs(total, edges, baseline=None, color=style.INK, lw=1.0)
     peak = int(total.argmax())

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from gpenlib import plots as style
 from gpenlib.plots import Row
@@ -229,8 +230,8 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
 
 def pareto_figure(rows: Sequence[Row]) -> Figure:
     """Draw latency against the loss of quality per dtype and calibration ``mode`` (None: not calibrated)."""
-    figure, axes = style.new_figure(1, 2, width=11.0, height=4.4)
-    for axis, key in zip(axes[0], ("psnr_drop", "psnr_to_fp32"), strict=True):
+    figure, left, right = style.panels(2, 11.0, 4.4)
+    for axis, key in ((left, "psnr_drop"), (right, "psnr_to_fp32")):
         for row in rows:
             colour, mode = style.DTYPE_COLOURS[row["dtype"]], row["mode"]
             label = row["dtype"] if mode is None else f"{row['dtype']}, {mode}"
@@ -239,7 +240,6 @@ def pareto_figure(rows: Sequence[Row]) -> Figure:
             look: Any = {"color": colour, "ms": 8, "mec": "white", "linestyle": "none"}
             axis.plot(row["median_ms"], row[key], marker, label=label, **look)
         axis.set_xlim(left=0)
-    left, right = axes[0]
     time = "ms per call (line: 10th to 90th percentile)"
     left.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
     left.invert_yaxis()
@@ -261,10 +261,9 @@ def performance_figure(rows: Sequence[Row]) -> Figure:
     figure, axes = style.new_figure(1, 2, width=11.0, height=height, width_ratios=[1.75, 1])
     sizes = sorted({row["batch_size"] for row in rows})
     colours = [BATCH_COLOURS[sizes.index(row["batch_size"]) % len(BATCH_COLOURS)] for row in rows]
-    stars = [" *" if row["oversubscribed"] else "" for row in rows]  # more threads than cores
     names = [
-        f"{row['batch_size']} × {row['instances']} × {row['threads']}{star}"
-        for row, star in zip(rows, stars, strict=True)
+        f"{row['batch_size']} × {row['instances']} × {row['threads']}{' *' if row['oversubscribed'] else ''}"
+        for row in rows
     ]
     speed, memory = axes[0]
     _draw_speed(speed, rows, names, colours, height)
@@ -275,7 +274,7 @@ def performance_figure(rows: Sequence[Row]) -> Figure:
     bars = memory.barh(range(len(rows)), peak - base, 0.62, left=base, color=colours, alpha=0.85)
     memory.bar_label(bars, [f"{value:.0f}" for value in peak], padding=4, fontsize=9)
     memory.set_xlim(0, 1.2 * peak.max())
-    unit = "MiB   (*: more threads than cores)" if any(stars) else "MiB"
+    unit = f"MiB{'   (*: more threads than cores)' if any(row['oversubscribed'] for row in rows) else ''}"
     style.label(memory, "Peak memory (grey: before loading)", unit)
     where = f"{rows[0]['dtype']} on {rows[0]['backend']}, {rows[0]['device']}"
     text = f"{where} (combinations: batch size × instances × threads per instance)"
@@ -295,23 +294,22 @@ def _draw_speed(
         axis.hlines(y, row["p95_ms"], row["p99_ms"], color=colour, linewidth=1)
         axis.plot(row["p99_ms"], y, "|", color=colour, ms=7)
         axis.plot(row["p50_ms"], y, marker, color=colour, ms=8, mec="white", mew=0.7, zorder=3)
-    right, top = 1.08 * max(row["p99_ms"] for row in rows), 1.2 * max(row["images_per_s"] for row in rows)
+    p50, p99, speed = style.columns(rows, "p50_ms", "p99_ms", "images_per_s")
+    right, top = 1.08 * p99.max(), 1.2 * speed.max()
     axis.set(xlim=(0, right), ylim=(0, top))
     title = "Throughput against latency: up and to the left is better"
     style.label(axis, title, "latency of a call [ms]", "images / s")
-    spots = [(row["p50_ms"] / right, row["images_per_s"] / top) for row in rows]
-    ends = [row["p99_ms"] / right for row in rows]
-    _name_spots(axis, names, spots, ends, colours, height)
-    p99 = "p99" if all(row["enough_for_p99"] for row in rows) else "p99 (of fewer than 100 calls)"
+    _name_spots(axis, names, [*zip(p50 / right, speed / top, strict=True)], p99 / right, colours, height)
+    few = "" if all(row["enough_for_p99"] for row in rows) else " (of fewer than 100 calls)"
     grey: Any = {"color": style.BASELINE_COLOUR}
     axis.plot([], [], "o", ms=8, label="p50", **grey)
     axis.plot([], [], linewidth=3, alpha=0.55, label="to p95", **grey)
-    axis.plot([], [], linewidth=1, marker="|", label=f"to {p99}", **grey)
+    axis.plot([], [], linewidth=1, marker="|", label=f"to p99{few}", **grey)
     axis.legend(loc="lower left", ncols=3, fontsize=9)
 
 
 def _name_spots(
-    axis: Axes, names: Sequence[str], spots: Sequence[tuple[float, float]], ends: Sequence[float],
+    axis: Axes, names: Sequence[str], spots: Sequence[tuple[float, float]], ends: NDArray[Any],
     colours: Sequence[str], height: float,
 ) -> None:  # fmt: skip
     """Name every marker beside it, where neither marker, line nor name stands yet (fractions of axes)."""

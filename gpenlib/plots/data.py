@@ -14,7 +14,6 @@ from gpenlib.images import Image, resize
 from gpenlib.plots import Row
 
 SUBSET_COLOURS = {"evaluation": "#332288", "calibration": style.SECOND}  # not those of the dtypes
-SUBSET_MARKERS = {"evaluation": "o", "calibration": "s"}
 
 
 def pairs_figure(inputs: Sequence[Image], truths: Sequence[Image], names: Sequence[str]) -> Figure:
@@ -70,7 +69,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
         colours = style.columns(members, "red_mean", "green_mean", "blue_mean").T / 255
         plane.scatter(
             *style.columns(members, "lab_a", "lab_b"), s=45, c=colours,
-            marker=SUBSET_MARKERS[subset], edgecolors=SUBSET_COLOURS[subset], linewidths=1.3,
+            marker="o" if subset == "evaluation" else "s", edgecolors=SUBSET_COLOURS[subset], linewidths=1.3,
             zorder=3 if subset == "evaluation" else 2, label=f"{subset} ({len(members)})",
         )  # fmt: skip
     plane.set(title="Mean colour of each image", xlabel="CIELAB a  (green - red)")

@@ -266,8 +266,8 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     style.name_rows(axis, [TITLES[trait] for trait in traits])
     _marks(axis, rows, "trait", traits, "correlation", ("low", "high"), "x")
     axis.axvline(0, color=style.INK, linewidth=1)
-    axis.set_xlim(-1.02, 1.02)
-    axis.set(title=f"Does the drop in {SCORES[score].split(' [')[0]} follow a property of the face?")
+    title = f"Does the drop in {SCORES[score].split(' [')[0]} follow a property of the face?"
+    axis.set(xlim=(-1.02, 1.02), title=title)
     axis.set_xlabel("Spearman's rank correlation (positive: loses more where there is more of it)")
     axis.legend(**{**BESIDE, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)})
     return figure
@@ -351,10 +351,9 @@ def _draw_noise(axis: Axes, maps: pd.DataFrame) -> None:
     colour = style.DTYPE_COLOURS["int8"]
     shown, alone = maps[maps["sqnr_db"] < 199], maps[maps["quantised"]]  # maps of 200 dB are equal
     axis.plot(shown["x"], shown["sqnr_db"], "-", color=colour, lw=1, alpha=0.6)
-    in_float = shown["layer"].notna() & ~shown["quantised"]
     for chosen, text, marker, size, face in (
         (shown["quantised"], "after a layer in int8", "o", 7, colour),
-        (in_float, "after a convolution in float", "o", 6, "white"),
+        (shown["layer"].notna() & ~shown["quantised"], "after a convolution in float", "o", 6, "white"),
         (shown["layer"].isna(), "any other map", ".", 4, colour),
     ):
         look: Any = {"ms": size, "mfc": face, "color": colour, "label": f"accumulated, {text}"}
@@ -365,11 +364,10 @@ def _draw_noise(axis: Axes, maps: pd.DataFrame) -> None:
     room = 0.12 * np.ptp(heights) + 1
     axis.set_ylim(heights.min() - room, heights.max() + room)
     lines = ["weakest alone:"]
-    for rank, row in enumerate(
-        alone.sort_values("isolated_sqnr_db", kind="stable")[:5].itertuples(), start=1
-    ):
-        lines.append(f"{rank}  {_short(row.module)}, {row.isolated_sqnr_db:.1f} dB")
-        style.note(axis, str(rank), (row.x, row.isolated_sqnr_db), (0, 8), color=ISOLATED, **RANK)
+    weakest = alone.sort_values("isolated_sqnr_db", kind="stable")[:5]
+    for x, name, score in zip(weakest["x"], weakest["module"], weakest["isolated_sqnr_db"], strict=True):
+        style.note(axis, str(len(lines)), (x, score), (0, 8), color=ISOLATED, **RANK)
+        lines.append(f"{len(lines)}  {_short(name)}, {score:.1f} dB")
     _write_beside(axis, lines, ISOLATED)
     style.label(axis, "Feature maps against the float network (higher is better)", y="SQNR [dB]", pad=20)
 

@@ -110,7 +110,6 @@ def difference_figure(
 ) -> Figure:
     """Show uint8 pictures by title, and absolute differences [H, W] in network units by file on one scale."""
     top = max(float(difference.max()) for difference in differences.values()) * MICRO or 1.0
-    columns = len(pictures) + len(differences)
     titles = [
         f"{label_of(file)}\nlargest {difference.max() * MICRO:.2f} × 1e-6".replace(", ", ",\n", 1)
         for file, difference in differences.items()
@@ -118,7 +117,7 @@ def difference_figure(
     figure, axes = style.picture_grid(
         [[*pictures.values(), *(difference * MICRO for difference in differences.values())]],
         [[*(style.shorten(title, 30) for title in pictures), *titles]],
-        width=2.75 * columns, height=3.6, cmap="magma", vmin=0, vmax=top,
+        width=2.75 * (len(pictures) + len(differences)), height=3.6, cmap="magma", vmin=0, vmax=top,
     )  # fmt: skip
     panels = list(axes[0, len(pictures) :])
     bar = figure.colorbar(panels[-1].images[0], ax=panels, shrink=0.8, pad=0.02)

@@ -12,22 +12,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import NDArray
 
 from gpenlib import plots as style
-from gpenlib.images import Image
 from gpenlib.plots import Region, Row
 
 if TYPE_CHECKING:
     from gpenlib.infer.scoring import Face
 
-COLUMNS = ("input", "output", "truth")
 SCORES = {"psnr": "PSNR against the truth [dB]", "ssim": "SSIM against the truth"}
 FILLED = 0.72  # part of a histogram's height that the bars take; the legend stands above
 DOTS: Any = {"s": 32, "edgecolors": "white", "alpha": 0.85}
 MEAN_LINE: Any = {"color": style.INK, "linewidth": 1.5, "linestyle": "--"}
 LEGEND: Any = {"fontsize": 8.5, "frameon": False}
-
-
-def _pictures(face: Face) -> tuple[Image, Image, Image]:
-    return face.source, face.output, face.truth
 
 
 def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (style.EYE, style.MOUTH)) -> Figure:
@@ -42,13 +36,14 @@ def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (style
         )
         strip.suptitle(text, x=0.005, ha="left", fontsize=9.5)
         whole, parts = strip.subfigures(1, 2, width_ratios=(1.7, 1))
-        for axis, name, image in zip(whole.subplots(1, 3), COLUMNS, _pictures(face), strict=True):
+        pictures = {"input": face.source, "output": face.output, "truth": face.truth}
+        for axis, (name, image) in zip(whole.subplots(1, 3), pictures.items(), strict=True):
             style.show_image(axis, image, name)
             for region in regions:
                 style.mark_region(axis, image.shape[0], region)
         for line, region in zip(parts.subplots(2, 3), regions, strict=True):
             line[0].set_ylabel(region.name, fontsize=9)
-            for axis, name, image in zip(line, COLUMNS, _pictures(face), strict=True):
+            for axis, (name, image) in zip(line, pictures.items(), strict=True):
                 style.show_zoom(axis, image, region, name if region is regions[0] else "")
     return figure
 
@@ -64,11 +59,11 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face]) -> Figure:
         panel.suptitle(f"{kind} {len(faces)}", fontsize=11, weight="bold")
         grid = panel.subplots(3, len(faces), squeeze=False)
         for column, face in zip(grid.T, faces, strict=True):
-            for axis, image in zip(column, _pictures(face), strict=True):
+            for axis, image in zip(column, (face.source, face.output, face.truth), strict=True):
                 style.show_image(axis, image)
             heading = f"{style.shorten(face.name)}\n{face.row['psnr']:.2f} dB, {face.row['ssim']:.3f}"
             column[0].set_title(heading, fontsize=8.5)
-        for axis, name in zip(grid[:, 0], COLUMNS, strict=True):
+        for axis, name in zip(grid[:, 0], ("input", "output", "truth"), strict=True):
             axis.set_ylabel(name, fontsize=9)
     return figure
 
