@@ -42,10 +42,7 @@ def analyse(
     files: Mapping[str, Path | None] | None = None,
     features_are_inception: bool = False,
 ) -> dict[str, Any]:
-    """Return everything that 05_errors says of the outputs, from the results of 04_infer by dtype.
-
-    ``files`` are ``lpips_weights`` and ``features_file`` of :func:`gpenlib.metrics.perceptual_rows`.
-    """
+    """Return everything that 05_errors says of the outputs; ``files`` are weights for ``perceptual_rows``."""
     reference = results[REFERENCE]
     rows: list[dict[str, Any]] = []
     for dtype, result in results.items():
@@ -98,33 +95,22 @@ def compare_outputs(
 def summarise_comparison(
     rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return one row per dtype: means over the faces, drops with interval and verdict, and how it was run.
-
-    These few verdicts are not corrected for their number; those of :func:`group_losses` are.
-    """
+    """Return per dtype means, drops with interval and verdict (not corrected for their number), and how run."""
     frame = pd.DataFrame(rows)
     means = [*SCORES, *PLAIN, *OF_BASELINES, "psnr_to_fp32", "colour_shift_to_fp32", "bias"]
     table = []
     for dtype, result in results.items():
         faces = frame[frame["dtype"] == dtype]
-        drops: dict[str, Any] = {}
+        row = {"dtype": dtype, "backend": result["backend"]}
+        row |= {"executed_precision": result["executed_precision"], "images": len(faces)}
+        row |= {name: float(faces[name].mean(skipna=False)) for name in means}
         for score in SCORES:
             loss = mean_loss(faces[f"{score}_drop"])
-            drops |= {f"{score}_drop{end}": getattr(loss, name) for end, name in ENDS.items()}
-            drops[f"{score}_verdict"] = "reference" if dtype == REFERENCE else loss.verdict
-        table.append(
-            {
-                "dtype": dtype,
-                "backend": result["backend"],
-                "executed_precision": result["executed_precision"],
-                "images": len(faces),
-                **{name: float(faces[name].mean(skipna=False)) for name in means},
-                **drops,
-                "worst_psnr_drop": float(faces["psnr_drop"].max()),
-                "largest_error": int(faces["largest_error"].max()),
-                "ms_per_image": result["ms_per_image"],
-            }
-        )
+            row |= {f"{score}_drop{end}": getattr(loss, name) for end, name in ENDS.items()}
+            row[f"{score}_verdict"] = "reference" if dtype == REFERENCE else loss.verdict
+        row["worst_psnr_drop"] = float(faces["psnr_drop"].max())
+        row["largest_error"] = int(faces["largest_error"].max())
+        table.append(row | {"ms_per_image": result["ms_per_image"]})
     return table
 
 
@@ -177,11 +163,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, seed: int = 0) -> Estimate:
 
 
 def holm(estimates: Sequence[Estimate]) -> list[tuple[float | None, Verdict]]:
-    """Return p-values and verdicts corrected for the number of tests (Holm 1979).
-
-    The chance that even one drop or gain among them is false is at most 5 %, however the tests depend on each
-    other: here they share faces. A verdict never contradicts the estimate's own interval.
-    """
+    """Return p-values and verdicts corrected for the number of tests (Holm 1979), however those depend."""
     family = pd.Series([each.p_value for each in estimates], dtype=float).dropna().sort_values()
     corrected = (family * np.arange(len(family), 0, -1)).cummax().clip(upper=1)
     p_values = [float(corrected[i]) if i in corrected.index else None for i in range(len(estimates))]
@@ -276,11 +258,7 @@ def face_traits(pairs: Pairs | Pack) -> list[dict[str, Any]]:
 
 
 def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return what every dtype loses in every group of faces that has faces.
-
-    ``verdict`` is corrected for the number of tests; the family is the whole table, because it is read as a
-    whole, to find any group that any precision treats worse. The interval stays a single, uncorrected one.
-    """
+    """Return each dtype's loss in every group of faces; verdicts, not intervals, are corrected over all."""
     faces = _faces_with_traits(rows, traits)
     reference = faces[faces["dtype"] == REFERENCE].set_index("name")
     groups, estimates = [], []
@@ -315,10 +293,7 @@ def groups_note(groups: Sequence[Row]) -> str:
 
 
 def trends(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return Spearman's correlation of each dtype's drops with each trait, over the faces that have it.
-
-    Positive: the loss grows with the trait. ``shown`` is corrected as the verdicts of :func:`group_losses`.
-    """
+    """Return Spearman's correlation of each dtype's drops with each trait; positive: they grow with it."""
     faces = _faces_with_traits(rows, traits)
     pairs, estimates = [], []
     for dtype, of_dtype in faces[faces["dtype"] != REFERENCE].groupby("dtype", sort=False):
@@ -359,11 +334,7 @@ TIMES = {"latency_ms": "median_ms", "latency_p10_ms": "p10_ms", "latency_p90_ms"
 def with_costs(
     table: Sequence[Row], artefacts: Mapping[str, Mapping[str, Any]], latency: Sequence[Row]
 ) -> list[dict[str, Any]]:
-    """Return the table with size and time per image of every dtype, timed in turns with the others.
-
-    ``ms_per_image``, which the rows hold already, comes from runs one after the other and compares dtypes
-    less well. ``artefacts`` hold ``file_bytes`` (of the file that the backend opens) and ``backend_reason``.
-    """
+    """Return the table with every dtype's size, and its time per image measured in turns with the others."""
     timed = {row["dtype"]: row for row in latency}
     rows = []
     for row in table:
@@ -381,7 +352,9 @@ def pareto_rows(table: Sequence[Row], latency: Sequence[Row]) -> list[dict[str, 
     return [{key: row[key] for key in losses} | timed[row["dtype"]] | {"mode": None} for row in table]
 
 
-# Which precision to take: the fastest one whose loss is acceptable, and in a sentence why.
+# Which precision to take: the fastest one whose loss is acceptable, and in a sentence why. A loss is acceptable
+# if the upper end of its interval is within the budget (one may be all but sure that no more is lost) and the
+# mean colour moves less than its own. Times that overlap (10th to 90th percentile) count as equally fast.
 
 
 @dataclass(frozen=True)
@@ -401,13 +374,7 @@ class Recommendation:
 def recommend(
     table: Sequence[Row], max_drop_db: float = 0.1, max_colour_shift: float = 0.5
 ) -> Recommendation:
-    """Recommend the fastest precision whose loss is acceptable.
-
-    A loss is acceptable if the upper end of its interval is not above ``max_drop_db`` (one may be all but
-    sure that no more is lost) and the mean colour moves by less than ``max_colour_shift`` (CIELAB). Of those
-    whose times overlap with the fastest one's (10th to 90th percentile), and so count as equally fast, the
-    one with the smallest upper end is taken.
-    """
+    """Recommend, of the precisions as fast as the fastest acceptable one, that with the smallest loss."""
     rows = {row["dtype"]: row for row in table}
     if REFERENCE not in rows:
         raise ValueError(f"{', '.join(rows) or 'an empty table'}: {REFERENCE} must be among the precisions")
@@ -514,19 +481,12 @@ def _executed(row: Row) -> str:
 
 # The results of several runs: other weights, another calibration, another machine.
 
-FIRST = "first run"
-DIFFERENT = "different faces: no paired test"
-ABSENT = "not in this run"
-NOT_IN_FIRST = "not in the first run"
+FIRST, DIFFERENT = "first run", "different faces: no paired test"
+ABSENT, NOT_IN_FIRST = "not in this run", "not in the first run"
 
 
 def compare_results(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the scores of every run of 05_errors beside the first one's, one row per dtype, score and run.
-
-    Where both restored the same faces, ``low`` and ``high`` are the 95 % interval of the mean difference,
-    paired face by face; ``verdict`` is "better" or "worse" only where it leaves out zero, and says why if
-    nothing could be tested. What cannot be given is None.
-    """
+    """Return the scores of every run beside the first one's, paired face by face where the faces are equal."""
     if len(results) < 2:
         raise ValueError(f"runs {list(results)}: two or more are needed for a comparison")
     first = next(iter(results.values()))

@@ -39,12 +39,7 @@ def analyse_layers(
     images: Sequence[FloatArray],
     ranking: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return ``rows`` (every feature map) and ``healing`` of one quantised network.
-
-    ``ranking`` is the one that 03_compile measured on calibration images: rows with ``name`` and ``psnr`` of
-    the picture with only this layer in 8 bits, the most sensitive layer first. What leaving those layers in
-    float heals is measured here, on faces that had no part in the choice.
-    """
+    """Return every feature map's errors, and what leaving the layers that 03_compile ranked in float heals."""
     if missing := sorted(layers.keys() - {row["name"] for row in ranking}):
         raise ValueError(f"the ranking of 03_compile lacks {', '.join(missing[:5])}: measure it again")
     ranked = {row["name"]: row["psnr"] for row in ranking if row["name"] in layers}  # the build's own layers
@@ -72,6 +67,7 @@ def analyse_layers(
 # fully quantised network against the float one, with all that went wrong before it. Isolated: one layer
 # computed in 8 bits from its float input, its own output against the float one. Both are those of the QDQ
 # arithmetic, computed in float32. Decoder layers are computed in halves: what they read is compared so too.
+# Clipped values and outermost codes are counted in the input as it arrives in the quantised network.
 
 LIMIT_DB = 200.0  # an SQNR is clipped to this, so that equal maps have a finite one
 WATCHED_BYTES = 2**29  # of the maps of one graph that are held at once
@@ -139,40 +135,28 @@ def layer_errors(
     layers: Mapping[str, RoundedLayer],
     images: Sequence[FloatArray],
 ) -> list[dict[str, Any]]:
-    """Compare every feature map of the quantised network with the float network's, in graph order.
-
-    ``int8_file`` is ``float_graph`` in halves and in QDQ form with ``layers`` quantised. The images, float32
-    [1, 3, S, S], are read one at a time, several times; nothing but sums is kept of one. Only quantised
-    layers have isolated errors and, of the input as it arrives in the quantised network, shares of clipped
-    values and of outermost codes; None otherwise.
-    """
+    """Compare every map of a graph and of its QDQ form, in graph order, on images float32 [1, 3, S, S]."""
     if not len(images):
         raise ValueError("no image was given; layer errors need at least one face")
     float_model, int8_model = split_halves(onnx.load(float_graph)), onnx.load(int8_file)
     written = {name for node in int8_model.graph.node for name in node.output}
     maps = [map_ for map_ in feature_maps(float_model) if map_.tensor in written]
     if not maps:
-        raise ValueError(
-            f"{float_graph} and {int8_file} have no feature map in common: they are not forms of one network"
-        )
+        text = "have no feature map in common: they are not forms of one network"
+        raise ValueError(f"{float_graph} and {int8_file} {text}")
     agreements, counts = accumulated_errors(float_model, int8_model, maps, layers, images)
     isolated = isolated_errors(deploy, layers, images)
     rows = []
     for map_ in maps:
         alone, accumulated = isolated.get(map_.layer or ""), agreements[map_.tensor]
         inputs = np.sum([counts[name] for name in map_.sources], axis=0) if alone else None
-        rows.append(
-            {
-                **asdict(map_),
-                "quantised": alone is not None,
-                "sqnr_db": accumulated.sqnr_db,
-                "cosine": accumulated.cosine,
-                "isolated_sqnr_db": alone.sqnr_db if alone else None,
-                "isolated_cosine": alone.cosine if alone else None,
-                "clipped_share": None if inputs is None else float(inputs[1] / inputs[0]),
-                "saturation": None if inputs is None else float(inputs[2] / inputs[0]),
-            }
-        )
+        row = asdict(map_) | {"quantised": alone is not None}
+        row |= {"sqnr_db": accumulated.sqnr_db, "cosine": accumulated.cosine}
+        row["isolated_sqnr_db"] = alone.sqnr_db if alone else None
+        row["isolated_cosine"] = alone.cosine if alone else None
+        row["clipped_share"] = None if inputs is None else float(inputs[1] / inputs[0])
+        row["saturation"] = None if inputs is None else float(inputs[2] / inputs[0])
+        rows.append(row)
     return rows
 
 
@@ -221,10 +205,7 @@ def isolated_errors(
 
 
 def feature_maps(model: onnx.ModelProto) -> list[FeatureMap]:
-    """Return what a deploy graph computes per pixel: rank 4 and larger than 1x1, in graph order.
-
-    What the halves of a layer add to its output is no map of its own.
-    """
+    """Return what a deploy graph computes per pixel: rank 4, larger than 1x1, and not a half of a layer's."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
@@ -269,16 +250,12 @@ def in_groups(maps: Sequence[FeatureMap], limit: int = WATCHED_BYTES) -> Iterato
 
 # Stress fp16 with styles far from 1: the original formulation breaks, the deploy form does not. Demodulation
 # divides the size of a style out again, so that in exact arithmetic large and tiny styles give the same
-# picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish.
+# picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish. ToRGB has
+# no demodulation: its style is a real change of the picture.
 
 
 def stress_half(model: Gpen, images: Tensor, factors: Sequence[float]) -> list[dict[str, Any]]:
-    """Compare both formulations in fp16 with float32, for styles of several sizes; one row per factor.
-
-    ``original_psnr`` and ``deploy_psnr`` are against float32 with the same styles (data range 2, at most 100
-    dB; None: NaN or infinity), ``original_overflow`` and ``deploy_overflow`` name the first tensor that is
-    not finite, and ``change_psnr`` says how much the function itself changes.
-    """
+    """Compare both forms in fp16 with float32 for styles times each factor: PSNR, and what overflows first."""
     rows = []
     with torch.inference_mode():
         unscaled = model(images)
@@ -296,10 +273,7 @@ def stress_half(model: Gpen, images: Tensor, factors: Sequence[float]) -> list[d
 
 
 def scaled_styles(model: Gpen, factor: float) -> Gpen:
-    """Return a copy whose demodulated layers get ``factor`` times their styles.
-
-    ToRGB layers are left alone: they have no demodulation, and their style is a real change of the picture.
-    """
+    """Return a copy whose demodulated layers, so not ToRGB's, get ``factor`` times their styles."""
     scaled = copy.deepcopy(model)
     with torch.no_grad():
         for module in scaled.modules():
@@ -330,12 +304,9 @@ def _psnr(expected: Tensor, output: Tensor) -> float | None:
 
 @contextmanager
 def measured_threads(call: Callable[[], Any], trials: int = 3) -> Iterator[int]:
-    """Use one thread or all of them, whichever runs ``call`` faster here and now, while the context lasts.
-
-    Threads that wait for each other spin, and the analysis of layers is hundreds of runs. On two cores that
-    other processes use too, an image of 64 px took 17 ms on one thread and 130 to 2300 ms on two, one of 128
-    px 0.3 to 0.5 s and 2 to 4 s; on free cores two threads are the faster ones.
-    """
+    """Use one thread or all of them, whichever runs ``call`` faster here and now, while the context lasts."""
+    # Threads that wait for each other spin: on two busy cores an image of 64 px took 17 ms on one thread and
+    # 130 to 2300 ms on two; on free cores two threads are the faster ones.
     before = torch.get_num_threads()
 
     def seconds(threads: int) -> float:

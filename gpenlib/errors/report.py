@@ -18,16 +18,14 @@ from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare
 from gpenlib.files import write_atomically
 from gpenlib.plots.compile import pareto_figure
-from gpenlib.plots.errors import drops_figure, groups_figure, worst_figure
+from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
 from gpenlib.settings import REFERENCE
 
 Row = Mapping[str, Any]
 
-SCORES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "delta_e2000": "ΔE 2000", "chroma_error": "chroma error"}
 DIGITS = {"psnr": 3, "ssim": 4, "delta_e2000": 3, "chroma_error": 3}
 SHOWN_SCORE = "psnr"  # of the groups
 NOTHING = "–"
-DPI = 110
 
 
 def write_report(
@@ -38,11 +36,7 @@ def write_report(
     command: str,
     comparison: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the page of one run: the same results give the same text.
-
-    ``gallery`` is a dtype other than fp32 and the faces on which it loses most, ``command`` what repeats the
-    run, ``comparison`` the ``rows`` and ``runs`` of a comparison with other runs.
-    """
+    """Write a run's page: ``gallery`` is a dtype and the faces it loses most on, ``command`` repeats the run."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -88,7 +82,7 @@ def write_report(
 def inline(figure: Figure) -> str:
     """Return a figure as a PNG in a data URL."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.image
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from gpenlib.files import front_end_is_live
 from gpenlib.images import Image, resize
@@ -54,6 +56,21 @@ def new_figure(
         return figure, figure.subplots(rows, columns, squeeze=False, **ratios)
 
 
+def panels(count: int, width: float = 9.0, height: float = 3.4) -> Any:
+    """Return a figure and its axes, side by side."""
+    figure, axes = new_figure(1, count, width, height)
+    return figure, *axes[0]
+
+
+def panel_grid(count: int, columns: int, width: float, line: float, more: float = 0.0) -> tuple[Figure, Any]:
+    """Return a figure of ``count`` panels in lines of ``line`` inches; places left over are hidden."""
+    lines = -(-count // columns)
+    figure, axes = new_figure(lines, columns, width, line * lines + more)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
 def show_image(axis: Axes, image: Any, title: str = "", **options: Any) -> None:
     """Show one image without ticks, grid or frame; matplotlib smooths it only where it is shrunk."""
     axis.imshow(image, **options)
@@ -88,6 +105,13 @@ def name_rows(axis: Axes, names: Sequence[str], **options: Any) -> None:
     axis.grid(axis="y", visible=False)
 
 
+def name_columns(axis: Axes, names: Sequence[str], **options: Any) -> None:
+    """Give a panel one named column per value, from the left."""
+    axis.set_xticks(range(len(names)), names, **options)
+    axis.set_xlim(-0.6, len(names) - 0.4)
+    axis.grid(axis="x", visible=False)
+
+
 def label(axis: Axes, title: str, x: str = "", y: str = "", **options: Any) -> None:
     """Write a panel's title, at the left, and what its axes show."""
     axis.set_title(title, loc="left", **options)
@@ -116,6 +140,11 @@ def grouped(rows: Sequence[Row], key: str, order: Iterable[str] = ()) -> dict[st
     """Return the rows by their ``key``, in the given order or that of appearance; no group is empty."""
     groups = {name: [row for row in rows if row[key] == name] for name in order or [r[key] for r in rows]}
     return {name: members for name, members in groups.items() if members}
+
+
+def columns(rows: Iterable[Row], *names: str) -> NDArray[Any]:
+    """Return values of all rows by name, as an array [names, rows]."""
+    return np.array([[row[name] for row in rows] for name in names])
 
 
 def shorten(name: str, length: int = 16) -> str:
@@ -181,9 +210,6 @@ def mark_region(axis: Axes, size: int, region: Region) -> None:
     axis.add_patch(Rectangle(region.corner(size), side, side, fill=False, ec=region.colour, linewidth=1.3))
 
 
-DISPLAY_SIDE = 512
-
-
 def wipe(before: Image, after: Image, share: float) -> Image:
     """Return ``after`` on the left ``share`` (0 to 1) of the width, ``before`` on the rest."""
     place = round(share * before.shape[1])
@@ -200,14 +226,15 @@ def before_after(faces: Sequence[Face]) -> Any | None:
         return None
     import ipywidgets
 
+    side = 512  # of the display
     by_name = {f"{face.role} {face.name}".strip(): face for face in faces}
     chosen = ipywidgets.Dropdown(options=list(by_name), description="face")
     share = ipywidgets.FloatSlider(value=0.5, min=0.0, max=1.0, step=0.01, description="restored")
-    picture = ipywidgets.Image(format="png", width=DISPLAY_SIDE, height=DISPLAY_SIDE)
+    picture = ipywidgets.Image(format="png", width=side, height=side)
 
     def redraw(_: Any = None) -> None:
         face = by_name[chosen.value]
-        before, after = (resize(image, DISPLAY_SIDE) for image in (face.source, face.output))
+        before, after = (resize(image, side) for image in (face.source, face.output))
         buffer = io.BytesIO()
         matplotlib.image.imsave(buffer, wipe(before, after, share.value), format="png")
         picture.value = buffer.getvalue()

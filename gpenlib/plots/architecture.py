@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ MIB = 2**20
 # Paul Tol's "muted" scheme (colour-blind safe), apart from the colours of the dtypes.
 PART_COLOURS = {"encoder": "#332288", "mapping": "#999933", "decoder": "#44AA99"}
 RGB_COLOUR = "#AA4499"
-STEP_WIDTHS = {"encoder": 2.5, "decoder": 1.0}  # of the memory timeline: encoder stages have few steps
 
 
 def cost_bars(stages: Sequence[BlockCost]) -> Figure:
@@ -42,8 +40,7 @@ def cost_bars(stages: Sequence[BlockCost]) -> Figure:
         style.label(axis, f"{title}: {sum(values):.1f} {unit} in total", label)
         axis.margins(x=0.12)
     axes[0, 1].tick_params(labelleft=False)
-    handles = [Patch(color=colour, label=part) for part, colour in PART_COLOURS.items()]
-    style.legend_below(figure, handles=handles, ncols=3)
+    style.legend_below(figure, handles=[Patch(color=c, label=p) for p, c in PART_COLOURS.items()], ncols=3)
     return figure
 
 
@@ -56,13 +53,12 @@ def _short(value: float) -> str:
 
 def memory_timeline(steps: Sequence[LiveActivations], eager_bytes: int) -> Figure:
     """Draw the live activation memory along one forward pass, and its peak beside that of eager PyTorch."""
-    figure, axes = style.new_figure(width=10.5, height=3.9)
-    axis = axes[0, 0]
-    edges = np.cumsum([0.0, *(STEP_WIDTHS[step.part] for step in steps)])
+    figure, axis = style.panels(1, 10.5, 3.9)
+    edges = np.cumsum([0.0, *(2.5 if step.part == "encoder" else 1.0 for step in steps)])  # few steps each
     skip = np.array([step.skip_bytes for step in steps]) / MIB
     total = np.array([step.total_bytes for step in steps]) / MIB
-    waiting = PART_COLOURS["encoder"]
-    axis.stairs(skip, edges, fill=True, color=waiting, label="encoder features waiting", alpha=0.85)
+    look: Any = {"fill": True, "color": PART_COLOURS["encoder"], "alpha": 0.85}
+    axis.stairs(skip, edges, label="encoder features waiting", **look)
     axis.stairs(total, edges, baseline=skip, fill=True, color="#DDCC77", label="working set")
     axis.stairs(total, edges, baseline=None, color=style.INK, lw=1.0)
     peak = int(total.argmax())
@@ -101,24 +97,20 @@ def _stage_ticks(axis: Axes, steps: Sequence[LiveActivations], edges: NDArray[np
 def cost_growth(
     totals: Sequence[TotalCost], eager_bytes: Sequence[int], others: Mapping[str, TotalCost]
 ) -> Figure:
-    """Draw parameters, GFLOPs and peak memory over the size, all logarithmic.
-
-    ``totals`` are one family with ascending sizes, ``eager_bytes`` its peaks in eager mode; ``others`` are
-    single networks by the name that the legend gives them.
-    """
+    """Draw what a family of ascending sizes costs, its peaks in eager mode, and single ``others`` by name."""
     figure, axes = style.new_figure(1, 3, width=11.0, height=3.6)
     sizes = [total.config.out_size for total in totals]
     ticks = sorted({*sizes, *(total.config.out_size for total in others.values())})
-    titles = {
-        "Parameters": "millions",
-        "Arithmetic, one image": "GFLOPs",
-        "Peak activations, one image": "MiB",
-    }
+    panels: tuple[tuple[str, str, Callable[[TotalCost], float]], ...] = (
+        ("Parameters", "millions", lambda total: total.parameters / 1e6),
+        ("Arithmetic, one image", "GFLOPs", lambda total: total.gflops),
+        ("Peak activations, one image", "MiB", lambda total: total.peak_activation_bytes / MIB),
+    )
     family, eager = "full width (multiplier 2, narrow 1)", "the same, PyTorch eager mode"
-    for place, (axis, (title, unit)) in enumerate(zip(axes[0], titles.items(), strict=True)):
-        lines = [(family, PART_COLOURS["decoder"], "o-", sizes, [_figures(total)[place] for total in totals])]
+    for axis, (title, unit, cost) in zip(axes[0], panels, strict=True):
+        lines = [(family, PART_COLOURS["decoder"], "o-", sizes, [cost(total) for total in totals])]
         for name, other in others.items():
-            lines.append((name, RGB_COLOUR, "D", [other.config.out_size], [_figures(other)[place]]))
+            lines.append((name, RGB_COLOUR, "D", [other.config.out_size], [cost(other)]))
         if unit == "MiB":
             lines.append((eager, style.INK, "o-", sizes, [size / MIB for size in eager_bytes]))
         for name, colour, form, across, values in lines:
@@ -139,26 +131,20 @@ def cost_growth(
     return figure
 
 
-def _figures(total: TotalCost) -> tuple[float, float, float]:
-    """Return millions of parameters, GFLOPs and the peak of the live activations in MiB."""
-    return total.parameters / 1e6, total.gflops, total.peak_activation_bytes / MIB
-
-
 def feature_grid(
     encoder: Mapping[int, NDArray[np.floating]], decoder: Mapping[int, NDArray[np.floating]]
 ) -> Figure:
     """Show channels of encoder and decoder by side in pixels, float [K, side, side], each on an own scale."""
     sides = sorted(decoder, reverse=True)
     count = max(len(maps) for maps in (*encoder.values(), *decoder.values()))
-    cell = min(11.2 / len(sides), 1.3)
-    parts = {"encoder": encoder, "decoder": decoder}
+    cell, parts = min(11.2 / len(sides), 1.3), {"encoder": encoder, "decoder": decoder}
     grid = [
         [next(iter(maps.get(side, ())[row : row + 1]), None) for side in sides]
         for maps in parts.values()
         for row in range(count)
     ]
-    heads = {part: [f"{part}\n{side} px" for side in sides] for part in parts}
-    titles = [heads["encoder"], *[[]] * (count - 1), heads["decoder"]]
+    above, below = ([f"{part}\n{side} px" for side in sides] for part in parts)
+    titles = [above, *[[]] * (count - 1), below]
     figure, axes = style.picture_grid(
         grid, titles, width=cell * len(sides), height=cell * 2 * count + 0.6,
         cmap="viridis", interpolation="nearest",
@@ -182,8 +168,8 @@ def growing_image(grown: Mapping[int, Image], added: Mapping[int, Image]) -> Fig
 
 def before_and_after(image: Image, output: Image) -> Figure:
     """Show what goes into the network and what comes out."""
-    titles = [[f"input, {image.shape[0]} px", f"output, {output.shape[0]} px"]]
-    return style.picture_grid([[image, output]], titles, width=6.4, height=3.5)[0]
+    titles = [f"input, {image.shape[0]} px", f"output, {output.shape[0]} px"]
+    return style.picture_grid([[image, output]], [titles], width=6.4, height=3.5)[0]
 
 
 # Columns of the block diagram: left edge and width of each kind of box.
@@ -195,8 +181,7 @@ BOX_HEIGHT = 0.64
 def block_diagram(config: GpenConfig) -> Figure:
     """Draw any GPEN: encoder down the left, latent path at the bottom, decoder and ToRGB up the right."""
     levels = range(2, config.log_out + 1)
-    figure, axes = style.new_figure(width=11.0, height=2.3 + 0.56 * len(levels))
-    axis = axes[0, 0]
+    figure, axis = style.panels(1, 11.0, 2.3 + 0.56 * len(levels))
     axis.set_axis_off()
     axis.set(xlim=(-1.1, 11.9), ylim=(-2.25, len(levels) + 0.15))
     for level in levels:
@@ -204,23 +189,22 @@ def block_diagram(config: GpenConfig) -> Figure:
     _draw_latent_path(axis, config)
     start, top = config.log_in - 2, len(levels) - 1
     _arrow(axis, (1.45, start + 0.95), (1.45, start + BOX_HEIGHT / 2), style.INK)
-    axis.text(
-        1.55, start + 0.66, f"image, 3 × {config.in_size} × {config.in_size}", fontsize=8.5, va="center"
-    )
+    image = f"image, 3 × {config.in_size} × {config.in_size}"
+    axis.text(1.55, start + 0.66, image, fontsize=8.5, va="center")
     middle = TO_RGB[0] + TO_RGB[1] / 2
     _arrow(axis, (middle, top + BOX_HEIGHT / 2), (middle, top + 0.95), RGB_COLOUR)
     out = f"restored, 3 × {config.out_size} × {config.out_size}"
     axis.text(middle - 0.1, top + 0.66, out, fontsize=8.5, ha="right", va="center")
     width = f"channel multiplier {config.channel_multiplier}, narrow {config.narrow:g}"
     axis.set_title(f"GPEN, {config.in_size} px in, {config.out_size} px out ({width})", loc="left")
-    kinds = {
-        "features": style.INK,
-        "encoder features, concatenated as noise": PART_COLOURS["encoder"],
-        "latent w: style of every modulated convolution": PART_COLOURS["mapping"],
-        "RGB image, growing by ×2": RGB_COLOUR,
-    }
-    handles = [Line2D([], [], color=colour, lw=1.8, label=label) for label, colour in kinds.items()]
-    style.legend_below(figure, handles=handles, ncols=4, fontsize=8.5)
+    for text, colour in (
+        ("features", style.INK),
+        ("encoder features, concatenated as noise", PART_COLOURS["encoder"]),
+        ("latent w: style of every modulated convolution", PART_COLOURS["mapping"]),
+        ("RGB image, growing by ×2", RGB_COLOUR),
+    ):
+        axis.plot([], [], color=colour, lw=1.8, label=text)
+    style.legend_below(figure, axis, ncols=4, fontsize=8.5)
     return figure
 
 

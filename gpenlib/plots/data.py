@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -14,35 +14,31 @@ from gpenlib.images import Image, resize
 from gpenlib.plots import Row
 
 SUBSET_COLOURS = {"evaluation": "#332288", "calibration": style.SECOND}  # not those of the dtypes
-SUBSET_MARKERS = {"evaluation": "o", "calibration": "s"}
 
 
 def pairs_figure(inputs: Sequence[Image], truths: Sequence[Image], names: Sequence[str]) -> Figure:
     """Show what the network is given above what it should answer; about eight columns are readable."""
-    sides = [
-        f"{name}\n{i[0].shape[1]} x {i[0].shape[0]}" for name, i in (("input", inputs), ("truth", truths))
-    ]
+    kinds = {"input": inputs[0].shape, "truth": truths[0].shape}
+    sides = [f"{kind}\n{width} x {height}" for kind, (height, width, _) in kinds.items()]
     titles = [[style.shorten(name) for name in names]]
     return style.picture_grid([inputs, truths], titles, sides, 1.55 * len(inputs) + 0.4, 3.35)[0]
 
 
 def tasks_figure(rows: Sequence[Row]) -> Figure:
     """Show the truth and what every task makes of it, one line per task, as ``task_examples`` gives them."""
+
+    def drawn(row: Row) -> str:
+        seed = "nothing drawn" if row["seed"] is None else f"seed {row['seed']}"
+        return f"{seed}, {row['psnr']:.1f} dB"
+
     tasks = style.grouped(rows, "task")
     pictures = [[examples[0]["truth"], *(row["given"] for row in examples)] for examples in tasks.values()]
-    titles = [["truth", *map(_drawn, examples)] for examples in tasks.values()]
-    width = 2.05 * max(map(len, pictures))
-    names = [style.shorten(task, 22) for task in tasks]
-    figure, axes = style.picture_grid(pictures, titles, names, width, 2.3 * len(tasks))
+    titles = [["truth", *map(drawn, examples)] for examples in tasks.values()]
+    size = 2.05 * max(map(len, pictures)), 2.3 * len(tasks)
+    figure, axes = style.picture_grid(pictures, titles, [style.shorten(task, 22) for task in tasks], *size)
     for axis in axes[:, 1:].flat:
         axis.spines[:].set(visible=True, color=style.BASELINE_COLOUR, linewidth=0.6)  # ends white masks
     return figure
-
-
-def _drawn(row: Row) -> str:
-    """Return the title of one example: its seed and what the degraded input scores."""
-    seed = "nothing drawn" if row["seed"] is None else f"seed {row['seed']}"
-    return f"{seed}, {row['psnr']:.1f} dB"
 
 
 def split_figure(
@@ -53,9 +49,8 @@ def split_figure(
     figure, axes = style.new_figure(2, 1, width=11.0, height=2 * (11.0 / length + 0.35))
     sets = zip(axes[:, 0], SUBSET_COLOURS.items(), (evaluation, calibration), totals, strict=True)
     for axis, (subset, colour), images, total in sets:
-        strip = np.full((side, length * side, 3), 255, dtype=np.uint8)
-        for position, image in enumerate(images):
-            strip[:, position * side : (position + 1) * side] = resize(image, side)
+        rest = np.full((side, (length - len(images)) * side, 3), 255, dtype=np.uint8)
+        strip = np.hstack([*(resize(image, side) for image in images), rest])
         more = f" (the first {len(images)} shown)" if total > len(images) else ""
         style.show_image(axis, strip)
         axis.set_title(f"{subset}: {total} images{more}", fontsize=9, loc="left")
@@ -67,48 +62,42 @@ def split_figure(
 
 def colour_figure(rows: Sequence[Row]) -> Figure:
     """Plot mean colours in the CIELAB plane, lightness and chroma of the images of both subsets."""
-    figure, axes = style.new_figure(1, 3, width=11.5, height=3.8)
-    plane, lightness, chroma = axes[0]
+    figure, plane, lightness, chroma = style.panels(3, 11.5, 3.8)
     plane.axhline(0, color=style.BASELINE_COLOUR, linewidth=0.8)
     plane.axvline(0, color=style.BASELINE_COLOUR, linewidth=0.8)
     for subset, members in style.grouped(rows, "subset", SUBSET_COLOURS).items():
-        fill = np.array([[row[f"{name}_mean"] for name in ("red", "green", "blue")] for row in members]) / 255
+        colours = style.columns(members, "red_mean", "green_mean", "blue_mean").T / 255
         plane.scatter(
-            [row["lab_a"] for row in members], [row["lab_b"] for row in members], s=45, c=fill,
-            marker=SUBSET_MARKERS[subset], edgecolors=SUBSET_COLOURS[subset], linewidths=1.3,
+            *style.columns(members, "lab_a", "lab_b"), s=45, c=colours,
+            marker="o" if subset == "evaluation" else "s", edgecolors=SUBSET_COLOURS[subset], linewidths=1.3,
             zorder=3 if subset == "evaluation" else 2, label=f"{subset} ({len(members)})",
         )  # fmt: skip
     plane.set(title="Mean colour of each image", xlabel="CIELAB a  (green - red)")
     plane.set(ylabel="CIELAB b  (blue - yellow)")
     plane.set_aspect("equal", adjustable="datalim")
     plane.legend(fontsize=8)
-    _histograms(lightness, rows, "lightness")
-    lightness.set(title="Mean lightness", xlabel="CIELAB L  [0, 100]")
-    _histograms(chroma, rows, "chroma")
-    chroma.set(title="Mean chroma (0 is grey)", xlabel="CIELAB chroma")
+    for axis, key, title, unit in (
+        (lightness, "lightness", "Mean lightness", "CIELAB L  [0, 100]"),
+        (chroma, "chroma", "Mean chroma (0 is grey)", "CIELAB chroma"),
+    ):
+        values = style.columns(rows, key)
+        bins = np.linspace(values.min() - 0.5, values.max() + 0.5, 13).tolist()
+        for subset, members in style.grouped(rows, "subset", SUBSET_COLOURS).items():
+            colour, weights = SUBSET_COLOURS[subset], np.full(len(members), 1 / len(members))  # sum to 1
+            shares: Any = {"x": [row[key] for row in members], "bins": bins, "weights": weights}
+            axis.hist(**shares, color=colour, alpha=0.25)
+            axis.hist(**shares, color=colour, histtype="step", linewidth=2, label=subset)
+        axis.set(title=title, xlabel=unit, ylabel="part of the images")
+        axis.legend(fontsize=8)
     return figure
-
-
-def _histograms(axis: Axes, rows: Sequence[Row], key: str) -> None:
-    """Draw one histogram per subset over common bins, each summing to 1."""
-    values = [row[key] for row in rows]
-    bins = np.linspace(min(values) - 0.5, max(values) + 0.5, 13).tolist()
-    for subset, members in style.grouped(rows, "subset", SUBSET_COLOURS).items():
-        colour, count = SUBSET_COLOURS[subset], len(members)
-        shares = {"x": [row[key] for row in members], "bins": bins, "weights": np.full(count, 1 / count)}
-        axis.hist(**shares, color=colour, alpha=0.25)
-        axis.hist(**shares, color=colour, histtype="step", linewidth=2, label=subset)
-    axis.set_ylabel("part of the images")
-    axis.legend(fontsize=8)
 
 
 def baseline_figure(scores: Sequence[Row], colours: Sequence[Row]) -> Figure:
     """Plot PSNR and SSIM of the unchanged inputs against the chroma of their truths, in the same order."""
     figure, axes = style.new_figure(1, 2)
     for axis, key, unit in zip(axes[0], ("psnr", "ssim"), (" [dB]", ""), strict=True):
-        axis.scatter(
-            [row["chroma"] for row in colours], [row[key] for row in scores], color=style.BASELINE_COLOUR
-        )
+        chroma, values = [row["chroma"] for row in colours], [row[key] for row in scores]
+        axis.scatter(chroma, values, color=style.BASELINE_COLOUR)
         axis.set(xlabel="mean CIELAB chroma of the truth", ylabel=f"{key.upper()} of the input{unit}")
         axis.set_title(f"Doing nothing: {key.upper()}")
     axes[0, 1].set_ylim(0, 1.02)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import compress
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -21,7 +22,6 @@ from gpenlib.plots import Region, Row
 if TYPE_CHECKING:
     from gpenlib.errors.compare import FaceErrors
 
-Placed = tuple[float, Row]  # a place on the axis, and what stands there
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.005, 1), "fontsize": 9, "frameon": False}
 DOTS: Any = {"edgecolors": "white", "zorder": 3}
 
@@ -87,10 +87,7 @@ def _dots(axis: Axes, groups: Mapping[str, Sequence[Row]], key: str) -> None:
 
 
 def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
-    """Plot ``psnr_drop`` and ``ssim_drop`` of every image as dots and their means as bars with intervals.
-
-    The ends of the intervals, ``psnr_drop_low`` and so on, come from the ``table`` of 05_errors.
-    """
+    """Plot PSNR and SSIM lost per image as dots, means as bars, with intervals of the stage's ``table``."""
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     by_dtype = {row["dtype"]: row for row in table}
@@ -104,8 +101,8 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
             ends = [row.get(f"{key}_{end}") for end in ("low", "high")]
             if None not in ends:
                 lengths = [[abs(row[key] - end)] for end in ends]
-                axis.errorbar(place, row[key], lengths, color=style.INK, fmt="none", elinewidth=2, capsize=7,
-                              capthick=2, zorder=4)  # fmt: skip
+                look: Any = {"fmt": "none", "elinewidth": 2, "capsize": 7, "capthick": 2, "zorder": 4}
+                axis.errorbar(place, row[key], lengths, color=style.INK, **look)
         labels = [f"{dtype}\n{mean:+.{digits}f}{unit}" for dtype, mean in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
         axis.set_title(f"{name} lost against fp32, and the mean")
@@ -115,8 +112,7 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
 
 def agreement_figure(rows: Sequence[Row]) -> Figure:
     """Plot each image's PSNR in every dtype against its PSNR in fp32 (rows needed), and the difference."""
-    figure, axes = style.new_figure(1, 2, width=10.5, height=4.2)
-    scatter, drops = axes[0]
+    figure, scatter, drops = style.panels(2, 10.5, 4.2)
     reference = {row["name"]: row["psnr"] for row in rows if row["dtype"] == "fp32"}
     low, high = min(row["psnr"] for row in rows), max(row["psnr"] for row in rows)
     room = 0.06 * (high - low) or 1.0
@@ -156,14 +152,12 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-# Error maps: one scale for all, on which this percentile of the errors gets the brightest colour.
-BRIGHTEST = 99.9
 SCALE = "absolute difference from fp32, largest of the three channels [grey levels of 255]"
 
 
 def _scale(faces: Sequence[FaceErrors]) -> dict[str, Any]:
     """Return colour map and norm for all errors; the brightest colour is at least 1 grey level."""
-    worst = [np.percentile(error, BRIGHTEST) for face in faces for error in face.errors.values()]
+    worst = [np.percentile(error, 99.9) for face in faces for error in face.errors.values()]
     return {"norm": Normalize(0, max(1.0, float(np.ceil(max(worst))))), "cmap": "inferno"}
 
 
@@ -180,10 +174,7 @@ def _title(error: np.ndarray) -> str:
 
 
 def error_maps_figure(faces: Sequence[FaceErrors], region: Region = style.EYE) -> Figure:
-    """Show per face fp32's output, every dtype's error map on one scale, and an enlarged part of both.
-
-    One strip per face, all over the same dtypes; about three are readable.
-    """
+    """Show fp32's output, every dtype's error map, and a part of both enlarged, for about three faces."""
     count = 1 + len(faces[0].errors)  # of pictures; a whole one takes two columns, an enlarged part one
     scale = _scale(faces)
     figure = style.empty_figure(1.0 + 2.76 * count, 1.2 + 2.2 * len(faces))
@@ -213,10 +204,7 @@ def error_maps_figure(faces: Sequence[FaceErrors], region: Region = style.EYE) -
 
 
 def worst_figure(faces: Sequence[FaceErrors], dtype: str) -> Figure:
-    """Show the faces on which a dtype loses most: input, fp32, dtype, error, and its worst part enlarged.
-
-    One strip per face, with ``source``; up to about six are readable.
-    """
+    """Show input, fp32, dtype, error, and its worst part enlarged, for up to six faces with ``source``."""
     scale = _scale([replace(face, errors={dtype: face.errors[dtype]}) for face in faces])
     figure, axes = style.new_figure(len(faces), 7, width=14.0, height=0.9 + 2.1 * len(faces))
     figure.set_layout_engine("constrained", h_pad=0.08)
@@ -245,33 +233,24 @@ SCORES = {"psnr": "PSNR [dB]", "ssim": "SSIM", "delta_e2000": "ΔE 2000", "chrom
 
 
 def groups_figure(groups: Sequence[Row], score: str = "psnr") -> Figure:
-    """Plot per group of faces what each dtype loses in one score, with its interval, over fp32's own score.
-
-    Groups without an interval (too few faces) get hollow marks.
-    """
+    """Plot what each dtype loses per group of faces; hollow marks have no interval, for want of faces."""
     traits = style.grouped([row for row in groups if row["score"] == score], "trait", TITLES)
     widths = [1.7 if trait == "ita" else 1.0 for trait in traits]  # skin tones have twice the groups
     figure, axes = style.new_figure(2, len(traits), width=12.5, height=6.2, width_ratios=widths)
     for (drops, level), (trait, rows) in zip(axes.T, traits.items(), strict=True):
         members = style.grouped(rows, "group")
-        names = list(members)
-        dtypes = style.grouped(rows, "dtype", style.DTYPE_COLOURS)
-        for shift, (dtype, of_dtype) in zip(_spread(len(dtypes), 0.45), dtypes.items(), strict=True):
-            places = [names.index(row["group"]) + shift for row in of_dtype]
-            _marks(drops, places, of_dtype, "drop", ("drop_low", "drop_high"), dtype)
+        _marks(drops, rows, "group", list(members), "drop", ("drop_low", "drop_high"), "y")
         drops.axhline(0, color=style.INK, linewidth=1)
         drops.set_title(TITLES[trait])
         values = [of_group[-1]["fp32"] for of_group in members.values()]
-        level.plot(range(len(names)), values, "o", color=style.DTYPE_COLOURS["fp32"], markersize=7)
+        level.plot(range(len(values)), values, "o", color=style.DTYPE_COLOURS["fp32"], markersize=7)
         for place, value in enumerate(values):
             style.note(level, f"{value:.4g}", (place, value), (0, 7), ha="center", va="bottom", fontsize=8.5)
         room = np.ptp(values) or 0.05 * abs(values[0]) or 1.0
         level.set_ylim(min(values) - 0.3 * room, max(values) + 0.4 * room)
         labels = [f"{name}\n({group[0]['faces']})".replace(" ", "\n") for name, group in members.items()]
         for axis in (drops, level):
-            axis.set_xticks(range(len(names)), labels, fontsize=8.5)
-            axis.set_xlim(-0.6, len(names) - 0.4)
-            axis.grid(axis="x", visible=False)
+            style.name_columns(axis, labels, fontsize=8.5)
     axes[0, 0].set_ylabel(f"drop against fp32, {SCORES[score]}\n(positive is worse)")
     axes[1, 0].set_ylabel(f"fp32, {SCORES[score]}")
     title = "mean and 95 % interval; hollow: fewer than five faces, no interval; (number of faces)"
@@ -283,94 +262,81 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     """Plot the rank correlation of each dtype's drop in one score with each trait, with its interval."""
     rows = [row for row in trends if row["score"] == score]
     traits = list(style.grouped(rows, "trait", TITLES))
-    figure, axes = style.new_figure(width=8.5, height=1.4 + 0.75 * max(1, len(traits)))
-    axis = axes[0, 0]
+    figure, axis = style.panels(1, 8.5, 1.4 + 0.75 * max(1, len(traits)))
     style.name_rows(axis, [TITLES[trait] for trait in traits])
-    dtypes = style.grouped(rows, "dtype", style.DTYPE_COLOURS)
-    for shift, (dtype, members) in zip(_spread(len(dtypes), 0.45), dtypes.items(), strict=True):
-        heights = [traits.index(row["trait"]) + shift for row in members]
-        _marks(axis, heights, members, "correlation", ("low", "high"), dtype, along="x")
+    _marks(axis, rows, "trait", traits, "correlation", ("low", "high"), "x")
     axis.axvline(0, color=style.INK, linewidth=1)
-    axis.set_xlim(-1.02, 1.02)
-    axis.set(title=f"Does the drop in {SCORES[score].split(' [')[0]} follow a property of the face?")
+    title = f"Does the drop in {SCORES[score].split(' [')[0]} follow a property of the face?"
+    axis.set(xlim=(-1.02, 1.02), title=title)
     axis.set_xlabel("Spearman's rank correlation (positive: loses more where there is more of it)")
     axis.legend(**{**BESIDE, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)})
     return figure
 
 
 def _marks(
-    axis: Axes, places: Sequence[float], rows: Sequence[Row], key: str, ends: tuple[str, str], dtype: str,
-    along: str = "y",
-) -> None:  # fmt: skip
-    """Draw one dtype's values along an axis with their intervals; hollow where there is none."""
-    colour = style.DTYPE_COLOURS[dtype]
-    label: str | None = dtype  # of the first kind that is drawn
-    for sure in (True, False):
-        known = [all(row[end] is not None for end in ends) == sure for row in rows]
-        marks = list(compress(zip(places, rows, strict=True), known))
-        if not marks:
-            continue
-        across, values = [place for place, _ in marks], [row[key] for _, row in marks]
-        lengths = [[abs(row[key] - row[end]) if sure else 0.0 for _, row in marks] for end in ends]
-        points = {"x": across, "y": values} if along == "y" else {"x": values, "y": across}
-        look: Any = {**points, f"{along}err": lengths, "mfc": colour if sure else "white"}
-        axis.errorbar(
-            **look, fmt="o", color=colour, ms=6, elinewidth=1.6, capsize=3 if sure else 0, label=label
-        )
-        label = None
+    axis: Axes, rows: Sequence[Row], by: str, names: Sequence[str], key: str, ends: Sequence[str], along: str
+) -> None:
+    """Draw every dtype's values at the places of the groups' names; hollow, without interval, if unsure."""
+    dtypes = style.grouped(rows, "dtype", style.DTYPE_COLOURS)
+    for shift, (dtype, members) in zip(_spread(len(dtypes), 0.45), dtypes.items(), strict=True):
+        colour = style.DTYPE_COLOURS[dtype]
+        label: str | None = dtype  # of the first marks that are drawn
+        for sure in (True, False):
+            marks = [row for row in members if all(row[end] is not None for end in ends) == sure]
+            if not marks:
+                continue
+            points = [names.index(row[by]) + shift for row in marks], [row[key] for row in marks]
+            lengths = [[abs(row[key] - row[end]) if sure else 0.0 for row in marks] for end in ends]
+            look: Any = {"ms": 6, "mfc": colour if sure else "white", "capsize": 3 if sure else 0}
+            look |= {f"{along}err": lengths, "elinewidth": 1.6, "color": colour, "label": label}
+            axis.errorbar(*(points if along == "y" else points[::-1]), marker="o", linestyle="none", **look)
+            label = None
 
 
 # Single layers: where int8 and fp16 hurt along the depth, and what heals it.
-EQUAL_DB = 199.0  # from here on maps are equal, and not drawn
-ISOLATED, SATURATED = style.DTYPE_COLOURS["fp32"], style.ACCENT
-NAMED = 5  # weakest layers that are named in the figure
-SLOT = 0.76  # width that the maps of one stage share
-SHORTEST_SHARE = 1e-7  # lower end of the axis of shares
+ISOLATED = style.DTYPE_COLOURS["fp32"]
 RANK: Any = {"ha": "center", "va": "bottom", "weight": "bold"}
-LOST_AT = 2.0  # dB; where outputs that are not finite are drawn
 
 
 def depth_figure(rows: Sequence[Row]) -> Figure:
-    """Draw along the depth of the network how far int8 is from float, and what is clipped.
-
-    Rows are those of the layer errors in graph order. One column per stage of the network; its maps are drawn
-    from left to right. Maps that are equal (200 dB) are left out.
-    """
-    stages = style.grouped(rows, "module")
+    """Draw how far int8 is from float in each stage of the network, from rows in graph order."""
+    maps = pd.DataFrame(rows)
+    stages = maps.groupby("module", sort=False)
+    maps["x"] = stages.ngroup() + 0.76 * (
+        (stages.cumcount() + 0.5) / stages["module"].transform("size") - 0.5
+    )
     figure, axes = style.new_figure(3, 1, width=12.5, height=9.6, height_ratios=[2.2, 1.3, 1.1])
     noise, output, clipped = axes[:, 0]
-    placed = [
-        (column + SLOT * ((index + 0.5) / len(members) - 0.5), row)
-        for column, members in enumerate(stages.values())
-        for index, row in enumerate(members)
+    _draw_noise(noise, maps)
+    quantised = maps[maps["quantised"]]
+    _draw_layers(output, clipped, quantised)
+    names = maps["module"].unique().tolist()
+    sides = [shape[1] for shape in stages["shape"].last()]
+    decoder = next((i for i, name in enumerate(names) if name.startswith("generator")), 0)
+    runs = [  # stages of one resolution beside each other, all in the encoder or all in the decoder
+        (side, list(columns))
+        for (side, _), columns in groupby(range(len(sides)), lambda column: (sides[column], column < decoder))
     ]
-    quantised = [(x, row) for x, row in placed if row["quantised"]]
-    _draw_noise(noise, placed, quantised)
-    _draw_output(output, quantised)
-    _draw_clipped(clipped, quantised)
-    decoder = next((i for i, name in enumerate(stages) if name.startswith("generator")), 0)
-    runs = _runs(stages, decoder)
     for axis in axes[:, 0]:
-        for _, first, final in runs[1::2]:  # every other resolution is shaded
-            axis.axvspan(first - 0.5, final + 0.5, color=ISOLATED, alpha=0.06, linewidth=0, zorder=0)
+        for _, columns in runs[1::2]:  # every other resolution is shaded
+            ends = columns[0] - 0.5, columns[-1] + 0.5
+            axis.axvspan(*ends, color=ISOLATED, alpha=0.06, linewidth=0, zorder=0)
         if decoder:
             axis.axvline(decoder - 0.5, color=style.INK, linewidth=1.2)
-        axis.set_xlim(-0.6, len(stages) - 0.4)
-        axis.set_xticks(range(len(stages)), [""] * len(stages))
-        axis.grid(axis="x", visible=False)
+        style.name_columns(axis, [""] * len(names))
         axis.legend(**BESIDE)
     above: Any = {"transform": noise.get_xaxis_transform()}
-    for size, first, final in runs:
-        text = f"{size} px" if final > first else f"{size}"
+    for side, columns in runs:
+        text = f"{side} px" if len(columns) > 1 else f"{side}"
         look = {"ha": "center", "va": "bottom", "fontsize": 8.5, "color": style.BASELINE_COLOUR}
-        noise.text((first + final) / 2, 1.01, text, **above, **look)
-    for text, offset, side in (("encoder", -0.6, "right"), ("decoder", -0.4, "left")) if decoder else ():
-        noise.text(decoder + offset, 0.985, text, ha=side, va="top", fontsize=9.5, color=style.INK, **above)
+        noise.text((columns[0] + columns[-1]) / 2, 1.01, text, **above, **look)
+    for text, offset, end in (("encoder", -0.6, "right"), ("decoder", -0.4, "left")) if decoder else ():
+        noise.text(decoder + offset, 0.985, text, ha=end, va="top", fontsize=9.5, color=style.INK, **above)
     slanted: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8.5}
-    clipped.set_xticks(range(len(stages)), map(_short, stages), **slanted)
-    for members, label in zip(stages.values(), clipped.get_xticklabels(), strict=True):
-        in_float = any(row["layer"] for row in members) and not any(row["quantised"] for row in members)
-        label.set_color(style.BASELINE_COLOUR if in_float else style.INK)
+    clipped.set_xticks(range(len(names)), map(_short, names), **slanted)
+    in_float = stages["layer"].any() & ~stages["quantised"].any()
+    for grey, label in zip(in_float, clipped.get_xticklabels(), strict=True):
+        label.set_color(style.BASELINE_COLOUR if grey else style.INK)
     clipped.set_xlabel("stage of the network, in the order of computation (grey: all in float)")
     return figure
 
@@ -380,54 +346,30 @@ def _short(path: str) -> str:
     return path.removeprefix("generator.").removesuffix(".conv")
 
 
-def _runs(stages: Mapping[str, Sequence[Row]], decoder: int) -> list[tuple[int, int, int]]:
-    """Return (resolution, first, last column) of neighbours of one resolution, both in encoder or decoder."""
-    runs: list[tuple[int, int, int]] = []
-    for column, members in enumerate(stages.values()):
-        side = members[-1]["shape"][1]
-        if runs and runs[-1][0] == side and column != decoder:
-            runs[-1] = (side, runs[-1][1], column)
-        else:
-            runs.append((side, column, column))
-    return runs
-
-
-def _plot(axis: Axes, points: Sequence[tuple[float, float]], look: str, **options: Any) -> None:
-    """Plot points, of which there may be none."""
-    axis.plot([x for x, _ in points], [y for _, y in points], look, **options)
-
-
-def _draw_noise(axis: Axes, placed: Sequence[Placed], quantised: Sequence[Placed]) -> None:
+def _draw_noise(axis: Axes, maps: pd.DataFrame) -> None:
     """Draw SQNR, accumulated of every map and isolated of the quantised layers; name the weakest."""
     colour = style.DTYPE_COLOURS["int8"]
-    shown = [(x, row) for x, row in placed if row["sqnr_db"] < EQUAL_DB]
-    _plot(axis, [(x, row["sqnr_db"]) for x, row in shown], "-", color=colour, lw=1, alpha=0.6)
-    for kind, text, marker, size, face in (
-        ("int8", "after a layer in int8", "o", 7, colour),
-        ("float", "after a convolution in float", "o", 6, "white"),
-        ("other", "any other map", ".", 4, colour),
+    shown, alone = maps[maps["sqnr_db"] < 199], maps[maps["quantised"]]  # maps of 200 dB are equal
+    axis.plot(shown["x"], shown["sqnr_db"], "-", color=colour, lw=1, alpha=0.6)
+    for chosen, text, marker, size, face in (
+        (shown["quantised"], "after a layer in int8", "o", 7, colour),
+        (shown["layer"].notna() & ~shown["quantised"], "after a convolution in float", "o", 6, "white"),
+        (shown["layer"].isna(), "any other map", ".", 4, colour),
     ):
-        points = [(x, row["sqnr_db"]) for x, row in shown if _kind(row) == kind]
-        _plot(axis, points, marker, ms=size, mfc=face, color=colour, label=f"accumulated, {text}")
-    alone = [(x, row["isolated_sqnr_db"]) for x, row in quantised]
-    _plot(axis, alone, "D:", color=ISOLATED, ms=5.5, lw=1, label="isolated: this layer alone in int8")
-    heights = [row["sqnr_db"] for _, row in shown] + [y for _, y in alone]
-    room = 0.12 * (max(heights) - min(heights)) + 1
-    axis.set_ylim(min(heights) - room, max(heights) + room)
+        look: Any = {"ms": size, "mfc": face, "color": colour, "label": f"accumulated, {text}"}
+        axis.plot(shown["x"][chosen], shown["sqnr_db"][chosen], marker, **look)
+    look = {"color": ISOLATED, "ms": 5.5, "lw": 1, "label": "isolated: this layer alone in int8"}
+    axis.plot(alone["x"], alone["isolated_sqnr_db"], "D:", **look)
+    heights = np.array([*shown["sqnr_db"], *alone["isolated_sqnr_db"]])
+    room = 0.12 * np.ptp(heights) + 1
+    axis.set_ylim(heights.min() - room, heights.max() + room)
     lines = ["weakest alone:"]
-    weakest = sorted(quantised, key=lambda pair: pair[1]["isolated_sqnr_db"])[:NAMED]
-    for rank, (x, row) in enumerate(weakest, start=1):
-        score = row["isolated_sqnr_db"]
-        lines.append(f"{rank}  {_short(row['module'])}, {score:.1f} dB")
-        style.note(axis, str(rank), (x, score), (0, 8), color=ISOLATED, **RANK)
+    weakest = alone.sort_values("isolated_sqnr_db", kind="stable")[:5]
+    for x, name, score in zip(weakest["x"], weakest["module"], weakest["isolated_sqnr_db"], strict=True):
+        style.note(axis, str(len(lines)), (x, score), (0, 8), color=ISOLATED, **RANK)
+        lines.append(f"{len(lines)}  {_short(name)}, {score:.1f} dB")
     _write_beside(axis, lines, ISOLATED)
-    title = "Feature maps against the float network (higher is better)"
-    style.label(axis, title, y="SQNR [dB]", pad=20)
-
-
-def _kind(row: Row) -> str:
-    """Return what wrote a map: a layer in int8, a convolution in float, or another operation."""
-    return "int8" if row["quantised"] else "float" if row["layer"] else "other"
+    style.label(axis, "Feature maps against the float network (higher is better)", y="SQNR [dB]", pad=20)
 
 
 def _write_beside(axis: Axes, lines: Sequence[str], colour: str) -> None:
@@ -435,37 +377,32 @@ def _write_beside(axis: Axes, lines: Sequence[str], colour: str) -> None:
     axis.text(1.012, 0.02, "\n".join(lines), transform=axis.transAxes, fontsize=9, color=colour, va="bottom")
 
 
-def _draw_output(axis: Axes, quantised: Sequence[Placed]) -> None:
-    """Draw what each layer does to the picture."""
+def _draw_layers(output: Axes, inputs: Axes, quantised: pd.DataFrame) -> None:
+    """Draw what each layer does to the picture, and shares of clipped inputs; none is on the lower edge."""
     for key, colour, marker, label in (
         ("output_psnr_alone", ISOLATED, "D", "only this layer in int8"),
         ("output_psnr_without", style.DTYPE_COLOURS["int8"], "o", "all but this layer in int8"),
     ):
-        _plot(axis, [(x, row[key]) for x, row in quantised], marker, color=colour, ms=6, label=label)
-    axis.margins(y=0.18)
+        output.plot(quantised["x"], quantised[key], marker, color=colour, ms=6, label=label)
+    output.margins(y=0.18)
     title = "The picture against the float network's (low diamond: sensitive layer)"
-    style.label(axis, title, y="PSNR [dB]")
-
-
-def _draw_clipped(axis: Axes, quantised: Sequence[Placed]) -> None:
-    """Draw the shares of clipped inputs and of outermost codes; none at all stands on the lower edge."""
+    style.label(output, title, y="PSNR [dB]")
+    lowest = 1e-7
     for key, colour, marker, label in (
         ("clipped_share", style.INK, "v", "clipped (beyond the range)"),
-        ("saturation", SATURATED, "^", "codes -128 and 127"),
+        ("saturation", style.ACCENT, "^", "codes -128 and 127"),
     ):
-        points = [(x, row[key]) for x, row in quantised if row[key] > 0]
-        _plot(axis, points, marker, color=colour, ms=6, label=label)
-        none = [(x, SHORTEST_SHARE) for x, row in quantised if row[key] == 0]
-        _plot(axis, none, marker, color=colour, ms=5, mfc="none", alpha=0.6, clip_on=False)
-    top = max(1e-2, 3 * max((row["saturation"] for _, row in quantised), default=0))
-    axis.set(yscale="log", ylim=(SHORTEST_SHARE, top))
-    style.label(axis, "Inputs of the quantised layers (hollow, on the edge: none)", y="share of values")
+        some, none = (quantised[where] for where in (quantised[key] > 0, quantised[key] == 0))
+        inputs.plot(some["x"], some[key], marker, color=colour, ms=6, label=label)
+        hollow: Any = {"ms": 5, "mfc": "none", "alpha": 0.6, "clip_on": False}
+        inputs.plot(none["x"], np.full(len(none), lowest), marker, color=colour, **hollow)
+    inputs.set(yscale="log", ylim=(lowest, max(1e-2, 3 * quantised["saturation"].max())))
+    style.label(inputs, "Inputs of the quantised layers (hollow, on the edge: none)", y="share of values")
 
 
 def healing_figure(steps: Sequence[Row]) -> Figure:
     """Draw ``psnr`` over ``in_float``, how many layers are in float; ``name`` is what a step adds."""
-    figure, axes = style.new_figure(width=10.5, height=4.4)
-    axis = axes[0, 0]
+    figure, axis = style.panels(1, 10.5, 4.4)
     counts = [step["in_float"] for step in steps]
     scores = [step["psnr"] for step in steps]
     axis.plot(counts, scores, "o-", color=style.DTYPE_COLOURS["int8"], ms=8)
@@ -483,28 +420,23 @@ def healing_figure(steps: Sequence[Row]) -> Figure:
 
 
 def half_stress_figure(rows: Sequence[Row]) -> Figure:
-    """Draw how both formulations bear styles of any size in fp16, from rows of ``stress_half``.
-
-    Outputs that are not finite are crosses on the lower edge; what first left the range of fp16 is named.
-    """
-    figure, axes = style.new_figure(width=10.5, height=4.6)
-    axis = axes[0, 0]
+    """Draw how both formulations bear styles of any size in fp16; crosses are outputs that are not finite."""
+    figure, axis = style.panels(1, 10.5, 4.6)
     factors = [row["factor"] for row in rows]
     lines = ["first tensor out of fp16's range:"]
     for form, label, look, colour in (
         ("original", "original formulation", "s--", "#882255"),
         ("deploy", "deploy form", "o-", style.DTYPE_COLOURS["fp16"]),
     ):
-        scores = [row[f"{form}_psnr"] for row in rows]
-        points = [(x, score) for x, score in zip(factors, scores, strict=True) if score is not None]
-        _plot(axis, points, look, color=colour, ms=7, label=label)
-        dead = [(x, LOST_AT) for x, score in zip(factors, scores, strict=True) if score is None]
-        _plot(axis, dead, "X", color=colour, ms=11, label=f"{label}: NaN or infinity" if dead else None)
-        for row, score in zip(rows, scores, strict=True):
+        scores = pd.Series([row[f"{form}_psnr"] for row in rows], factors, dtype=float)
+        alive, dead = scores.dropna(), scores[scores.isna()].fillna(2.0)
+        axis.plot(alive.index, alive, look, color=colour, ms=7, label=label)
+        lost = f"{label}: NaN or infinity" if len(dead) else None
+        axis.plot(dead.index, dead, "X", color=colour, ms=11, label=lost)
+        for row, point in zip(rows, scores.fillna(2.0).items(), strict=True):
             if row[f"{form}_overflow"] is None:
                 continue
             module, _, operator = row[f"{form}_overflow"].partition(": ")
-            point = (row["factor"], LOST_AT if score is None else score)
             style.note(axis, str(len(lines)), point, (0, 9), color=colour, fontsize=10, **RANK)
             text = f"{module.removeprefix('Gpen.')},\n    {operator.removeprefix('aten.')}"
             lines.append(f"{len(lines)}  {text}")
@@ -517,9 +449,8 @@ def half_stress_figure(rows: Sequence[Row]) -> Figure:
     axis.set_xlim(min(factors) / 5, max(factors) * 5)
     lowest = min(row[f"{form}_psnr"] or 0.0 for row in rows for form in ("original", "deploy"))
     axis.set_ylim(lowest - 5 if lowest < 0 else 0, 105)
-    style.label(
-        axis, "fp16 when styles are larger or smaller than trained",
-        "factor on the styles of all demodulated layers", "PSNR against float32, same styles [dB]",
-    )  # fmt: skip
+    title = "fp16 when styles are larger or smaller than trained"
+    across = "factor on the styles of all demodulated layers"
+    style.label(axis, title, across, "PSNR against float32, same styles [dB]")
     axis.legend(**{**BESIDE, "fontsize": 10})
     return figure

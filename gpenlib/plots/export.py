@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -22,7 +22,6 @@ LABELS = {
     "deploy.pt": "deploy form, TorchScript file",
 }
 COLOURS = dict(zip(LABELS, (style.BASELINE_COLOUR, style.ACCENT, style.SECOND, "#332288"), strict=True))
-BATCH_MARKERS = "osD^"
 MICRO = 1e6
 
 
@@ -37,32 +36,22 @@ def _in_order(files: Mapping[str, Any]) -> list[str]:
 
 
 def operator_figure(graphs: Mapping[str, Row], kinds: int = 14) -> Figure:
-    """Draw as grouped bars how often each operator stands in each graph, the most frequent ``kinds`` apart.
-
-    ``graphs`` are summaries by file name, as the stage's metrics give them.
-    """
+    """Draw how often each operator stands in each graph, the most frequent ``kinds`` apart."""
     files = _in_order(graphs)
-    total: Counter[str] = Counter()
-    for file in files:
-        total.update(graphs[file]["operators"])
-    shown = [name for name, _ in total.most_common(kinds)]
-    rest = len(total) - len(shown)
-    names = [*shown, f"{rest} others"] if rest else shown
-    figure, axes = style.new_figure(width=11.5, height=4.8)
-    axis = axes[0, 0]
+    table = pd.DataFrame({file: graphs[file]["operators"] for file in files}).fillna(0).astype(int)
+    table = table.loc[table.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    shown, rest = table[:kinds], table[kinds:]
+    if len(rest):
+        shown = pd.concat([shown, rest.sum().to_frame(f"{len(rest)} others").T])
+    figure, axis = style.panels(1, 11.5, 4.8)
     width = 0.84 / len(files)
     for place, file in enumerate(files):
-        operators = graphs[file]["operators"]
-        counts = [operators.get(name, 0) for name in shown]
-        counts += [sum(operators.values()) - sum(counts)] if rest else []
-        left = np.arange(len(names)) + (place - (len(files) - 1) / 2) * width
+        left = np.arange(len(shown)) + (place - (len(files) - 1) / 2) * width
         label = f"{label_of(file)}: {graphs[file]['nodes']} nodes"
-        bars = axis.bar(left, counts, width, color=COLOURS.get(file), label=label)
-        axis.bar_label(bars, [str(count or "") for count in counts], fontsize=7, padding=1)
-    axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+        bars = axis.bar(left, shown[file], width, color=COLOURS.get(file), label=label)
+        axis.bar_label(bars, [str(count or "") for count in shown[file]], fontsize=7, padding=1)
+    style.name_columns(axis, list(shown.index), rotation=35, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", length=0)
-    axis.grid(axis="x", visible=False)
-    axis.set_xlim(-0.6, len(names) - 0.4)
     style.label(axis, "Operators in the exported graphs", y="nodes")
     style.legend_below(figure, axis, ncols=2)
     return figure
@@ -71,8 +60,7 @@ def operator_figure(graphs: Mapping[str, Row], kinds: int = 14) -> Figure:
 def convolution_figure(graphs: Mapping[str, Row]) -> Figure:
     """Draw how many convolutions have constant weights, and how many compute them at run time."""
     files = _in_order(graphs)
-    figure, axes = style.new_figure(height=1.3 + 0.45 * len(files))
-    axis = axes[0, 0]
+    figure, axis = style.panels(1, height=1.3 + 0.45 * len(files))
     style.name_rows(axis, [label_of(file) for file in files])
     before = np.zeros(len(files))
     for key, colour, label in (
@@ -94,8 +82,7 @@ def parity_figure(parity: Mapping[str, Mapping[str, Row]], tolerance: float) -> 
     """Draw the largest difference from the training form, ``relative`` by file and batch."""
     files = _in_order(parity)
     batches = sorted({batch for file in files for batch in parity[file]}, key=int)
-    figure, axes = style.new_figure(height=1.7 + 0.42 * len(files))
-    axis = axes[0, 0]
+    figure, axis = style.panels(1, height=1.7 + 0.42 * len(files))
     style.name_rows(axis, [label_of(file) for file in files])
     for place, batch in enumerate(batches):
         rows = [row for row, file in enumerate(files) if batch in parity[file]]
@@ -105,7 +92,7 @@ def parity_figure(parity: Mapping[str, Mapping[str, Row]], tolerance: float) -> 
         # An exact match has no place on a logarithmic axis; it is drawn at float32's precision.
         shown = np.maximum(values, np.finfo(np.float32).eps)
         axis.hlines(lane, 1e-8, shown, color=colours, linewidth=2.2, alpha=0.55)
-        marker = BATCH_MARKERS[place % len(BATCH_MARKERS)]
+        marker = "osD^"[place % 4]
         axis.scatter(shown, lane, c=colours, marker=marker, s=52, zorder=3)
         axis.scatter([], [], c=style.BASELINE_COLOUR, marker=marker, s=52, label=f"batch {batch}")
         for x, y, value in zip(shown, lane, values, strict=True):
@@ -121,12 +108,8 @@ def parity_figure(parity: Mapping[str, Mapping[str, Row]], tolerance: float) -> 
 def difference_figure(
     pictures: Mapping[str, Image], differences: Mapping[str, NDArray[np.floating]]
 ) -> Figure:
-    """Show uint8 pictures by title, and beside them absolute differences by file on one common scale.
-
-    Differences are float [H, W] in network units, where black to white is 2.
-    """
+    """Show uint8 pictures by title, and absolute differences [H, W] in network units by file on one scale."""
     top = max(float(difference.max()) for difference in differences.values()) * MICRO or 1.0
-    columns = len(pictures) + len(differences)
     titles = [
         f"{label_of(file)}\nlargest {difference.max() * MICRO:.2f} × 1e-6".replace(", ", ",\n", 1)
         for file, difference in differences.items()
@@ -134,7 +117,7 @@ def difference_figure(
     figure, axes = style.picture_grid(
         [[*pictures.values(), *(difference * MICRO for difference in differences.values())]],
         [[*(style.shorten(title, 30) for title in pictures), *titles]],
-        width=2.75 * columns, height=3.6, cmap="magma", vmin=0, vmax=top,
+        width=2.75 * (len(pictures) + len(differences)), height=3.6, cmap="magma", vmin=0, vmax=top,
     )  # fmt: skip
     panels = list(axes[0, len(pictures) :])
     bar = figure.colorbar(panels[-1].images[0], ax=panels, shrink=0.8, pad=0.02)

@@ -12,22 +12,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import NDArray
 
 from gpenlib import plots as style
-from gpenlib.images import Image
 from gpenlib.plots import Region, Row
 
 if TYPE_CHECKING:
     from gpenlib.infer.scoring import Face
 
-COLUMNS = ("input", "output", "truth")
 SCORES = {"psnr": "PSNR against the truth [dB]", "ssim": "SSIM against the truth"}
-BINS = 14
 FILLED = 0.72  # part of a histogram's height that the bars take; the legend stands above
 DOTS: Any = {"s": 32, "edgecolors": "white", "alpha": 0.85}
+MEAN_LINE: Any = {"color": style.INK, "linewidth": 1.5, "linestyle": "--"}
 LEGEND: Any = {"fontsize": 8.5, "frameon": False}
-
-
-def _pictures(face: Face) -> tuple[Image, Image, Image]:
-    return face.source, face.output, face.truth
 
 
 def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (style.EYE, style.MOUTH)) -> Figure:
@@ -42,13 +36,14 @@ def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (style
         )
         strip.suptitle(text, x=0.005, ha="left", fontsize=9.5)
         whole, parts = strip.subfigures(1, 2, width_ratios=(1.7, 1))
-        for axis, name, image in zip(whole.subplots(1, 3), COLUMNS, _pictures(face), strict=True):
+        pictures = {"input": face.source, "output": face.output, "truth": face.truth}
+        for axis, (name, image) in zip(whole.subplots(1, 3), pictures.items(), strict=True):
             style.show_image(axis, image, name)
             for region in regions:
                 style.mark_region(axis, image.shape[0], region)
         for line, region in zip(parts.subplots(2, 3), regions, strict=True):
             line[0].set_ylabel(region.name, fontsize=9)
-            for axis, name, image in zip(line, COLUMNS, _pictures(face), strict=True):
+            for axis, (name, image) in zip(line, pictures.items(), strict=True):
                 style.show_zoom(axis, image, region, name if region is regions[0] else "")
     return figure
 
@@ -64,11 +59,11 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face]) -> Figure:
         panel.suptitle(f"{kind} {len(faces)}", fontsize=11, weight="bold")
         grid = panel.subplots(3, len(faces), squeeze=False)
         for column, face in zip(grid.T, faces, strict=True):
-            for axis, image in zip(column, _pictures(face), strict=True):
+            for axis, image in zip(column, (face.source, face.output, face.truth), strict=True):
                 style.show_image(axis, image)
             heading = f"{style.shorten(face.name)}\n{face.row['psnr']:.2f} dB, {face.row['ssim']:.3f}"
             column[0].set_title(heading, fontsize=8.5)
-        for axis, name in zip(grid[:, 0], COLUMNS, strict=True):
+        for axis, name in zip(grid[:, 0], ("input", "output", "truth"), strict=True):
             axis.set_ylabel(name, fontsize=9)
     return figure
 
@@ -77,13 +72,12 @@ def distribution_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot histograms of PSNR and SSIM of the outputs, with those of the do-nothing input beside them."""
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.5)
     for axis, (key, label) in zip(axes[0], SCORES.items(), strict=True):
-        kinds = (
-            (f"{key}_input", "input (do nothing)", style.BASELINE_COLOUR),
-            (key, dtype, style.DTYPE_COLOURS[dtype]),
-        )
-        bins = _common_bins([row[name] for row in rows for name, _, _ in kinds])
-        for name, kind, colour in kinds:
-            values = [row[name] for row in rows]
+        before, after = both = style.columns(rows, f"{key}_input", key)
+        bins = _common_bins(both)
+        for values, kind, colour in (
+            (before, "input (do nothing)", style.BASELINE_COLOUR),
+            (after, dtype, style.DTYPE_COLOURS[dtype]),
+        ):
             mean = float(np.mean(values))
             text = f"{kind}, mean {mean:.2f} dB" if key == "psnr" else f"{kind}, mean {mean:.3f}"
             axis.hist(values, bins=bins, color=colour, alpha=0.35)
@@ -98,8 +92,7 @@ def latency_figure(rows: Sequence[Row], dtype: str, where: str) -> Figure:
     """Plot ``ms`` (an image's share of its batch's time) as a histogram and in the order of the run."""
     times = np.array([row["ms"] for row in rows])
     median, high = float(np.median(times)), float(np.percentile(times, 90))
-    figure, axes = style.new_figure(1, 2, width=10.0, height=3.3)
-    histogram, course = axes[0]
+    figure, histogram, course = style.panels(2, 10.0, 3.3)
     colour = style.DTYPE_COLOURS[dtype]
     histogram.hist(times, bins=_common_bins(times), color=colour, alpha=0.55, edgecolor="white")
     histogram.axvline(median, ymax=FILLED, color=style.INK, linewidth=2, label=f"median {median:.1f} ms")
@@ -119,7 +112,7 @@ def _common_bins(values: Sequence[float] | NDArray[Any]) -> list[float]:
     """Return bin edges over all values; a single value gets a narrow range around it."""
     low, high = float(np.min(values)), float(np.max(values))
     room = 0.02 * (high - low) or 0.01 * abs(high) or 0.01
-    return np.linspace(low - room, high + room, BINS + 1).tolist()
+    return np.linspace(low - room, high + room, 15).tolist()
 
 
 def _count_faces(axis: Axes) -> None:
@@ -132,24 +125,18 @@ def _count_faces(axis: Axes) -> None:
 
 def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot the colourfulness of output against truth, and the distance of their mean colours."""
-    figure, axes = style.new_figure(1, 2, width=9.5, height=3.9)
-    scatter, shifts = axes[0]
-    names = ("colourfulness_truth", "colourfulness", "colour_shift")
-    truth, output, shift = (np.array([row[name] for row in rows]) for name in names)
+    figure, scatter, shifts = style.panels(2, 9.5, 3.9)
+    truth, output, shift = style.columns(rows, "colourfulness_truth", "colourfulness", "colour_shift")
     limit = 1.08 * max(truth.max(), output.max())
     style.equal_axes(scatter, [0, limit], "as colourful as the truth")
     scatter.scatter(truth, output, color=style.DTYPE_COLOURS[dtype], **DOTS)
     ratio = output.mean() / truth.mean() if truth.mean() > 0 else float("nan")
     scatter.set(title=f"Colourfulness: {ratio:.0%} of the truth's")
-    scatter.set(
-        xlabel="colourfulness of the truth (Hasler, Süsstrunk)",
-        ylabel=f"colourfulness of the output, {dtype}",
-    )
+    scatter.set(xlabel="colourfulness of the truth (Hasler, Süsstrunk)")
+    scatter.set(ylabel=f"colourfulness of the output, {dtype}")
     scatter.legend(loc="upper left", **LEGEND)
     shifts.scatter(truth, shift, color=style.DTYPE_COLOURS[dtype], **DOTS)
-    shifts.axhline(
-        shift.mean(), color=style.INK, linewidth=1.5, linestyle="--", label=f"mean {shift.mean():.1f}"
-    )
+    shifts.axhline(shift.mean(), label=f"mean {shift.mean():.1f}", **MEAN_LINE)
     shifts.set(title="Distance of the mean colours", xlabel="colourfulness of the truth")
     shifts.set(ylabel="ΔE 1976 of output and truth", xlim=(0, limit), ylim=(0, 1.2 * max(shift.max(), 1)))
     shifts.legend(loc="upper right", **LEGEND)
@@ -158,23 +145,21 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
 
 def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot sharpness against the truth's, detail against the input's, gain against the input's quality."""
-    figure, axes = style.new_figure(1, 3, width=13.5, height=4.1)
-    scatter, details, gains = axes[0]
+    figure, scatter, details, gains = style.panels(3, 13.5, 4.1)
     colour = style.DTYPE_COLOURS[dtype]
-    names = ("sharpness_truth", "sharpness_input", "sharpness")
-    truth, source, output = (np.maximum([row[name] for row in rows], 1.0) for name in names)  # for logarithms
-    every = np.concatenate([truth, source, output])
+    sharpness = style.columns(rows, "sharpness_truth", "sharpness_input", "sharpness")
+    truth, source, output = sharpness = np.maximum(sharpness, 1.0)  # for logarithms
     scatter.set(xscale="log", yscale="log")
-    style.equal_axes(scatter, [every.min() / 1.3, every.max() * 1.3], "as sharp as the truth")
+    style.equal_axes(scatter, [sharpness.min() / 1.3, sharpness.max() * 1.3], "as sharp as the truth")
     scatter.scatter(truth, source, s=30, facecolors="none", edgecolors=style.INK, alpha=0.6, label="input")
     scatter.scatter(truth, output, color=colour, label=f"output, {dtype}", **DOTS)
-    for axis in (scatter.xaxis, scatter.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+    for line in (scatter.xaxis, scatter.yaxis):
+        line.set_major_locator(LogLocator(subs=(1, 3)))
+        line.set_major_formatter("{x:g}")
+        line.set_minor_formatter(NullFormatter())
     scatter.set(title=f"Sharpness: {np.median(output / truth):.0%} of the truth's (median)")
     scatter.set(xlabel="truth (variance of the Laplacian)", ylabel="input and output (same variance)")
-    before, after = (np.array([row[name] for row in rows]) for name in ("detail_input", "detail"))
+    before, after = style.columns(rows, "detail_input", "detail")
     ends = [min(0.0, before.min(), after.min()), 1.08 * max(1.0, before.max(), after.max())]
     style.equal_axes(details, ends, "as much as in the input")
     details.scatter(before, after, color=colour, **DOTS)
@@ -182,15 +167,13 @@ def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     details.set(xlabel="input, share of the truth's", ylabel=f"output, {dtype}, share of the truth's")
     details.xaxis.set_major_formatter(PercentFormatter(1.0))
     details.yaxis.set_major_formatter(PercentFormatter(1.0))
-    start = np.array([row["psnr_input"] for row in rows])
-    gain = np.array([row["psnr"] for row in rows]) - start
+    start, end = style.columns(rows, "psnr_input", "psnr")
+    gain = end - start
     gains.scatter(start, gain, color=colour, **DOTS)
     gains.axhline(0, color=style.BASELINE_COLOUR, linewidth=1.2)
-    gains.axhline(
-        gain.mean(), color=style.INK, linewidth=1.5, linestyle="--", label=f"mean {gain.mean():+.2f} dB"
-    )
+    gains.axhline(gain.mean(), label=f"mean {gain.mean():+.2f} dB", **MEAN_LINE)
     gains.set(title=f"Gain over the input; {np.mean(gain < 0):.0%} of the faces lose")
     gains.set(xlabel="PSNR of the input [dB]", ylabel="PSNR of the output over it [dB]")
-    for axis in axes[0]:
+    for axis in (scatter, details, gains):
         axis.legend(loc="best", **LEGEND)
     return figure

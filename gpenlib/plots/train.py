@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,75 +13,51 @@ from gpenlib import plots as style
 from gpenlib.images import Image
 from gpenlib.train.trainer import LogRow, series, smooth
 
-COLUMNS = 3
-LOG_FROM = 30  # a panel whose largest value is so many times its smallest has a logarithmic axis
 BLUE = style.DTYPE_COLOURS["fp32"]
 TERM_COLOURS = {"real_logit": style.DTYPE_COLOURS["fp16"], "fake_logit": style.SECOND}
 
 
-class Panel(NamedTuple):
-    """One small panel: logged terms with their legend texts."""
-
-    title: str
-    unit: str
-    terms: Mapping[str, str]
-
-
-PANELS = (
-    Panel("content: distance to the truth", "pixels in [-1, 1]", {"content": ""}),
-    Panel("held-out faces (averaged weights)", "PSNR [dB]", {"held_out_psnr": ""}),
-    Panel("adversarial (generator)", "softplus(-D(fake))", {"adversarial": ""}),
-    Panel("feature matching", "L1 of D's features", {"feature_matching": ""}),
-    Panel("identity", "1 - cosine", {"identity": ""}),
-    Panel("discriminator", "loss (2 ln 2: cannot tell)", {"discriminator": ""}),
-    Panel(
-        "what the discriminator says",
-        "mean logit",
-        {"real_logit": "training faces", "fake_logit": "generated", "held_out_logit": "held-out faces"},
-    ),
-    Panel("R1: slope of D at real faces", "squared gradient", {"r1": ""}),
-    Panel("path length", "mean |J'y|", {"path_length": ""}),
+LOGITS = {"real_logit": "training faces", "fake_logit": "generated", "held_out_logit": "held-out faces"}
+PANELS = (  # title, unit, logged terms with their legend texts
+    ("content: distance to the truth", "pixels in [-1, 1]", {"content": ""}),
+    ("held-out faces (averaged weights)", "PSNR [dB]", {"held_out_psnr": ""}),
+    ("adversarial (generator)", "softplus(-D(fake))", {"adversarial": ""}),
+    ("feature matching", "L1 of D's features", {"feature_matching": ""}),
+    ("identity", "1 - cosine", {"identity": ""}),
+    ("discriminator", "loss (2 ln 2: cannot tell)", {"discriminator": ""}),
+    ("what the discriminator says", "mean logit", LOGITS),
+    ("R1: slope of D at real faces", "squared gradient", {"r1": ""}),
+    ("path length", "mean |J'y|", {"path_length": ""}),
 )
 
 
 def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
     """Plot every logged term over the steps, from ``read_log``: the values, light, and their moving mean."""
     logged = {name for row in rows for name in row}
-    panels = [panel for panel in PANELS if logged & panel.terms.keys()]
-    lines = -(-len(panels) // COLUMNS)
-    figure, axes = style.new_figure(lines, COLUMNS, width=11.5, height=2.5 * lines)
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        for name in (term for term in panel.terms if term in logged):
-            _curve(axis, rows, name, panel.terms[name])
-        axis.set(title=panel.title, ylabel=panel.unit, xlabel="step", xlim=(0, rows[-1]["step"] * 1.02))
+    panels = [panel for panel in PANELS if logged & panel[2].keys()]
+    figure, axes = style.panel_grid(len(panels), 3, 11.5, 2.5)
+    for axis, (heading, unit, terms) in zip(axes.flat, panels, strict=False):
+        for name in (term for term in terms if term in logged):
+            steps, values = series(rows, name)
+            look: Any = {"color": TERM_COLOURS.get(name, BLUE), "label": terms[name]}
+            if len(values) < 0.5 * len(rows):  # few points, as of evaluations, are marked and not smoothed
+                axis.plot(steps, values, marker="o", markersize=3, linewidth=1.2, **look)
+            else:
+                axis.plot(steps, values, color=look["color"], alpha=0.25, linewidth=0.8)
+                axis.plot(steps, smooth(values), linewidth=1.8, **look)
+        axis.set(title=heading, ylabel=unit, xlabel="step", xlim=(0, rows[-1]["step"] * 1.02))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        shown = [row[name] for row in rows for name in panel.terms if name in row]
-        if min(shown) > 0 and max(shown) > LOG_FROM * min(shown):
+        shown = [row[name] for row in rows for name in terms if name in row]
+        if min(shown) > 0 and max(shown) > 30 * min(shown):
             axis.set_yscale("log")
-        if len(panel.terms) > 1:
+        if len(terms) > 1:
             axis.legend(fontsize=8)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
     figure.suptitle(title, fontsize=12)
     return figure
 
 
-def _curve(axis: Axes, rows: Sequence[LogRow], name: str, text: str) -> None:
-    """Draw one term; few points, as of evaluations, are marked and not smoothed."""
-    steps, values = series(rows, name)
-    colour = TERM_COLOURS.get(name, BLUE)
-    if len(values) < 0.5 * len(rows):
-        axis.plot(steps, values, color=colour, marker="o", markersize=3, linewidth=1.2, label=text)
-        return
-    axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, smooth(values), color=colour, linewidth=1.8, label=text)
-
-
 def samples_figure(pictures: Mapping[int, Image], row_titles: Sequence[str] = (), title: str = "") -> Figure:
-    """Show the pictures that a training wrote, by step, one below the other.
-
-    ``row_titles`` say what the rows of faces inside each picture are, from the top.
-    """
+    """Show a training's pictures by step, one below the other; ``row_titles`` name the rows inside each."""
     height, width = next(iter(pictures.values())).shape[:2]
     inches = min(8.0, 3.0 * width / height)
     each = inches * height / width
@@ -107,11 +82,7 @@ def interpolation_figure(images: Any) -> Figure:
 
 
 def mixing_figure(left: Any, top: Any, mixed: Any, coarse: str = "", fine: str = "") -> Figure:
-    """Show mixed styles, uint8 RGB [R, C, S, S, 3], with their sources along the left and the top.
-
-    ``left`` [R, S, S, 3] gives the coarse styles of its row, ``top`` [C, S, S, 3] the fine styles of its
-    column; ``coarse`` and ``fine`` say which layers those are, such as ``"(4 to 8 px)"``.
-    """
+    """Show mixed styles, uint8 RGB [R, C, S, S, 3], coarse ones from the ``left``, fine ones from the top."""
     pictures = [[None, *top], *([source, *row] for source, row in zip(left, mixed, strict=True))]
     size = (1.3 * len(pictures[0]) + 0.4, 1.3 * len(pictures) + 0.5)
     figure, axes = style.picture_grid(pictures, (), (), *size, interpolation="nearest")

@@ -161,7 +161,7 @@ class Case:
         return [{"factor": 10.0**i, **(lost if i > 2 else fine)} for i in range(-3, self.count - 1, 2)]
 
     def log(self):
-        terms = [term for panel in train.PANELS for term in panel.terms]
+        terms = [term for *_, panel in train.PANELS for term in panel]
         return [{"step": step, **dict.fromkeys(terms, step**-0.5)} for step in range(1, 40 * self.depth, 40)]
 
     def tasks(self):
