@@ -194,10 +194,7 @@ class Run(Stages):
         **results
             JSON-able; the one called ``results`` is the manifest's metrics.
 
-        Returns
-        -------
-        dict
-            The manifest.
+        The manifest.
         """
         key = {
             "settings": {"weights": self.settings.weights, "recorded": fingerprint(results)},
@@ -217,11 +214,8 @@ class Run(Stages):
     def export(self, work: Work) -> Mapping[str, Any]:
         """01_export: ONNX (deploy form by both exporters, training form) and TorchScript, with parity.
 
-        Returns
-        -------
-        dict
-            Metrics: ``graphs`` (figures by file) and ``parity`` (difference from the training form by file
-            and batch, on faces).
+        Metrics: ``graphs`` (figures by file) and ``parity`` (difference from the training form by file and
+        batch, on faces).
 
         Raises
         ------
@@ -248,11 +242,8 @@ class Run(Stages):
 
         Writes ``images.csv`` and, if asked, the packs ``evaluation/`` and ``calibration/``.
 
-        Returns
-        -------
-        dict
-            Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
-            ``out_size``.
+        Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
+        ``out_size``.
 
         Raises
         ------
@@ -280,10 +271,7 @@ class Run(Stages):
     def float_graph(self, work: Work) -> Mapping[str, Any]:
         """03_compile/float: ``model.onnx``, the float graph that every dtype starts from.
 
-        Returns
-        -------
-        dict
-            Metrics: as :func:`gpenlib.export.summarise_graph`.
+        Metrics: as :func:`gpenlib.export.summarise_graph`.
         """
         return summarise_graph(export_onnx(self.weights.model, work.folder / "model.onnx")).to_dict()
 
@@ -337,10 +325,7 @@ class Run(Stages):
         dtype : str, optional
             Default: that of the settings.
 
-        Returns
-        -------
-        dict
-            Metrics: the artefact's own manifest, see :func:`gpenlib.compile_model`.
+        Metrics: the artefact's own manifest, see :func:`gpenlib.compile_model`.
 
         Raises
         ------
@@ -395,11 +380,8 @@ class Run(Stages):
     def sensitivity(self) -> Manifest:
         """03_compile/sensitivity: which layers int8 hurts most, those that the build excludes measured too.
 
-        Returns
-        -------
-        dict
-            Metrics: as :func:`gpenlib.compile.build.measure_sensitivity`, and ``max_drop_db``, the budget of
-            ``exclude_layers: auto``.
+        Metrics: as :func:`gpenlib.compile.build.measure_sensitivity`, and ``max_drop_db``, the budget of
+        ``exclude_layers: auto``.
         """
         return self.with_(dtype="int8")._sensitivity()
 
@@ -416,10 +398,7 @@ class Run(Stages):
     def choice(self, work: Work) -> Mapping[str, Any]:
         """03_compile/choice: quality of every dtype, and of int8 in every calibration mode, on equal faces.
 
-        Returns
-        -------
-        dict
-            Metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.sensitivity.compare_artefacts`.
+        Metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.sensitivity.compare_artefacts`.
         """
         artefacts: dict[tuple[str, str | None], Path] = {}
         for dtype in work.settings.dtypes:
@@ -462,13 +441,10 @@ class Run(Stages):
         dtype : str, optional
             Default: that of the settings.
 
-        Returns
-        -------
-        dict
-            Metrics: ``images``, ``dtype``, ``backend``, ``executed_precision``, ``device``, ``batch_size``,
-            ``weights``, ``task``, ``baseline``, ``data``, ``chroma_baseline``, a mean of every figure of
-            :func:`gpenlib.infer.scoring.score` (``psnr_mean`` in dB, ``ssim_mean``, ...), ``ms_per_image``
-            (median), and ``rows``, one per face.
+        Metrics: ``images``, ``dtype``, ``backend``, ``executed_precision``, ``device``, ``batch_size``,
+        ``weights``, ``task``, ``baseline``, ``data``, ``chroma_baseline``, a mean of every figure of
+        :func:`gpenlib.infer.scoring.score` (``psnr_mean`` in dB, ``ssim_mean``, ...), ``ms_per_image``
+        (median), and ``rows``, one per face.
 
         Raises
         ------
@@ -580,13 +556,9 @@ class Run(Stages):
         Writes ``results.json`` (the metrics), ``summary.csv`` (their ``table``), with ``runs`` a comparison
         with other runs, and the page ``outputs/<run>/report.html``.
 
-        Returns
-        -------
-        dict
-            Metrics: see :func:`gpenlib.errors.compare.analyse` and
-            :func:`~gpenlib.errors.compare.with_costs`; ``latency`` holds the times and ``facts`` what was run
-            on what. Beside them ``recommendation``, ``comparison`` (the manifest of :meth:`comparison`, or
-            None) and ``report`` (path of the page).
+        Metrics: see :func:`gpenlib.errors.compare.analyse` and :func:`~gpenlib.errors.compare.with_costs`;
+        ``latency`` holds the times and ``facts`` what was run on what. Beside them ``recommendation``,
+        ``comparison`` (the manifest of :meth:`comparison`, or None) and ``report`` (path of the page).
 
         Raises
         ------
@@ -667,13 +639,10 @@ class Run(Stages):
 
         On the first ``layer_faces`` evaluation faces, for the first quantised one of ``dtypes``.
 
-        Returns
-        -------
-        dict or None
-            None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of
-            int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
-            ``healing`` (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
-            :func:`gpenlib.errors.layers.stress_half`).
+        None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of int8
+        was computed), ``excluded`` (layers that the build left in float), ``rows`` and ``healing``
+        (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
+        :func:`gpenlib.errors.layers.stress_half`).
         """
         dtype = next((dtype for dtype in QUANTISED if dtype in self.settings.dtypes), None)
         return self._layers(dtype) if dtype else None
@@ -690,11 +659,8 @@ class Run(Stages):
         Writes ``comparison.json`` (the metrics) and ``comparison.csv``. The first of ``runs`` is what the
         others are compared with.
 
-        Returns
-        -------
-        dict
-            Metrics: ``rows`` (see :func:`gpenlib.errors.compare.compare_results`) and ``runs``, what each ran
-            on what, by name.
+        Metrics: ``rows`` (see :func:`gpenlib.errors.compare.compare_results`) and ``runs``, what each ran on
+        what, by name.
 
         Raises
         ------
@@ -782,13 +748,9 @@ class Run(Stages):
         files and ``results.json`` (the metrics). Unlike the others these stages are built in place: a stopped
         training goes on from its checkpoint.
 
-        Returns
-        -------
-        dict
-            The manifest of every part by its name. Metrics: ``stage``, ``task``, ``size``, ``steps``,
-            ``batch_size``, ``data``, ``parameters``, ``device``, ``from_scratch`` (whether the
-            encoder was new), and ``terms``: the means of every logged term over the first and the
-            last fifth of the run.
+        The manifest of every part by its name. Metrics: ``stage``, ``task``, ``size``, ``steps``,
+        ``batch_size``, ``data``, ``parameters``, ``device``, ``from_scratch`` (whether the encoder was new),
+        and ``terms``: the means of every logged term over the first and the last fifth of the run.
 
         Raises
         ------
@@ -838,7 +800,7 @@ class Run(Stages):
 def _clear_training(folder: Path) -> None:
     """Remove what a training wrote, by its own names; anything else in the folder is refused."""
     ours = ("checkpoint.pt", "inputs.json", "log.jsonl", MANIFEST, "results.json", "*.safetensors",
-            "samples/*.png", "tensorboard/*")  # fmt: skip
+            "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
     files = {path for pattern in ours for path in folder.glob(pattern)}
     foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
     if foreign:

@@ -259,7 +259,7 @@ class RunSettings(RunFolder):
     save_images: bool = True
     save_npz: bool = False
     # 05_errors
-    dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16", "int8")
+    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(_listed)] = ("fp32", "bf16", "fp16", "int8")
     lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
@@ -299,11 +299,6 @@ class RunSettings(RunFolder):
         if value and not resolve_path(value).is_file():
             raise ValueError("no such file")
         return str(resolve_path(value)) if value else None
-
-    @field_validator("dtypes", mode="before")
-    @classmethod
-    def _listed_dtypes(cls, value: Any) -> Any:
-        return _listed(value)
 
     @field_validator("dtypes")
     @classmethod

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -78,19 +79,11 @@ def _without_docstrings(source: str) -> str:
     return ast.dump(tree)
 
 
-class Declared:
+class Declared(SimpleNamespace):
     """The settings that a stage declared to depend on; reading another one is a fault of the stage."""
 
-    def __init__(self, settings: RunFolder, names: tuple[str, ...]) -> None:
-        self._values = {name: getattr(settings, name) for name in names}
-
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["_values"][name]
-        except KeyError:
-            raise AttributeError(
-                f"the stage reads {name!r} and does not declare it: its key would lack it"
-            ) from None
+        raise AttributeError(f"the stage reads {name!r} and does not declare it: its key would lack it")
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,7 @@ def stage(
                 "packages": package_versions(),
                 "code": code_digest(code),
             }
-            declared = Declared(run.settings, settings)
+            declared = Declared(**{n: getattr(run.settings, n) for n in settings})
             return run._stand(name, key, lambda path: build(run, Work(path, declared, used)), used)
 
         return method

@@ -138,7 +138,6 @@ class Trainer:
 # Checkpoints hold the original project's entries ``g``, ``d``, ``g_ema``, ``g_optim``, ``d_optim`` and what
 # resuming takes. The original keeps all parameters of an optimiser in one group, in the network's order; ours
 # may have two, which are written as one and taken apart again: either project reads the other's files.
-
 OPTIMIZED = {"g_optim": "g", "d_optim": "d"}
 # These may change on resume without changing what is learned from here on.
 RESUMABLE_CHANGES = {

@@ -45,11 +45,24 @@ def calibrated(float_graph, image) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def two_layers() -> SimpleNamespace:
-    """``model``: input [1, 4, 6, 6] -> Conv 3x3 -> LeakyRelu -> ConvTranspose 2x2, stride 2 -> output.
+def model_of() -> Callable[..., onnx.ModelProto]:
+    """Function (nodes, shape, shape of the output, constants) -> model input -> output."""
 
-    Channels of the ``weights`` differ in size by a factor of a hundred.
-    """
+    def make(nodes, shape, out_shape, constants):
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+            for name, dims in (("input", shape), ("output", out_shape))
+        ]
+        arrays = [numpy_helper.from_array(array.astype("f4"), name) for name, array in constants.items()]
+        graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], arrays)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def two_layers(model_of) -> SimpleNamespace:
+    """``model``: Conv 3x3, LeakyRelu, ConvTranspose 2x2; channels of its ``weights`` differ a hundredfold."""
     nodes = [
         helper.make_node("Conv", ["input", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
         helper.make_node("LeakyRelu", ["a"], ["middle"], "activation", alpha=0.2),
@@ -59,15 +72,7 @@ def two_layers() -> SimpleNamespace:
     first = rng.standard_normal((5, 4, 3, 3)) * np.geomspace(0.01, 1, 5)[:, None, None, None]
     second = rng.standard_normal((5, 6, 2, 2)) * np.geomspace(1, 0.01, 6)[None, :, None, None]
     weights = {"w1": first.astype(np.float32), "w2": second.astype(np.float32)}
-    graph = helper.make_graph(
-        nodes,
-        "two",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 4, 6, 6])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 6, 12, 12])],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return SimpleNamespace(model=model, weights=weights)
+    return SimpleNamespace(model=model_of(nodes, [1, 4, 6, 6], [1, 6, 12, 12], weights), weights=weights)
 
 
 @pytest.fixture

@@ -16,10 +16,8 @@ from gpenlib.compile.rounding import (
     convolution_layers,
     fake_quantised,
     quantisable_layers,
-    quantise_weight,
     round_layers,
     select_layers,
-    sqnr_db,
     weight_scales,
 )
 from gpenlib.compile.write import write_qdq
@@ -28,15 +26,13 @@ from gpenlib.export.graphs import run_onnx
 
 LAYER = "generator.convs.1.conv"  # in halves
 THRESHOLDS = {"input": 2.0, "middle": 1.5}
+PARTS = ["ecd1", "ecd2", "generator.conv1", "generator.convs.0", "generator.convs.10"]
+NAMES = [f"{part}.conv" for part in PARTS]
 
 
 @pytest.fixture(scope="module")
 def joined(float_graph):
     return onnx.load(float_graph)
-
-
-def operators(model, name):
-    return sum(node.op_type == name for node in model.graph.node)
 
 
 def test_halves_compute_the_same(calibrated, float_graph, image, tmp_path):
@@ -47,18 +43,9 @@ def test_halves_compute_the_same(calibrated, float_graph, image, tmp_path):
     np.testing.assert_allclose(run_onnx(tmp_path / "split.onnx", two), expected, atol=1e-5 * expected.std())
 
 
-def test_no_layer_is_behind_a_concat(joined, calibrated):
-    """Every styled layer ends in a Concat, and every one is split away; the given graph is not changed."""
-    styled = sum(
-        ".to_rgb" not in layer.name and ".blur" not in layer.name
-        for layer in convolution_layers(joined)
-        if layer.name.startswith("generator.con")
-    )
-    assert (operators(joined, "Concat"), operators(calibrated.graph, "Concat")) == (styled, 0)
-    assert not any(node.name.endswith(".skip") for node in joined.graph.node)
-
-
-def test_a_layer_stays_one_layer(joined, calibrated):
+def test_every_concat_is_split_away_and_a_layer_stays_one(joined, calibrated):
+    assert any(node.op_type == "Concat" for node in joined.graph.node), "the given graph is not changed"
+    assert not any(node.op_type == "Concat" for node in calibrated.graph.graph.node)
     before, after = convolution_layers(joined), convolution_layers(calibrated.graph)
     assert [(layer.name, layer.output) for layer in after] == [(layer.name, layer.output) for layer in before]
     assert calibrated.names == [layer.name for layer in quantisable_layers(joined)]
@@ -75,6 +62,7 @@ def test_each_half_has_its_own_step(calibrated):
     assert layer.activation_scales[0] != pytest.approx(layer.activation_scales[1], rel=1e-3)
     units = layer.scales * np.array(layer.activation_scales)[:, None]
     np.testing.assert_allclose(units[0], units[1], rtol=1e-6)
+    assert (np.log2(calibrated.round([LAYER], power2=True)[LAYER].scales) % 1 == 0).all()
     each = layer.weight.shape[1] // 2
     np.testing.assert_allclose(layer.input_steps(), np.repeat(np.float32(layer.activation_scales), each))
 
@@ -101,11 +89,6 @@ def test_steps():
     assert activation_steps([0.0, 12.7], False) == pytest.approx((0.1, 0.1)), "any step serves zeros"
 
 
-def test_power2_scales_in_both_halves(calibrated):
-    layer = calibrated.round([LAYER], power2=True)[LAYER]
-    assert layer.scales.shape[0] == 2 and (np.log2(layer.scales) % 1 == 0).all()
-
-
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_power2_scales(two_layers, axis, per_channel):
@@ -116,29 +99,6 @@ def test_power2_scales(two_layers, axis, per_channel):
     assert (np.log2(rounded_up) % 1 == 0).all()
     assert (rounded_up >= plain).all() and (rounded_up < 2 * plain).all()
     assert (weight_scales(np.float32(127) * np.ones((2, 2, 1, 1), np.float32), 0, True, True) == 1).all()
-
-
-def test_a_channel_of_zeros_stays_zero(two_layers):
-    weight = two_layers.weights["w1"].copy()
-    weight[2] = 0
-    scales = weight_scales(weight, 0, per_channel=True, power2=False)
-    assert np.isfinite(scales).all() and (scales > 0).all()
-    assert not quantise_weight(weight, scales, 0)[2].any()
-
-
-def test_sqnr():
-    signal = np.array([3.0, 4.0])
-    assert sqnr_db(signal, signal) == 200.0
-    assert sqnr_db(signal, signal + np.array([0.3, 0.4])) == pytest.approx(20.0)
-
-
-def test_one_scale_per_layer_costs_small_channels(two_layers):
-    per_layer, per_channel = (
-        round_layers(two_layers.model, THRESHOLDS, ["first"], choice)["first"].report
-        for choice in (False, True)
-    )
-    assert per_layer.weight_scale_min == per_layer.weight_scale_max == per_channel.weight_scale_max
-    assert per_layer.weight_sqnr_db < per_channel.weight_sqnr_db
 
 
 @pytest.mark.parametrize(
@@ -169,15 +129,6 @@ def test_quantisable_layers(two_layers):
     assert [layer.name for layer in quantisable_layers(model)] == ["first", "second"]
 
 
-NAMES = [
-    "ecd1.conv",
-    "ecd2.conv",
-    "generator.conv1.conv",
-    "generator.convs.0.conv",
-    "generator.convs.10.conv",
-]
-
-
 @pytest.mark.parametrize(
     ("exclude", "kept"),
     [
@@ -196,13 +147,10 @@ def test_select_layers(exclude, kept):
     ("exclude", "message"),
     [
         ([5], r"index 5 is outside 0\.\.4"),
-        ([-1], r"index -1 is outside"),
         (["generator.convs.1.conv"], r"'generator.convs.1.conv'; nearest: generator.convs.10.conv"),
         (["zzz*"], "'zzz\\*'; layers: ecd1.conv, "),
         (["*"], "leaves nothing to quantise"),
-        ([0, 1, 2, 3, 4], "leaves nothing to quantise"),
         (["ecd1.conv", 3, "ecd1.conv"], "'ecd1.conv' is there twice"),
-        ([2, 2], "2 is there twice"),
         ([True], "True is no index"),
     ],
 )

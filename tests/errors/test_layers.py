@@ -261,7 +261,7 @@ def staged(tmp_path_factory):
         run = Run(RunSettings.parse({**values, "dtypes": "fp32,int8", "backend": "onnxruntime"}))
         run.compile("int8")
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(build, "calibrate", refuse)  # the cache of the compile stage must serve
+            inner.setattr(build.calibrate, "calibrate", refuse)  # the cache of the compile stage must serve
             manifest = run.layers()
         yield run, manifest
 

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -14,14 +15,13 @@ import torch
 
 from gpenlib.compile import compile_model
 from gpenlib.compile.write import count_quantised, quantised_nodes
-from gpenlib.export import export_onnx, parity
-from gpenlib.export.graphs import run_onnx
+from gpenlib.export import parity
 from gpenlib.files import read_json, sha256, write_json
-from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, fastest_backend, open_runtime
+from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, open_runtime
 from gpenlib.infer import runtime as runtimes
 from gpenlib.infer.runtime import MOST_THREADS, TABLE, OpenVinoRuntime, interleaved_times
 from gpenlib.metrics import psnr
-from gpenlib.settings import BACKENDS, DTYPES
+from gpenlib.settings import DTYPES
 
 TORCH = ("torch", "torchscript")
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -63,9 +63,8 @@ def test_unsupported_combinations_name_what_there_is(backend, dtype, device, abl
 
 def test_auto_takes_the_first_that_runs_it():
     assert {choose_backend("auto", dtype)[0] for dtype in DTYPES} == {"openvino"}
-    assert choose_backend("auto", "int8", "cuda")[0] == "onnxruntime"
-    assert choose_backend("auto", "bf16", "cuda")[0] == "torch"
-    assert choose_backend("onnxruntime", "fp16") == ("onnxruntime", "asked for")
+    on_cuda = [choose_backend("auto", dtype, "cuda")[0] for dtype in ("int8", "bf16")]
+    assert on_cuda == ["onnxruntime", "torch"]
     with pytest.raises(RuntimeUnavailable, match="no backend runs int8_bf16 on cuda"):
         choose_backend("auto", "int8_bf16", "cuda")
 
@@ -85,6 +84,14 @@ def test_runtime_reproduces_the_network_at_every_batch_size(backend, dtype, arte
     for size in (1, 2):
         parts = np.concatenate([runtime(faces[i : i + size]) for i in range(0, len(faces), size)])
         np.testing.assert_allclose(parts, whole, atol=tolerance(runtime.executed_precision, whole))
+    alone = open_runtime(artefact(backend, dtype), threads=1)(faces[:1])
+    np.testing.assert_allclose(alone, whole[:1], atol=tolerance(runtime.executed_precision, whole))
+    view = faces[::2]  # not contiguous
+    np.testing.assert_array_equal(runtime(view), runtime(np.ascontiguousarray(view)))
+    if backend in TORCH:
+        (name,) = types = runtime.executed_types()
+        assert name == dtype.replace("fp", "f") and types[name] > 25
+        assert runtime.executed_precision.startswith(name)
 
 
 def test_what_is_asked_for_is_executed(artefact, fp32):
@@ -101,13 +108,7 @@ def test_what_is_asked_for_is_executed(artefact, fp32):
     assert runtime.executed_precision == "int8 convolutions, rest f32"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_number_of_threads_does_not_change_the_result(backend, artefact, faces):
-    one, two = (open_runtime(artefact(backend, "fp32"), threads=count) for count in (1, 2))
-    np.testing.assert_allclose(one(faces[:2]), two(faces[:2]), atol=1e-4)
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, MOST_THREADS + 1, 1_000_000])
+@pytest.mark.parametrize("threads", [0, 1.5, True, MOST_THREADS + 1])
 def test_impossible_threads_are_refused_before_any_library_sees_them(threads):
     with pytest.raises(ValueError, match=rf"threads={threads}: .* 1 to {MOST_THREADS}"):
         open_runtime("nowhere", threads=threads)
@@ -124,10 +125,6 @@ def test_wrong_input_is_refused_with_its_shape(shape, dtype, fp32):
     with pytest.raises(ValueError, match=r"expected float32 \[N, 3, 64, 64\]") as caught:
         fp32(np.zeros(shape, dtype))
     assert str(shape) in str(caught.value) and dtype in str(caught.value)
-
-
-def test_a_view_that_is_not_contiguous_is_accepted(fp32, faces):
-    np.testing.assert_array_equal(fp32(faces[::2]), fp32(np.ascontiguousarray(faces[::2])))
 
 
 def test_calls_are_timed_in_turns_of_both_orders(monkeypatch):
@@ -157,33 +154,19 @@ def test_the_faster_arithmetic_is_taken(f16_ms, taken, monkeypatch):
 
 
 @pytest.mark.parametrize("winner", ["f32", "f16"])
-def test_a_processor_with_fp16_runs_what_was_faster_there(winner, artefact, faces, monkeypatch):
-    folder, asked, measured = artefact("openvino", "fp16"), [], []
-    prepare = OpenVinoRuntime.prepare
-
-    def spy(self, size, **properties):
-        hint = {**self._properties, **properties}["INFERENCE_PRECISION_HINT"]
-        asked.append((size, hint))
-        return prepare(self, size, **properties)
+def test_a_processor_with_fp16_runs_what_was_faster_there(winner, artefact, monkeypatch):
+    folder, measured = artefact("openvino", "fp16"), []
 
     def choose(calls):
         measured.append({label: call()[0].shape for label, call in calls.items()})
         return winner
 
     monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "FP16"])
-    monkeypatch.setattr(OpenVinoRuntime, "prepare", spy)
     monkeypatch.setattr(OpenVinoRuntime, "_half_hints", {})
     monkeypatch.setattr(runtimes, "faster", choose)
-    runtime = open_runtime(folder)
-    runtime(faces[:2])
+    for _ in range(2):  # measured once per process
+        assert open_runtime(folder)._properties["INFERENCE_PRECISION_HINT"] == winner
     assert measured == [dict.fromkeys(("f32", "f16"), (1, 3, 64, 64))]
-    assert asked == [(1, "f32"), (1, "f16"), (2, winner)]
-    open_runtime(folder)  # once per process
-    assert len(measured) == 1 and asked[3:] == [(1, winner)]
-    monkeypatch.undo()
-    if winner == "f32":
-        assert runtime.executed_precision == "f32"
-        np.testing.assert_array_equal(runtime(faces[:1]), open_runtime(folder)(faces[:1]))
 
 
 # Artefact folders
@@ -222,13 +205,6 @@ def test_missing_files_are_named(tmp_path, copied):
         open_runtime(folder)
 
 
-@pytest.mark.parametrize("backend", TORCH)
-def test_a_folder_without_the_file_says_what_it_serves(artefact, backend):
-    said = rf"serves openvino, onnxruntime; {backend} needs model\.\w+.*backend\.also: \[{backend}\]"
-    with pytest.raises(RuntimeUnavailable, match=said):
-        open_runtime(artefact("openvino", "fp32"), backend=backend)
-
-
 def test_manifests_from_before_there_were_others_stay_valid(copied, faces, fp32):
     old = copied(files=None, torch_files=None, files_sha256=None, model_sha256=None)
     np.testing.assert_array_equal(open_runtime(old)(faces[:1]), fp32(faces[:1]))
@@ -243,17 +219,11 @@ def test_manifests_from_before_there_were_others_stay_valid(copied, faces, fp32)
         ("torch", "model.safetensors", "torch_files"), ("torchscript", "model.pt", "files_sha256"),
     ],
 )  # fmt: skip
-def test_a_file_that_was_changed_is_refused_by_every_record_of_it(backend, name, kept, copied, faces):
-    records = dict.fromkeys(("model_sha256", "files_sha256", "torch_files"))
-    folder = copied(backend, **records)
-    digest = sha256(folder / name)
-    record = {
-        "model_sha256": digest,
-        "files_sha256": {name: digest},
-        "torch_files": {name: {"sha256": digest}},
-    }
-    manifest = {**read_json(folder / "manifest.json"), kept: record[kept]}
-    write_json(folder / "manifest.json", manifest)
+def test_a_changed_file_is_refused_by_every_record_of_it(backend, name, kept, artefact, copied, faces):
+    digest = sha256(artefact(backend, "fp32") / name)
+    digests, torch_files = {name: digest}, {name: {"sha256": digest}}
+    records = {"model_sha256": digest, "files_sha256": digests, "torch_files": torch_files}
+    folder = copied(backend, **dict.fromkeys(records) | {kept: records[kept]})
     assert open_runtime(folder)(faces[:1]).shape == (1, 3, 64, 64)
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -270,8 +240,6 @@ def test_a_manifest_that_is_no_object_is_refused(content, copied):
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(RuntimeUnavailable, match=r"manifest\.json.*compile_model"):
         open_runtime(folder)
-    with pytest.raises(RuntimeUnavailable, match=r"manifest\.json"):
-        fastest_backend(folder, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -302,39 +270,23 @@ def test_the_form_of_int8_is_not_believed_without_a_record(quantisation, copied)
     assert open_runtime(folder).executed_precision == "f32 on values rounded to int8"
 
 
-def test_nothing_is_loaded_for_a_dtype_that_the_backend_lacks(artefact, monkeypatch):
-    folder = artefact("openvino", "int8")
-    monkeypatch.setattr(runtimes, "runtime_class", lambda name: pytest.fail(f"{name} was loaded"))
-    with pytest.raises(RuntimeUnavailable, match="torch does not run int8"):
-        open_runtime(folder, backend="torch")
-
-
 # OpenVINO's graph of one batch size: the style scales the weights of ToRGB layers
 
 
-def test_one_image_has_scaled_weights_and_the_same_result(tiny_model, tmp_path):
+def test_for_one_image_the_style_scales_the_weights(graph):
+    """The results are compared above, at every batch size."""
     import openvino
 
-    path = export_onnx(tiny_model, tmp_path / "float.onnx")
-    one, two = (openvino.Core().read_model(path) for _ in range(2))
+    one, two = (openvino.Core().read_model(graph) for _ in range(2))
     one.reshape([1, 3, 64, 64])
     two.reshape([2, 3, 64, 64])
-    assert (runtimes.scale_rgb_weights(one), runtimes.scale_rgb_weights(two)) == (
-        5,
-        0,
-    )  # levels of 4 to 64 px
+    assert [runtimes.scale_rgb_weights(model) for model in (one, two)] == [5, 0]  # levels of 4 to 64 px
     for node in one.get_ordered_ops():
         if node.get_type_name() == "Convolution":
-            data, weights = (node.input_value(i).get_node() for i in (0, 1))
-            if "to_rgb" in node.get_friendly_name():
-                assert (data.get_type_name() != "Multiply", weights.get_type_name()) == (True, "Multiply")
-                assert list(weights.get_output_shape(0))[::2] == [3, 1]
-            else:
-                assert weights.get_type_name() == "Constant", node.get_friendly_name()
-    image = np.random.default_rng(5).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
-    expected = run_onnx(path, image)
-    compiled = openvino.Core().compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    np.testing.assert_allclose(compiled(image)[0], expected, atol=1e-4 * expected.std())
+            data, weights = (node.input_value(i).get_node().get_type_name() for i in (0, 1))
+            to_rgb = "to_rgb" in node.get_friendly_name()
+            assert weights == ("Multiply" if to_rgb else "Constant"), node.get_friendly_name()
+            assert data != "Multiply" or not to_rgb
 
 
 # ONNX Runtime's providers by device; the sessions are stand-ins, no GPU is needed
@@ -346,18 +298,13 @@ def opened(monkeypatch):
     asked = []
 
     def claim(present, started=None):
-        class Session:
-            def __init__(self, path, options, providers):
-                asked.append(providers)
-
-            def get_inputs(self):
-                return [type("Input", (), {"name": "input"})]
-
-            def get_providers(self):
-                return started or [name for name, _ in asked[-1]]
+        def session(path, options, providers):
+            asked.append(providers)
+            names = started or [name for name, _ in providers]
+            return Mock(get_inputs=lambda: [Mock()], get_providers=lambda: names)
 
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: present)
-        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
         return asked
 
     return claim
@@ -407,23 +354,13 @@ def test_a_provider_that_is_absent_or_does_not_start_is_named(artefact, opened, 
 
 
 @pytest.mark.parametrize("backend", TORCH)
-@pytest.mark.parametrize(("dtype", "name"), [("fp32", "f32"), ("bf16", "bf16")])
-def test_every_convolution_has_the_type_asked_for(artefact, backend, dtype, name):
-    runtime = open_runtime(artefact(backend, dtype))
-    types = runtime.executed_types()
-    assert set(types) == {name} and types[name] > 25
-    assert runtime.executed_precision.startswith(name)
-    assert types == open_runtime(artefact("torch", dtype)).executed_types()
-
-
-@pytest.mark.parametrize("backend", TORCH)
 def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact, faces, backend):
     """Set and put back around every call, one call took over the other's number, and put that back."""
     used, both = {1: [], 2: []}, threading.Barrier(2, timeout=30)
     before = torch.get_num_threads()
     assert before == 2
 
-    def watched(count):
+    def work(count):
         runtime = open_runtime(artefact(backend, "fp32"), threads=count)
         call = runtime._for_batch(1)
 
@@ -433,15 +370,14 @@ def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact
             return call(batch)
 
         runtime._prepared[1] = watch
-        return runtime
+        for _ in range(3):
+            runtime(faces[:1])
 
-    both_runtimes = [watched(count) for count in (1, 2)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda runtime: [runtime(faces[:1]) for _ in range(3)], both_runtimes))
+        list(pool.map(work, used))
     assert used == {1: [1] * 3, 2: [2] * 3}
     with ThreadPoolExecutor(1) as pool:
-        later = pool.submit(torch.get_num_threads).result()
-    assert torch.get_num_threads() == before == later
+        assert pool.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
 
 
 def test_a_call_is_prepared_once_per_batch_size(artefact, faces):
@@ -453,14 +389,6 @@ def test_a_call_is_prepared_once_per_batch_size(artefact, faces):
     assert seen == [1, 1, 1, 2, 2, 2, 1, 2]  # it is optimised in the second call of a shape
 
 
-def test_outputs_do_not_share_memory(artefact, faces):
-    runtime = open_runtime(artefact("torch", "fp32"))
-    first = runtime(faces[:1])
-    kept = first.copy()
-    runtime(faces[1:2])
-    np.testing.assert_array_equal(first, kept)
-
-
 def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
     """The logic around the graph; a stand-in replays it on the CPU."""
     example, output, replays = torch.zeros(2, 3), torch.zeros(2, 3), []
@@ -469,15 +397,8 @@ def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
         assert batch is example, "a graph reads only the memory that it was recorded with"
         return torch.mul(batch, 2, out=output)
 
-    class Graph:
-        def replay(self):
-            replays.append(module(example))
-
-    class Stream:
-        def wait_stream(self, other):
-            assert isinstance(other, Stream)
-
-    stand_ins = {"CUDAGraph": Graph, "Stream": Stream, "current_stream": Stream}
+    graph, stream = Mock(replay=lambda: replays.append(module(example))), Mock()
+    stand_ins = {"CUDAGraph": lambda: graph, "Stream": lambda: stream, "current_stream": lambda: stream}
     stand_ins |= dict.fromkeys(("stream", "graph"), lambda stream: nullcontext())
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -487,13 +408,6 @@ def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
     for value in (1.0, 3.0):
         assert (call(torch.full((2, 3), value)) == 2 * value).all()
     assert len(replays) == 2
-
-
-@pytest.mark.parametrize("backend", TORCH)
-def test_cuda_without_a_gpu_says_so(artefact, backend, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(RuntimeUnavailable, match=r"PyTorch .* sees no CUDA device here.*device='cpu'"):
-        open_runtime(artefact(backend, "fp32"), device="cuda")
 
 
 @pytest.mark.parametrize("backend", TORCH)
@@ -508,11 +422,3 @@ def test_on_cuda(tiny_model, faces, tmp_path, backend, dtype):
     for _ in range(2):  # recorded, then replayed
         for size in (5, 2):
             assert parity(expected[:size], runtime(faces[:size])).psnr > LEAST_PSNR[dtype]
-
-
-def test_files_are_written_only_for_those_asked_for(tiny_model, tmp_path):
-    assert runtimes.write_torch_files(tiny_model, "int8", tmp_path, ["openvino", "onnxruntime"]) == []
-    (written,) = runtimes.write_torch_files(tiny_model, "bf16", tmp_path, ["torch", "openvino"])
-    assert written.name == "model.safetensors" and list(tmp_path.iterdir()) == [written]
-    with pytest.raises(ValueError, match="dtype='int8'"):
-        runtimes.write_torch_files(tiny_model, "int8", tmp_path, ["torch"])
