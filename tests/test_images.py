@@ -36,10 +36,9 @@ def test_lossless_round_trip(tmp_path, picture):
 def test_pure_red_reads_as_red(tmp_path, suffix):
     """OpenCV's own order is blue, green, red."""
     path = write_image(tmp_path / f"red{suffix}", RED)
-    assert read_image(path)[16, 16].tolist() == pytest.approx([255, 0, 0], abs=4)  # jpg and webp are lossy
-    assert np.asarray(Pillow.open(path))[16, 16].tolist() == pytest.approx([255, 0, 0], abs=4)
-    Pillow.fromarray(RED).save(path)
-    assert read_image(path)[16, 16].tolist() == pytest.approx([255, 0, 0], abs=4)
+    Pillow.fromarray(RED).save(tmp_path / f"other{suffix}")
+    for image in (read_image(path), np.asarray(Pillow.open(path)), read_image(tmp_path / f"other{suffix}")):
+        assert image[16, 16].tolist() == pytest.approx([255, 0, 0], abs=4)  # jpg and webp are lossy
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "1", "P"])
@@ -126,10 +125,10 @@ def test_round_and_truncate_differ_as_they_should():
         from_tensor(between, "floor")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_from_tensor_clips_numbers_and_refuses_others(value):
+def test_from_tensor_clips_numbers_and_refuses_others():
     extreme = np.array([-7.0, -1.0, 0.0, 1.0, 9.0], np.float16).reshape(1, 1, 1, 5).repeat(3, axis=1)
     assert from_tensor(extreme)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]  # 127.5 rounds to even
-    extreme[0, 1, 0, 3] = value
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        from_tensor(extreme)
+    for value in (np.nan, np.inf, -np.inf):
+        extreme[0, 1, 0, 3] = value
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            from_tensor(extreme)
