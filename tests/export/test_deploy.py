@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gpenlib.architecture import GpenConfig
-from gpenlib.architecture.checkpoints import random_network
+from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.architecture.model import ModulatedConv2d
 from gpenlib.export import (
     assert_parity,
@@ -97,19 +97,13 @@ MOST_PSNR = {"fp32": 200.0, "bf16": 100.0, "fp16": 100.0}  # closer would mean t
 MAP_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@pytest.fixture(scope="module")
-def run(tiny_model):
-    """Function (module, batch) -> output of the module on the same images."""
-
-    def run(module, batch=2):
-        with torch.inference_mode():
-            return module(example_input(tiny_model.config, batch))
-
-    return run
+def run(module, batch=2):
+    with torch.inference_mode():
+        return module(example_input(TINY, batch))
 
 
 @pytest.mark.parametrize("dtype", LEAST_PSNR)
-def test_precision_of_every_image(tiny_model, tiny_deploy, run, dtype):
+def test_precision_of_every_image(tiny_model, tiny_deploy, dtype):
     batch = 1 if dtype == "fp16" else 2
     output = run(mixed_precision(tiny_deploy, dtype), batch)
     assert output.dtype == torch.float32 and output.is_contiguous()
@@ -118,7 +112,7 @@ def test_precision_of_every_image(tiny_model, tiny_deploy, run, dtype):
 
 
 @pytest.mark.parametrize("dtype", MAP_TYPES)
-def test_maps_are_low_and_style_is_float32(tiny_deploy, run, dtype, monkeypatch):
+def test_maps_are_low_and_style_is_float32(tiny_deploy, dtype, monkeypatch):
     module = mixed_precision(tiny_deploy, dtype)
     seen = {"map": [], "vector": []}
 
@@ -148,7 +142,7 @@ def test_maps_are_low_and_style_is_float32(tiny_deploy, run, dtype, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_the_trace_casts_where_the_module_does_and_names_no_device(tiny_deploy, run, tmp_path):
+def test_the_trace_casts_where_the_module_does_and_names_no_device(tiny_deploy, tmp_path):
     module = mixed_precision(tiny_deploy, "bf16")
     script = torch.jit.load(str(save_torchscript(module, tmp_path / "model.pt")))
     assert parity(run(module, 3).numpy(), run(script, 3).numpy()).psnr > 50
@@ -158,7 +152,7 @@ def test_the_trace_casts_where_the_module_does_and_names_no_device(tiny_deploy, 
     assert "aten::to(" not in str(traced.inlined_graph), "float32 needs no cast"
 
 
-def test_weights_survive_the_file_and_others_are_refused(tiny_deploy, run, tmp_path):
+def test_weights_survive_the_file_and_others_are_refused(tiny_deploy, tmp_path):
     module = mixed_precision(tiny_deploy, "bf16")
     path = write_mixed_precision(module, tmp_path / "model.safetensors")
     loaded = read_mixed_precision(path, tiny_deploy.config, "bf16")

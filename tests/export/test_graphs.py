@@ -236,9 +236,7 @@ def test_the_network_stays_as_it_is_also_where_an_export_fails(tmp_path, monkeyp
 def test_with_an_open_batch_size_neither_exporter_writes_the_training_form(capfd):
     network = random_network(GpenConfig(32, 32, 1, 0.03125)).set_modulation("activations").train()
     before = snapshot(network)
-    rows = try_exporters(network)
-    outcome = {(row["exporter"], row["batch size"]): row["training form"] for row in rows}
+    outcome = {(row["exporter"], row["batch size"]): row["training form"] for row in try_exporters(network)}
     for exporter in EXPORTERS:
         assert outcome[exporter, "fixed"] == "works" and outcome[exporter, "open"].startswith("fails with ")
-    assert capfd.readouterr().out == ""
-    assert snapshot(network) == before
+    assert capfd.readouterr().out == "" and snapshot(network) == before
