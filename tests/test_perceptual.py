@@ -12,15 +12,6 @@ import torch
 from scipy.linalg import sqrtm
 
 from gpenlib import metrics
-from gpenlib.metrics import (
-    BATCH,
-    FeatureError,
-    features_of,
-    frechet_distance,
-    kernel_distance,
-    open_extractor,
-    perceptual_rows,
-)
 
 BACKBONE = b"the weights"
 NAME = f"alexnet-owt-{hashlib.sha256(BACKBONE).hexdigest()[:8]}.pth"
@@ -52,11 +43,8 @@ def pairs():
 @pytest.fixture
 def readers(pairs):
     """fp32 answers with the truth, int8 with something darker."""
-
-    def truth(name):
-        return pairs.truths(pairs.names.index(name))
-
-    return {"fp32": truth, "int8": lambda name: truth(name) // 2}
+    truths = dict(zip(pairs.names, pictures(4), strict=True))
+    return {"fp32": truths.__getitem__, "int8": lambda name: truths[name] // 2}
 
 
 @pytest.fixture
@@ -81,17 +69,14 @@ def stand_ins(monkeypatch):
             return (a - b).abs().mean()
 
     def weights(name):
-        file = {"alexnet": NAME, "vgg16": "vgg16-0.pth", "squeezenet1_1": "squeezenet1_1-0.pth"}[name]
-        return types.SimpleNamespace(IMAGENET1K_V1=types.SimpleNamespace(url=f"https://nowhere/{file}"))
+        url = f"https://nowhere/{NAME if name == 'alexnet' else name + '-0.pth'}"
+        return types.SimpleNamespace(IMAGENET1K_V1=types.SimpleNamespace(url=url))
 
-    contents = {
-        "torchmetrics": {}, "torchmetrics.image": {}, "torchvision": {},
-        "torchmetrics.image.lpip": {"LearnedPerceptualImagePatchSimilarity": Lpips},
-        "torchvision.models": {"get_model_weights": weights},
-    }  # fmt: skip
-    for name, attributes in contents.items():
+    lpip = {"LearnedPerceptualImagePatchSimilarity": Lpips}
+    used = {"torchmetrics.image.lpip": lpip, "torchvision.models": {"get_model_weights": weights}}
+    for name in ("torchmetrics", "torchmetrics.image", "torchvision", *used):
         module = types.ModuleType(name)
-        module.__dict__.update(attributes, __spec__=ModuleSpec(name, None), __path__=[])
+        module.__dict__.update(used.get(name, {}), __spec__=ModuleSpec(name, None), __path__=[])
         monkeypatch.setitem(sys.modules, name, module)
     return opened
 
@@ -102,40 +87,41 @@ def by_metric(rows):
 
 def test_without_anything_each_row_says_what_is_missing(pairs, readers, monkeypatch, backbone):
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda _: None)
-    rows = by_metric(perceptual_rows(pairs, readers))
+    rows = by_metric(metrics.perceptual_rows(pairs, readers))
     assert set(rows) == {("lpips", "all"), ("fid", "all"), ("kid", "all")}
     assert all(row["value"] is None for row in rows.values())
     note = rows["lpips", "all"]["note"]
     assert "torchmetrics" in note and "weights" in note and "features_file" in rows["fid", "all"]["note"]
-    note = by_metric(perceptual_rows(pairs, readers, backbone))["lpips", "all"]["note"]
+    note = by_metric(metrics.perceptual_rows(pairs, readers, backbone))["lpips", "all"]["note"]
     assert "torchmetrics" in note and "weights" not in note
 
 
 def test_distances_on_other_features_carry_the_name_of_their_file(pairs, readers, tmp_path):
     extractor = script(Means(), tmp_path)
-    rows = by_metric(perceptual_rows(pairs, readers, features_file=extractor))
+    rows = by_metric(metrics.perceptual_rows(pairs, readers, features_file=extractor))
     names = ("frechet_distance[means.pt]", "kernel_distance[means.pt]")
     assert {key for key in rows if key[0] != "lpips"} == {(n, d) for n in names for d in readers}
     assert rows[names[0], "fp32"]["value"] == pytest.approx(0, abs=1e-4)
     assert rows[names[0], "int8"]["value"] > 100 and "4 images" in rows[names[0], "int8"]["note"]
-    as_inception = perceptual_rows(pairs, readers, features_file=extractor, features_are_inception=True)
+    as_inception = metrics.perceptual_rows(
+        pairs, readers, features_file=extractor, features_are_inception=True
+    )
     assert {row["metric"] for row in as_inception} == {"lpips", "fid", "kid"}
 
 
 def test_lpips_is_asked_of_torchmetrics_with_the_given_file(pairs, readers, stand_ins, backbone):
     before = torch.hub.get_dir()
-    rows = by_metric(perceptual_rows(pairs, readers, backbone))
-    assert stand_ins == [("alex", {NAME: BACKBONE})]
-    assert torch.hub.get_dir() == before
-    assert rows["lpips[alex]", "fp32"]["value"] == 0
+    rows = by_metric(metrics.perceptual_rows(pairs, readers, backbone))
+    assert stand_ins == [("alex", {NAME: BACKBONE})] and torch.hub.get_dir() == before
     expected = np.mean([np.abs(t.astype(float) - t // 2).mean() / 127.5 for t in pictures(4)])
+    assert rows["lpips[alex]", "fp32"]["value"] == 0
     assert rows["lpips[alex]", "int8"]["value"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "content"), [("my_alexnet.pth", BACKBONE), (NAME, b"others")])
 def test_other_weights_are_refused(pairs, readers, stand_ins, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    row = by_metric(perceptual_rows(pairs, readers, tmp_path / name))["lpips", "all"]
+    row = by_metric(metrics.perceptual_rows(pairs, readers, tmp_path / name))["lpips", "all"]
     assert row["value"] is None and name in row["note"] and stand_ins == []
 
 
@@ -145,14 +131,10 @@ def test_frechet_distance_by_the_formula_of_the_paper():
     b = 1 + random.normal(size=(150, 6)) @ random.normal(size=(6, 6))
     root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
-    assert frechet_distance(a, b) == pytest.approx(expected)
-    assert frechet_distance(b, a) == pytest.approx(expected)
-    # Singular: fewer rows than columns; then diagonal ones, sum (sqrt(a) - sqrt(b))^2
-    few = random.normal(size=(5, 40))
-    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
-    assert frechet_distance(few, few + 2) == pytest.approx(160, rel=1e-6)
-    x = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]) * np.sqrt(3 / 4)
-    assert frechet_distance(x * (1, 3), x * (2, 0)) == pytest.approx(1 + 9)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected)
+    few = random.normal(size=(5, 40))  # singular: fewer rows than columns
+    assert metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
+    assert metrics.frechet_distance(few, few + 2) == pytest.approx(160, rel=1e-6)
 
 
 def test_kernel_distance_by_sums_over_pairs():
@@ -164,28 +146,30 @@ def test_kernel_distance_by_sums_over_pairs():
 
     within = [np.mean([kernel(x, y) for x, y in itertools.permutations(s, 2)]) for s in (a, b)]
     across = np.mean([kernel(x, y) for x in a for y in b])
-    assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across)
+    assert metrics.kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across)
 
 
 def test_features_are_of_every_image_and_asked_for_by_name_of_inception(tmp_path):
-    images, path = pictures(BATCH + 3), script(Means(), tmp_path)
-    features = features_of(images, open_extractor(path, inception=True))
+    images, path = pictures(metrics.BATCH + 3), script(Means(), tmp_path)
+    features = metrics.features_of(images, metrics.open_extractor(path, inception=True))
     np.testing.assert_allclose(features, [image.mean(axis=(0, 1)) for image in images], rtol=1e-6)
-    assert features_of(images, open_extractor(path)).shape == (BATCH + 3, 1)
+    assert metrics.features_of(images, metrics.open_extractor(path)).shape == (metrics.BATCH + 3, 1)
 
 
 def test_what_is_no_extractor_and_features_that_do_not_fit_are_named(pairs, readers, tmp_path):
     path = tmp_path / "notes.pt"
     path.write_text("not a network")
-    flatten = open_extractor(script(torch.nn.Flatten(0), tmp_path))
+    flatten = metrics.open_extractor(script(torch.nn.Flatten(0), tmp_path))
     cases = {
-        r"notes\.pt": lambda: perceptual_rows(pairs, readers, features_file=path),  # an error, not a row
-        r"flatten\.pt.*\(384,\)": lambda: features_of(pictures(2), flatten),
-        "no image": lambda: features_of([], flatten),
-        "NaN": lambda: features_of(pictures(2), lambda batch: np.full((len(batch), 3), np.nan)),
-        r"\(1, 4\)": lambda: frechet_distance(np.zeros((1, 4)), np.zeros((5, 4))),
-        r"\(5, 3\)": lambda: kernel_distance(np.zeros((5, 3)), np.zeros((5, 4))),
+        r"notes\.pt": lambda: metrics.perceptual_rows(
+            pairs, readers, features_file=path
+        ),  # an error, not a row
+        r"flatten\.pt.*\(384,\)": lambda: metrics.features_of(pictures(2), flatten),
+        "no image": lambda: metrics.features_of([], flatten),
+        "NaN": lambda: metrics.features_of(pictures(2), lambda batch: np.full((len(batch), 3), np.nan)),
+        r"\(1, 4\)": lambda: metrics.frechet_distance(np.zeros((1, 4)), np.zeros((5, 4))),
+        r"\(5, 3\)": lambda: metrics.kernel_distance(np.zeros((5, 3)), np.zeros((5, 4))),
     }
     for named, refused in cases.items():
-        with pytest.raises(FeatureError, match=named):
+        with pytest.raises(metrics.FeatureError, match=named):
             refused()
