@@ -19,7 +19,7 @@ CHILD = """
 import sys, tempfile
 from gpenlib.compile import compile_model
 from gpenlib.infer.performance import memory_mib
-from gpenlib.weights import load_weights
+from gpenlib import load_weights
 weights, images = sys.argv[1], int(sys.argv[2])
 build = {"backend": {"dtype": "int8", "type": "openvino"}, "dataset": {"sampler": {"get_data_num": images}}}
 with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,4 @@
-"""Figures of images: PSNR, SSIM, colour, detail; LPIPS, FID and KID where the user has the weights.
-
-Images are uint8 RGB [H, W, 3] unless said otherwise.
-"""
+"""Figures of uint8 RGB [H, W, 3]: PSNR, SSIM, colour, detail; LPIPS, FID, KID with the user's weights."""
 
 from __future__ import annotations
 
@@ -23,14 +20,13 @@ from skimage.color import xyz_tristimulus_values
 from skimage.color.colorconv import xyz_from_rgb
 
 from gpenlib.files import progress, sha256
-from gpenlib.images import RGB_CHANNELS, Image, to_planar, to_tensor
+from gpenlib.images import Image, check_image, to_planar, to_tensor
 
 Array = NDArray[Any]
 LabArray = NDArray[np.float32]
 STRIP = 64  # rows
 PSNR_CEILING = 100.0
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_K1, SSIM_K2 = 0.01, 0.03
+SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
 DETAIL_RADIUS = 2.0  # pixels: standard deviation of the blur that fine detail does not survive
 
 
@@ -56,19 +52,9 @@ def psnr(a: Array, b: Array, data_range: float | None = None) -> float:
 
     Parameters
     ----------
-    a, b : uint8 or float arrays of one shape
+    a, b : uint8 or float arrays of one shape and type; equal ones give infinity
     data_range : float, optional
         Width of the value range: 255 for uint8; required for floats (2.0 for [-1, 1]).
-
-    Returns
-    -------
-    float
-        Infinity for equal arrays.
-
-    Raises
-    ------
-    ValueError
-        If shapes or types differ, or ``data_range`` is missing for floats.
     """
     width = check_pair(a, b, data_range)
     if a.dtype == np.uint8:  # OpenCV sums whole numbers: exact, and much faster
@@ -84,26 +70,16 @@ def finite_psnr(a: Array, b: Array, data_range: float | None = None) -> float:
 
 
 def ssim(a: Array, b: Array, data_range: float | None = None) -> float:
-    """Return the structural similarity index of Wang et al. 2004.
+    """Return the structural similarity index of Wang et al. 2004 (equation 13), 1 for equal images.
 
-    Equation 13, ``C1 = (0.01 range)^2``, ``C2 = (0.03 range)^2``: 11x11 Gaussian window, sigma 1.5, inside
-    the image only, computed per channel and averaged, which is what the vendor's evaluation script computes.
+    11x11 Gaussian window, sigma 1.5, inside the image only, ``C1 = (0.01 range)^2``, ``C2 = (0.03 range)^2``,
+    computed per channel and averaged, which is what the vendor's evaluation script computes.
 
     Parameters
     ----------
-    a, b : [H, W, 3] or [H, W], uint8 or float
+    a, b : [H, W, 3] or [H, W], uint8 or float, not smaller than the window
     data_range : float, optional
-        As :func:`psnr`. SSIM depends on where zero is: use values from 0 upwards.
-
-    Returns
-    -------
-    float
-        1 for equal images.
-
-    Raises
-    ------
-    ValueError
-        As :func:`psnr`, or if an image is smaller than the window.
+        As in :func:`psnr`. SSIM depends on where zero is: use values from 0 upwards.
     """
     return SsimReference(b, check_pair(a, b, data_range)).score(a)
 
@@ -144,25 +120,20 @@ def _window_mean(values: Array) -> Array:
     """Return Gaussian-weighted means over every window inside the image, [H - 10, W - 10, ...]."""
     profile = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA, cv2.CV_64F)
     inside = SSIM_WINDOW // 2
-    # What scikit-image's structural_similarity computes, five times as fast.
+    # What scikit-image's structural_similarity computes, five times as fast
     return np.asarray(cv2.sepFilter2D(values, -1, profile, profile))[inside:-inside, inside:-inside]
 
 
 def to_lab(image: Array) -> LabArray:
-    """Return the CIELAB coordinates (CIE 15, D65) of uint8 RGB, float32 [H, W, 3]; L in [0, 100].
-
-    As scikit-image's ``rgb2lab`` of ``image / 255`` in float32, in a third of the time: uint8 has 256 levels.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != RGB_CHANNELS:
-        raise ValueError(f"{image.dtype} {image.shape}: expected uint8 RGB [H, W, 3]")
+    """Return CIELAB (CIE 15, D65) of uint8 RGB as scikit-image does, float32 [H, W, 3]; L in [0, 100]."""
+    check_image(image)
     linear, from_linear, white = _lab_constants()
     lab = np.empty(image.shape, dtype=np.float32)
     for rows in strips(len(image)):
         xyz = linear[image[rows]] @ from_linear / white
-        root = np.cbrt(xyz)
-        dark = xyz <= 0.008856
+        root, dark = np.cbrt(xyz), xyz <= 0.008856
         root[dark] = 7.787 * xyz[dark] + 16.0 / 116.0
-        x, y, z = root[..., 0], root[..., 1], root[..., 2]
+        x, y, z = np.moveaxis(root, -1, 0)
         lab[rows, :, 0] = 116.0 * y - 16.0
         lab[rows, :, 1] = 500.0 * (x - y)
         lab[rows, :, 2] = 200.0 * (y - z)
@@ -179,19 +150,28 @@ def _lab_constants() -> tuple[Array, Array, Array]:
 
 
 def delta_e2000(a: LabArray, b: LabArray) -> float:
-    """Return the mean colour difference CIEDE2000 of two CIELAB images; about 1 is just visible.
+    """Return the mean colour difference CIEDE2000 of two CIELAB images; about 1 is just visible."""
+    return _mean_difference(_ciede2000, a, b)
 
-    As scikit-image's ``deltaE_ciede2000`` up to float32's rounding (1e-7 in the mean), three times as fast.
-    """
-    _check_lab(a, b)
-    total = sum(_ciede2000(a[rows], b[rows]).sum(dtype=np.float64) for rows in strips(len(a)))
+
+def chroma_error(a: LabArray, b: LabArray) -> float:
+    """Return the mean distance of two CIELAB images in colour alone, ``sqrt(da^2 + db^2)`` by pixel."""
+    return _mean_difference(lambda x, y: _length(*np.moveaxis(x[..., 1:] - y[..., 1:], -1, 0)), a, b)
+
+
+def _mean_difference(difference: Callable[[Array, Array], Array], a: LabArray, b: LabArray) -> float:
+    if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3:
+        raise ValueError(f"CIELAB images of shapes {a.shape} and {b.shape}: expected one shape [H, W, 3]")
+    if a.dtype.kind != "f" or b.dtype.kind != "f":
+        raise ValueError(f"{a.dtype} and {b.dtype}: convert the images with to_lab first")
+    total = sum(difference(a[rows], b[rows]).sum(dtype=np.float64) for rows in strips(len(a)))
     return float(total) / (a.shape[0] * a.shape[1])
 
 
 def _ciede2000(first: Array, second: Array) -> Array:
     """Return CIEDE2000 by pixel: equations 2 to 22 of Sharma, Wu and Dalal 2005, radians for degrees."""
-    # They treat hue apart where a colour has no chroma. There every term with a hue is multiplied by a chroma
-    # of 0, so that any hue will do.
+    # Equal to scikit-image's up to 1e-7 in the mean, three times as fast. They treat hue apart where there is
+    # no chroma: there every term with a hue is multiplied by a chroma of 0, so that any hue will do.
     l1, a1, b1 = np.ascontiguousarray(np.moveaxis(first, -1, 0))
     l2, a2, b2 = np.ascontiguousarray(np.moveaxis(second, -1, 0))
     stretch = 1.5 - 0.5 * _saturating(0.5 * (_length(a1, b1) + _length(a2, b2)))  # 1 + G
@@ -225,16 +205,6 @@ def _saturating(chroma: Array) -> Array:
     return np.asarray(np.sqrt(seventh / (seventh + 25.0**7)))
 
 
-def chroma_error(a: LabArray, b: LabArray) -> float:
-    """Return the mean distance of two CIELAB images in colour alone, ``sqrt(da^2 + db^2)`` by pixel."""
-    _check_lab(a, b)
-    total = 0.0
-    for rows in strips(len(a)):
-        da, db = np.moveaxis(a[rows, :, 1:] - b[rows, :, 1:], -1, 0)
-        total += float(_length(da, db).sum(dtype=np.float64))
-    return total / (a.shape[0] * a.shape[1])
-
-
 def mean_colour(lab: LabArray) -> NDArray[np.float64]:
     """Return the mean CIELAB coordinates of an image, float64 [3]."""
     return np.array(cv2.mean(lab)[:3])
@@ -253,31 +223,20 @@ def colourfulness(image: Array) -> float:
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
-def _check_lab(a: Array, b: Array) -> None:
-    if a.shape != b.shape or a.ndim != 3 or a.shape[2] != 3:
-        raise ValueError(f"CIELAB images of shapes {a.shape} and {b.shape}: expected one shape [H, W, 3]")
-    if a.dtype.kind != "f" or b.dtype.kind != "f":
-        raise ValueError(f"{a.dtype} and {b.dtype}: convert the images with to_lab first")
-
-
 def sharpness(image: Array) -> float:
     """Return the variance of the Laplacian of uint8 RGB's luma, 0 for a flat one; noise counts as well."""
     return float(cv2.Laplacian(_luma(image), cv2.CV_32F).var())
 
 
 def detail(image: Array, truth: Array) -> float:
-    """Return how much of the truth's fine detail an image shows; noise and invented detail do not count.
-
-    With their details i and t (luma less its blur) the slope ``<i, t> / <t, t>`` of a line through the
-    origin: 1 if all is there in full contrast, 0 if none is, above 1 where exaggerated; 0 for a flat truth.
-    """
+    """Return how much of the truth's detail an image shows: ``<i, t> / <t, t>``, each luma less its blur."""
+    # 1 if all is there in full contrast, 0 if none, above 1 where exaggerated; inventions do not count
     if image.shape != truth.shape:
         raise ValueError(f"shapes differ: {image.shape} and {truth.shape}")
     lumas = [_luma(picture) for picture in (image, truth)]
     shown, true = (luma - np.asarray(cv2.GaussianBlur(luma, (0, 0), DETAIL_RADIUS)) for luma in lumas)
-    energy = float(np.square(true).mean())
-    flat = energy < 1e-6  # grey levels squared: what rounding leaves
-    return 0.0 if flat else float((shown * true).mean()) / energy
+    energy = float(np.square(true).mean())  # below 1e-6 it is what rounding leaves of a flat truth
+    return 0.0 if energy < 1e-6 else float((shown * true).mean()) / energy
 
 
 def _luma(image: Array) -> Array:
@@ -285,9 +244,8 @@ def _luma(image: Array) -> Array:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.float32)
 
 
-# LPIPS, FID and KID, where the user has the weights; a row that says what is missing where not. None of them
-# is replaced by a look-alike: LPIPS is torchmetrics' on torchvision's own backbone file, and distances on
-# other features than the standard Inception's carry the name of their file.
+# LPIPS, FID and KID, where the user has the weights; else a row that says what is missing, and no look-alike:
+# distances on other features than the standard Inception's carry the name of their file.
 
 Row = dict[str, Any]
 Readers = Mapping[str, Callable[[str], Image]]  # by dtype: name of a face -> restored image, uint8 [S, S, 3]
@@ -310,12 +268,7 @@ def perceptual_rows(
     features_file: Path | None = None,
     features_are_inception: bool = False,
 ) -> list[Row]:
-    """Return LPIPS and the feature distances of every dtype's outputs to the truths.
-
-    ``pairs`` have ``names`` and ``truths(index)``; ``lpips_weights`` are torchvision's of AlexNet, VGG-16 or
-    SqueezeNet 1.1 under their original file name; ``features_file`` is for :func:`open_extractor`. Rows hold
-    ``metric``, ``dtype``, ``value`` (None if it could not be computed) and ``note``.
-    """
+    """Return LPIPS and feature distances of each dtype's outputs to the truths; None without the files."""
     lpips = _lpips_rows(pairs, readers, lpips_weights)
     return lpips + _distance_rows(pairs, readers, features_file, features_are_inception)
 
@@ -348,10 +301,8 @@ def _distance_rows(pairs: Any, readers: Readers, file: Path | None, inception: b
     """Return the two feature distances per dtype, or the rows that say what is missing."""
     names = ("fid", "kid")
     if file is None:
-        note = (
-            "no weights file given: set features_file to a TorchScript file, and features_are_inception to "
-            "true if it is the standard Inception network (inception-2015-12-05.pt)"
-        )
+        todo = "set features_file to a TorchScript file, and features_are_inception to true if it is the"
+        note = f"no weights file given: {todo} standard Inception network (inception-2015-12-05.pt)"
         return [_row(metric, ALL, None, note) for metric in names]
     if not inception:
         names = (f"frechet_distance[{file.name}]", f"kernel_distance[{file.name}]")
@@ -373,24 +324,22 @@ def _distance_rows(pairs: Any, readers: Readers, file: Path | None, inception: b
 def _open_lpips(weights: Path | None) -> tuple[str, Any]:
     """Return a backbone's name and torchmetrics' LPIPS; FeatureError says what is missing, and what to do."""
     absent = [name for name in ("torchmetrics", "torchvision") if importlib.util.find_spec(name) is None]
-    reasons = [f"{name} is not installed" for name in absent]
-    todo = ["pip install -e '.[metrics]'"] if absent else []
+    faults: dict[str, str] = {}  # what is wrong: what to do
     nets: dict[str, str] = {}  # torchmetrics' name by the file name that torchvision looks for
-    if not absent:
+    if absent:
+        faults["; ".join(f"{name} is not installed" for name in absent)] = "pip install -e '.[metrics]'"
+    else:
         models = importlib.import_module("torchvision.models")
         for net, name in BACKBONES.items():
             nets[models.get_model_weights(name).IMAGENET1K_V1.url.rpartition("/")[2]] = net
     if weights is None:
-        reasons.append("no weights file given")
-        todo.append("set lpips_weights to torchvision's file of AlexNet, VGG-16 or SqueezeNet 1.1")
-    elif not absent and weights.name not in nets:
-        reasons.append(f"{weights.name} is none of torchvision's files {', '.join(nets)}")
-        todo.append("give one of them under its own name")
-    elif not absent and not sha256(weights).startswith(weights.stem.rpartition("-")[2]):
-        reasons.append(f"{weights.name} is damaged: its SHA-256 is not the one in its name")
-        todo.append("fetch it again")
-    if reasons or weights is None:
-        raise FeatureError(f"{'; '.join(reasons)}. To do: {'; '.join(todo)}")
+        faults["no weights file given"] = "set lpips_weights to torchvision's AlexNet, VGG-16 or SqueezeNet"
+    elif nets and weights.name not in nets:
+        faults[f"{weights.name} is none of {', '.join(nets)}"] = "give one under its own name"
+    elif nets and not sha256(weights).startswith(weights.stem.rpartition("-")[2]):
+        faults[f"{weights.name} is damaged: its SHA-256 is not the one in its name"] = "fetch it again"
+    if faults or weights is None:
+        raise FeatureError(f"{'; '.join(faults)}. To do: {'; '.join(faults.values())}")
     import torch
 
     lpip = importlib.import_module("torchmetrics.image.lpip")

@@ -214,7 +214,7 @@ def index_row(copy: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all notebooks, or those asked for; print where the results lie."""
-    parser = argparse.ArgumentParser(prog="python -m gpenlib.notebooks", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib notebooks", description=main.__doc__)
     parser.add_argument("--params", required=True, help="YAML file of parameters, from the repository root")
     parser.add_argument("--only", action="append", default=[], metavar="NN", help="this one (repeatable)")
     parser.add_argument(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
-from gpenlib.compile.build import build_int8, compile_model, measure_sensitivity
+from gpenlib.compile.build import Build, build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
 from gpenlib.data.faces import DataError, Split, embedded_faces, made_here, open_faces, open_folder
@@ -75,7 +75,6 @@ STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
 PAGE = "report.html"
-IN_FLOAT = "; all that is not rounded to 8 bits is computed in float32"
 NOTEBOOK_05 = (
     "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
     "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
@@ -195,10 +194,7 @@ class Run(Stages):
         **results
             JSON-able; the one called ``results`` is the manifest's metrics.
 
-        Returns
-        -------
-        dict
-            The manifest.
+        The manifest.
         """
         key = {
             "settings": {"weights": self.settings.weights, "recorded": fingerprint(results)},
@@ -214,15 +210,12 @@ class Run(Stages):
 
         return self._stand(name, key, build)
 
-    @stage("01_export", ("weights",), EXPORT, _weights_input)
+    @stage("01_export", "weights", EXPORT, _weights_input)
     def export(self, work: Work) -> Mapping[str, Any]:
         """01_export: ONNX (deploy form by both exporters, training form) and TorchScript, with parity.
 
-        Returns
-        -------
-        dict
-            Metrics: ``graphs`` (figures by file) and ``parity`` (difference from the training form by file
-            and batch, on faces).
+        Metrics: ``graphs`` (figures by file) and ``parity`` (difference from the training form by file and
+        batch, on faces).
 
         Raises
         ------
@@ -240,7 +233,7 @@ class Run(Stages):
 
     @stage(
         "02_data",
-        ("task", "dataset_size", "calib_size", "seed", "save_packs"),
+        "task dataset_size calib_size seed save_packs",
         DATA,
         _data_inputs,
     )
@@ -249,11 +242,8 @@ class Run(Stages):
 
         Writes ``images.csv`` and, if asked, the packs ``evaluation/`` and ``calibration/``.
 
-        Returns
-        -------
-        dict
-            Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
-            ``out_size``.
+        Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
+        ``out_size``.
 
         Raises
         ------
@@ -277,14 +267,11 @@ class Run(Stages):
             "out_size": self.evaluation.out_size,
         }
 
-    @stage("03_compile/float", (), EXPORT, _weights_input)
+    @stage("03_compile/float", "", EXPORT, _weights_input)
     def float_graph(self, work: Work) -> Mapping[str, Any]:
         """03_compile/float: ``model.onnx``, the float graph that every dtype starts from.
 
-        Returns
-        -------
-        dict
-            Metrics: as :func:`gpenlib.export.summarise_graph`.
+        Metrics: as :func:`gpenlib.export.summarise_graph`.
         """
         return summarise_graph(export_onnx(self.weights.model, work.folder / "model.onnx")).to_dict()
 
@@ -324,7 +311,7 @@ class Run(Stages):
 
     @stage(
         "03_compile/{dtype}",
-        ("dtype", "device"),
+        "dtype device",
         COMPILE,
         _compile_inputs,
         lambda run: {"float": run.float_graph()},
@@ -338,10 +325,7 @@ class Run(Stages):
         dtype : str, optional
             Default: that of the settings.
 
-        Returns
-        -------
-        dict
-            Metrics: the artefact's own manifest, see :func:`gpenlib.compile_model`.
+        Metrics: the artefact's own manifest, see :func:`gpenlib.compile_model`.
 
         Raises
         ------
@@ -370,40 +354,40 @@ class Run(Stages):
 
     @stage(
         "03_compile/sensitivity",
-        ("healed", "task"),
+        "healed task",
         COMPILE,
         _compile_inputs,
         lambda run: {"float": run.float_graph()},
         _resolved_build,
     )
     def _sensitivity(self, work: Work) -> Mapping[str, Any]:
-        config = self.build_config()
-        options = QuantizeConfig.parse(
-            config.backend.quantize.model_dump() | {"exclude_layers": [], "quantize_mode": "manual"}
-        )
-        deploy = deploy_form(self.weights.model)
-        images = open_calibration_data(config.dataset, deploy.config, self.calibration)
-        graph = work.path("float", "model.onnx")
-        built = build_int8(deploy, options, graph, images, self._calibration_cache)
+        built = self._round(work, [])
+        options = built.backend.quantize
         measured = measure_sensitivity(
-            deploy, built, images, options.sensitivity_images, work.settings.healed
+            built.deploy, built, built.data, options.sensitivity_images, work.settings.healed
         )
         return {**measured, "max_drop_db": options.max_drop_db}
+
+    def _round(self, work: Work, excluded: list[str]) -> Build:
+        """Round the network as its build does, from the calibration that was kept, without some layers."""
+        config, deploy = self.build_config(), deploy_form(self.weights.model)
+        options = QuantizeConfig.parse(
+            config.backend.quantize.model_dump() | {"exclude_layers": excluded, "quantize_mode": "manual"}
+        )
+        data = open_calibration_data(config.dataset, deploy.config, self.calibration)
+        return build_int8(deploy, options, work.path("float", "model.onnx"), data, self._calibration_cache)
 
     def sensitivity(self) -> Manifest:
         """03_compile/sensitivity: which layers int8 hurts most, those that the build excludes measured too.
 
-        Returns
-        -------
-        dict
-            Metrics: as :func:`gpenlib.compile.build.measure_sensitivity`, and ``max_drop_db``, the budget of
-            ``exclude_layers: auto``.
+        Metrics: as :func:`gpenlib.compile.build.measure_sensitivity`, and ``max_drop_db``, the budget of
+        ``exclude_layers: auto``.
         """
         return self.with_(dtype="int8")._sensitivity()
 
     @stage(
         "03_compile/choice",
-        ("choice_faces", "device", "dtypes"),
+        "choice_faces device dtypes",
         COMPILE,
         lambda run: {**run._weights_input(), **run._data_inputs()},
         lambda run: {dtype: run.compile(dtype) for dtype in run.settings.dtypes},
@@ -414,10 +398,7 @@ class Run(Stages):
     def choice(self, work: Work) -> Mapping[str, Any]:
         """03_compile/choice: quality of every dtype, and of int8 in every calibration mode, on equal faces.
 
-        Returns
-        -------
-        dict
-            Metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.sensitivity.compare_artefacts`.
+        Metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.sensitivity.compare_artefacts`.
         """
         artefacts: dict[tuple[str, str | None], Path] = {}
         for dtype in work.settings.dtypes:
@@ -444,7 +425,7 @@ class Run(Stages):
 
     @stage(
         "04_infer/{dtype}",
-        ("dtype", "device", "batch_size", "save_images", "save_npz", "weights", "task"),
+        "dtype device batch_size save_images save_npz weights task",
         INFER,
         _data_inputs,  # calibration too: its mean colour makes a baseline
         lambda run: {"compile": run.compile()},
@@ -460,13 +441,10 @@ class Run(Stages):
         dtype : str, optional
             Default: that of the settings.
 
-        Returns
-        -------
-        dict
-            Metrics: ``images``, ``dtype``, ``backend``, ``executed_precision``, ``device``, ``batch_size``,
-            ``weights``, ``task``, ``baseline``, ``data``, ``chroma_baseline``, a mean of every figure of
-            :func:`gpenlib.infer.scoring.score` (``psnr_mean`` in dB, ``ssim_mean``, ...), ``ms_per_image``
-            (median), and ``rows``, one per face.
+        Metrics: ``images``, ``dtype``, ``backend``, ``executed_precision``, ``device``, ``batch_size``,
+        ``weights``, ``task``, ``baseline``, ``data``, ``chroma_baseline``, a mean of every figure of
+        :func:`gpenlib.infer.scoring.score` (``psnr_mean`` in dB, ``ssim_mean``, ...), ``ms_per_image``
+        (median), and ``rows``, one per face.
 
         Raises
         ------
@@ -483,13 +461,9 @@ class Run(Stages):
         rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, chroma)
         results = {
             "images": len(rows),
-            "dtype": s.dtype,
+            **{name: getattr(s, name) for name in ("dtype", "device", "batch_size", "weights", "task")},
             "backend": runtime.backend,
             "executed_precision": runtime.executed_precision,
-            "device": s.device,
-            "batch_size": s.batch_size,
-            "weights": s.weights,
-            "task": s.task,
             "baseline": baseline_name(s.task),
             "data": self.split.evaluation.label,
             "chroma_baseline": chroma.source,
@@ -506,19 +480,8 @@ class Run(Stages):
 
     @stage(
         "05_errors",
-        (
-            "dtypes",
-            "features_are_inception",
-            "repeats",
-            "device",
-            "batch_size",
-            "run",
-            "weights",
-            "task",
-            "data_dir",
-            "lpips_weights",
-            "features_file",
-        ),
+        "dtypes features_are_inception lpips_weights features_file repeats device batch_size run weights "
+        "task data_dir",
         ERRORS,
         lambda run: {**run._files_inputs(), **run._data_inputs()},
         lambda run: run._compared(),
@@ -578,13 +541,9 @@ class Run(Stages):
         Writes ``results.json`` (the metrics), ``summary.csv`` (their ``table``), with ``runs`` a comparison
         with other runs, and the page ``outputs/<run>/report.html``.
 
-        Returns
-        -------
-        dict
-            Metrics: see :func:`gpenlib.errors.compare.analyse` and
-            :func:`~gpenlib.errors.compare.with_costs`; ``latency`` holds the times and ``facts`` what was run
-            on what. Beside them ``recommendation``, ``comparison`` (the manifest of :meth:`comparison`, or
-            None) and ``report`` (path of the page).
+        Metrics: see :func:`gpenlib.errors.compare.analyse` and :func:`~gpenlib.errors.compare.with_costs`;
+        ``latency`` holds the times and ``facts`` what was run on what. Beside them ``recommendation``,
+        ``comparison`` (the manifest of :meth:`comparison`, or None) and ``report`` (path of the page).
 
         Raises
         ------
@@ -609,7 +568,7 @@ class Run(Stages):
 
     @stage(
         "05_layers",
-        ("layer_faces", "dtypes"),
+        "layer_faces dtypes",
         ERRORS,
         lambda run: {**run._weights_input(), **run._data_inputs()},
         lambda run: {
@@ -623,41 +582,36 @@ class Run(Stages):
         model, pairs = self.weights.model, self.evaluation
         count = min(work.settings.layer_faces, len(pairs))
         images = [to_tensor(pairs.inputs(index)) for index in range(count)]
-        deploy = deploy_form(model)
         quantisation = work.used["compile"]["metrics"]["quantisation"]
-        config = self.build_config()
         # What `auto` excluded is known by now; measuring it again could come out otherwise.
-        options = config.backend.quantize.model_copy(
-            update={"exclude_layers": list(quantisation["excluded"]), "quantize_mode": "manual"}
-        )
-        data = open_calibration_data(config.dataset, model.config, self.calibration)
-        graph = work.path("float", "model.onnx")
-        built = build_int8(deploy, options, graph, data, self._calibration_cache)
+        built = self._round(work, list(quantisation["excluded"]))
         stressed = torch.cat([torch.from_numpy(image) for image in images[:STRESS_FACES]])
 
         def call() -> None:
             with torch.inference_mode():
-                deploy(stressed[:1])
+                built.deploy(stressed[:1])
 
         qdq = next((name for name, form in quantisation["forms"].items() if form == "qdq"), None)
         int8_file = work.path("compile", "artefact") / qdq if qdq else work.folder / "model.onnx"
-        arithmetic = f"the artefact's own QDQ file{IN_FLOAT}"
+        arithmetic = "the artefact's own QDQ file"
         if not qdq:
             built.write("qdq", int8_file)
             arithmetic = (
                 "a QDQ file with the artefact's layers and scales; the artefact is in QOperator form, which "
-                f"rounds the layers' outputs too{IN_FLOAT}"
+                "rounds the layers' outputs too"
             )
         ranking = work.used["sensitivity"]["metrics"]["ranking"]
         with layers.measured_threads(call):
-            analysed = layers.analyse_layers(graph, int8_file, deploy, built.layers, images, ranking)
+            analysed = layers.analyse_layers(
+                built.float_path, int8_file, built.deploy, built.layers, images, ranking
+            )
         with layers.measured_threads(call):  # again: what else the machine does may have changed
             half = layers.stress_half(model, stressed, STRESS_FACTORS)
         (work.folder / "model.onnx").unlink(missing_ok=True)
         results = {
-            "dtype": config.backend.dtype,
+            "dtype": self.build_config().backend.dtype,
             "faces": pairs.names[:count],
-            "arithmetic": arithmetic,
+            "arithmetic": f"{arithmetic}; all that is not rounded to 8 bits is computed in float32",
             "excluded": quantisation["excluded"],
             **analysed,
             "half": half,
@@ -670,20 +624,17 @@ class Run(Stages):
 
         On the first ``layer_faces`` evaluation faces, for the first quantised one of ``dtypes``.
 
-        Returns
-        -------
-        dict or None
-            None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of
-            int8 was computed), ``excluded`` (layers that the build left in float), ``rows`` and
-            ``healing`` (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
-            :func:`gpenlib.errors.layers.stress_half`).
+        None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of int8
+        was computed), ``excluded`` (layers that the build left in float), ``rows`` and ``healing``
+        (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
+        :func:`gpenlib.errors.layers.stress_half`).
         """
         dtype = next((dtype for dtype in QUANTISED if dtype in self.settings.dtypes), None)
         return self._layers(dtype) if dtype else None
 
     @stage(
         "05_comparison",
-        ("runs",),
+        "runs",
         ERRORS,
         lambda run: {name: sha256(run._results_file(name)) for name in run.settings.runs},
     )
@@ -693,11 +644,8 @@ class Run(Stages):
         Writes ``comparison.json`` (the metrics) and ``comparison.csv``. The first of ``runs`` is what the
         others are compared with.
 
-        Returns
-        -------
-        dict
-            Metrics: ``rows`` (see :func:`gpenlib.errors.compare.compare_results`) and ``runs``, what each ran
-            on what, by name.
+        Metrics: ``rows`` (see :func:`gpenlib.errors.compare.compare_results`) and ``runs``, what each ran on
+        what, by name.
 
         Raises
         ------
@@ -734,7 +682,7 @@ class Run(Stages):
 
     @stage(
         "05_report",
-        ("max_drop_db", "worst", "runs"),
+        "max_drop_db worst runs",
         REPORT,
         uses=lambda run: {
             "errors": run._errors(),
@@ -785,13 +733,9 @@ class Run(Stages):
         files and ``results.json`` (the metrics). Unlike the others these stages are built in place: a stopped
         training goes on from its checkpoint.
 
-        Returns
-        -------
-        dict
-            The manifest of every part by its name. Metrics: ``stage``, ``task``, ``size``, ``steps``,
-            ``batch_size``, ``data``, ``parameters``, ``device``, ``from_scratch`` (whether the
-            encoder was new), and ``terms``: the means of every logged term over the first and the
-            last fifth of the run.
+        The manifest of every part by its name. Metrics: ``stage``, ``task``, ``size``, ``steps``,
+        ``batch_size``, ``data``, ``parameters``, ``device``, ``from_scratch`` (whether the encoder was new),
+        and ``terms``: the means of every logged term over the first and the last fifth of the run.
 
         Raises
         ------
@@ -841,7 +785,7 @@ class Run(Stages):
 def _clear_training(folder: Path) -> None:
     """Remove what a training wrote, by its own names; anything else in the folder is refused."""
     ours = ("checkpoint.pt", "inputs.json", "log.jsonl", MANIFEST, "results.json", "*.safetensors",
-            "samples/*.png", "tensorboard/*")  # fmt: skip
+            "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
     files = {path for pattern in ours for path in folder.glob(pattern)}
     foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
     if foreign:

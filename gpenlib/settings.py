@@ -99,7 +99,10 @@ class Settings(BaseModel):
                     if name not in cls.model_fields:
                         hint = did_you_mean(name, cls.model_fields)
                         raise SettingsError(f"parameters: unknown parameter {name!r}{hint}")
-        return cls.parse({k: namespace[k] for k in cls.model_fields if k in namespace}, "parameters")
+        values = {name: namespace[name] for name in cls.model_fields if name in namespace}
+        if hasattr(values.get("run"), "settings"):  # the cell is run again: the name now holds the run itself
+            values["run"] = values["run"].settings.run
+        return cls.parse(values, "parameters")
 
     def with_(self, **changes: Any) -> Self:
         """Return a copy with other values, validated."""
@@ -256,7 +259,7 @@ class RunSettings(RunFolder):
     save_images: bool = True
     save_npz: bool = False
     # 05_errors
-    dtypes: tuple[Dtype, ...] = ("fp32", "bf16", "fp16", "int8")
+    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(_listed)] = ("fp32", "bf16", "fp16", "int8")
     lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
@@ -296,11 +299,6 @@ class RunSettings(RunFolder):
         if value and not resolve_path(value).is_file():
             raise ValueError("no such file")
         return str(resolve_path(value)) if value else None
-
-    @field_validator("dtypes", mode="before")
-    @classmethod
-    def _listed_dtypes(cls, value: Any) -> Any:
-        return _listed(value)
 
     @field_validator("dtypes")
     @classmethod

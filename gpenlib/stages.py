@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -35,7 +36,7 @@ from gpenlib.files import (
     sha256,
     write_json,
 )
-from gpenlib.settings import RunFolder, SettingsError
+from gpenlib.settings import SettingsError
 
 log = logging.getLogger("gpenlib.run")
 
@@ -78,19 +79,11 @@ def _without_docstrings(source: str) -> str:
     return ast.dump(tree)
 
 
-class Declared:
+class Declared(SimpleNamespace):
     """The settings that a stage declared to depend on; reading another one is a fault of the stage."""
 
-    def __init__(self, settings: RunFolder, names: tuple[str, ...]) -> None:
-        self._values = {name: getattr(settings, name) for name in names}
-
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["_values"][name]
-        except KeyError:
-            raise AttributeError(
-                f"the stage reads {name!r} and does not declare it: its key would lack it"
-            ) from None
+        raise AttributeError(f"the stage reads {name!r} and does not declare it: its key would lack it")
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ class Work:
 
 def stage(
     folder: str,
-    settings: tuple[str, ...] = (),
+    settings: str = "",
     code: tuple[str, ...] = ("files", "stages"),
     inputs: Callable[[Any], Mapping[str, str | None]] = lambda run: {},
     uses: Callable[[Any], Mapping[str, Manifest]] = lambda run: {},
@@ -116,9 +109,9 @@ def stage(
 ) -> Callable[[Callable[[Any, Work], Mapping[str, Any]]], Callable[..., Manifest]]:
     """Make a stage of a method that fills a folder and returns its metrics. The key is made here alone.
 
-    It holds the declared ``settings``, what else is ``resolved`` from them, digests of ``inputs`` and of the
-    stages that this one ``uses``, package versions, and the ``code``. ``folder`` may hold ``{dtype}``; the
-    method is then called with a dtype, or takes that of the settings.
+    It holds the declared ``settings`` (names with spaces between), what else is ``resolved`` from them,
+    digests of ``inputs`` and of the stages that this one ``uses``, package versions, and the ``code``.
+    ``folder`` may hold ``{dtype}``; the method is then called with a dtype, or takes that of the settings.
     """
 
     def decorate(build: Callable[[Any, Work], Mapping[str, Any]]) -> Callable[..., Manifest]:
@@ -128,13 +121,13 @@ def stage(
             name = folder.format(dtype=getattr(run.settings, "dtype", ""))
             used = uses(run)
             key = {
-                "settings": {n: getattr(run.settings, n) for n in settings} | dict(resolved(run)),
+                "settings": {n: getattr(run.settings, n) for n in settings.split()} | dict(resolved(run)),
                 "inputs": {n: digest for n, digest in inputs(run).items() if digest is not None}
                 | {n: manifest["digest"] for n, manifest in used.items()},
                 "packages": package_versions(),
                 "code": code_digest(code),
             }
-            declared = Declared(run.settings, settings)
+            declared = Declared(**{n: getattr(run.settings, n) for n in settings.split()})
             return run._stand(name, key, lambda path: build(run, Work(path, declared, used)), used)
 
         return method

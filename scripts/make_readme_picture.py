@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from gpenlib import run as stages
-from gpenlib.architecture.checkpoints import load_weights
+from gpenlib import Run, load_weights
 from gpenlib.data import make_pair
 from gpenlib.data.faces import open_faces
 from gpenlib.files import repository_root
-from gpenlib.images import from_tensor, read_image, to_tensor
+from gpenlib.images import from_tensor, to_tensor
 from gpenlib.metrics import psnr
 from gpenlib.plots import new_figure, show_image
 
@@ -64,24 +63,20 @@ def samples(rows: int = 2, columns: int = 8) -> Figure:
 
 def coloured() -> Figure:
     """Run what is missing, then draw grey input, fp32, int8, their difference, and truth."""
-    settings = stages.ErrorSettings.parse({"run": "demo", "dtypes": "fp32,int8"})
-    manifest = stages.errors(settings)
-    latency = {row["dtype"]: row["ms_per_image"] for row in manifest["metrics"]["table"]}
-    scores = {(row["dtype"], row["name"]): row["psnr"] for row in manifest["metrics"]["rows"]}
-    pack = stages.evaluation_pack(settings)
+    run = Run.of({"run": "demo", "dtypes": "fp32,int8"})
+    scores = {(row["dtype"], row["name"]): row["psnr"] for row in run.errors()["metrics"]["rows"]}
+    readers = {dtype: run.output_reader(dtype) for dtype in run.settings.dtypes}
+    pairs = run.evaluation
     figure, axes = new_figure(len(FACES), 5, width=10.0, height=2.15 * len(FACES) + 0.2)
     for name, line in zip(FACES, axes, strict=True):
-        index = pack.names.index(name)
-        outputs = {
-            dtype: read_image(settings.folder / "04_infer" / dtype / "images" / f"{name}.png")
-            for dtype in latency
-        }
+        index = pairs.names.index(name)
+        outputs = {dtype: read(name) for dtype, read in readers.items()}
         difference = np.abs(outputs["int8"].astype(int) - outputs["fp32"]) * AMPLIFICATION
-        show_image(line[0], pack.inputs(index), "grey input")
-        for axis, dtype in zip(line[1:3], latency, strict=True):
+        show_image(line[0], pairs.inputs(index), "grey input")
+        for axis, dtype in zip(line[1:3], outputs, strict=True):
             show_image(axis, outputs[dtype], f"{dtype}: {scores[dtype, name]:.1f} dB")
         show_image(line[3], np.clip(difference, 0, 255).astype(np.uint8), f"|int8 - fp32| × {AMPLIFICATION}")
-        show_image(line[4], pack.truths(index), "truth")
+        show_image(line[4], pairs.truths(index), "truth")
     return figure
 
 

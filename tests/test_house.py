@@ -2,12 +2,14 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from gpenlib.files import repository_root
+from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MODES, RunSettings, TrainSettings
 
 ROOT = repository_root()
 PACKAGE = ROOT / "gpenlib"
@@ -117,6 +119,45 @@ def test_allowed_imports_pass(module, source):
     assert import_faults(source, PACKAGE / module) == []
 
 
+def module_name(path: Path) -> str:
+    """Return the dotted name of a module of gpenlib."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_through_others():
+    names = {module_name(path) for path in MODULES}
+    graph = {}
+    for path in MODULES:
+        pairs = [
+            (node.module, f"{node.module}.{alias.name}")
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        graph[module_name(path)] = {deep if deep in names else module for module, deep in pairs} & names
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES) - 1
+
+
+def test_each_set_of_names_stands_once():
+    """Dtypes, backends, devices and calibration modes are listed in gpenlib/settings.py and nowhere else."""
+    sets = [set(names) for names in (DTYPES, BACKENDS, DEVICES, MODES)]
+    again = []
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body if path.name != "settings.py" else ():
+            for part in ast.walk(node) if isinstance(node, (ast.Assign, ast.AnnAssign)) else ():
+                if isinstance(part, (ast.Tuple, ast.List, ast.Set)):
+                    words = [item.value for item in part.elts if isinstance(item, ast.Constant)]
+                    if len(words) > 2 and set(words) in sets:
+                        again.append(f"{path.name}: {words}")
+    assert again == []
+
+
+def test_the_house_is_small():
+    """A ceiling that was chosen: what is added must be worth what it takes the place of."""
+    assert len(MODULES) <= 50
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 13_500
+
+
 def test_there_are_notebooks():
     numbers = [path.name[:2] for path in NOTEBOOKS]
     assert len(numbers) == len(set(numbers))
@@ -166,3 +207,31 @@ def test_notebook_has_no_long_functions_or_path_tricks(notebook):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.end_lineno - node.lineno < 10, f"{node.name} belongs in gpenlib"
             assert not isinstance(node, ast.ClassDef), "classes belong in gpenlib"
+
+
+def bound_names(node):
+    """Yield the names that a cell binds for the cells behind it; comprehensions and functions keep theirs."""
+    if isinstance(
+        node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.FunctionDef, ast.Lambda)
+    ):
+        return
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    for child in ast.iter_child_nodes(node):
+        yield from bound_names(child)
+
+
+def test_the_settings_cell_of_a_notebook_can_be_run_again(notebook):
+    """``Run.of(globals())`` reads variables that are named like settings: no later cell may change one."""
+    parameters, *cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    settings = RunSettings.model_fields.keys() | TrainSettings.model_fields.keys()
+    same = {name for text in cells for name in re.findall(r"^(\w+) = run\.settings\.\1$", text, re.MULTILINE)}
+    loops = {"dtype"} - set(bound_names(ast.parse(parameters)))  # leaves a value behind that any run takes
+    bound = {name for text in cells for name in bound_names(ast.parse(text))}
+    assert bound & settings <= {"run"} | same | loops
+
+
+def test_notebooks_hold_little_code():
+    cells = [c.source for path in NOTEBOOKS for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    assert max(text.count("\n") + 1 for text in cells) <= 20
+    assert sum(text.count("\n") + 1 for text in cells) <= 700

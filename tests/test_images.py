@@ -27,14 +27,9 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 
 
-def all_levels() -> np.ndarray:
-    """Every level in every channel, uint8 [16, 16, 3]."""
-    return np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.bmp", "Gesichter – 顔/Zoë.png"])
-def test_lossless_round_trip(tmp_path, picture, name):
-    assert np.array_equal(read_image(write_image(tmp_path / name, picture)), picture)
+def test_lossless_round_trip(tmp_path, picture):
+    path = write_image(tmp_path / "Gesichter – 顔/Zoë.png", picture)
+    assert np.array_equal(read_image(path), picture)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -93,48 +88,32 @@ def test_unknown_suffix_and_wrong_arrays(tmp_path, picture):
             write_image(tmp_path / "a.png", wrong)
         with pytest.raises(ImageError, match="face 7"):
             check_image(wrong, "face 7")
+        with pytest.raises(ImageError):
+            to_tensor(wrong)
     assert not list(tmp_path.iterdir())
 
 
-def test_resize(picture):
-    assert resize(picture, (40, 24)) is picture
-    assert resize(picture, 16).shape == (16, 16, 3)
-    assert resize(picture, (10, 20)).shape == (20, 10, 3)
-    assert np.array_equal(resize(picture, (20, 12)), cv2.resize(picture, (20, 12)))
-
-
-def test_grey_is_opencvs(picture):
-    grey = to_grey(picture)
-    assert grey.shape == picture.shape
-    assert np.array_equal(grey[:, :, 1], cv2.cvtColor(picture[:, :, ::-1].copy(), cv2.COLOR_BGR2GRAY))
-    assert np.ptp(grey, axis=2).max() == 0
-
-
-def test_planar_round_trip(picture):
+def test_size_grey_and_planes(picture):
+    assert resize(picture, (40, 24)) is picture and resize(picture, 16).shape == (16, 16, 3)
+    assert np.array_equal(resize(picture, (20, 12)), cv2.resize(picture, (20, 12))), "width first"
+    grey = cv2.cvtColor(picture[:, :, ::-1].copy(), cv2.COLOR_BGR2GRAY)
+    assert np.array_equal(to_grey(picture), grey[:, :, None].repeat(3, axis=2))
     planar = to_planar(picture)
-    assert planar.shape == (3, 24, 40) and planar.flags.c_contiguous
-    assert np.array_equal(planar[0], picture[:, :, 0])
+    assert planar.flags.c_contiguous and np.array_equal(planar, picture.transpose(2, 0, 1))
     assert np.array_equal(from_planar(planar), picture)
 
 
 def test_to_tensor_matches_the_cards_normalisation(picture):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)  # all, in every channel
     tensor = to_tensor(picture)
     assert tensor.shape == (1, 3, 24, 40) and tensor.dtype == np.float32 and tensor.flags.c_contiguous
     expected = (picture.astype(np.float64) / 255 - 0.5) / 0.5
     assert np.abs(tensor[0].transpose(1, 2, 0) - expected).max() < 2e-7
-    assert to_tensor(all_levels()).min() == -1 and to_tensor(all_levels()).max() == 1
+    assert to_tensor(levels).min() == -1 and to_tensor(levels).max() == 1
     stacked = np.stack([picture, 255 - picture])
     assert to_tensor(stacked).shape == (2, 3, 24, 40)
     assert np.array_equal(to_tensor(stacked), to_tensor([picture, 255 - picture]))
-    assert np.array_equal(from_tensor(to_tensor(all_levels()))[0], all_levels())
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4)])
-def test_to_tensor_refuses_other_arrays(shape):
-    with pytest.raises(ImageError, match="expected uint8"):
-        to_tensor(np.zeros(shape, np.uint8))
-    with pytest.raises(ImageError, match="float64"):
-        to_tensor(np.zeros((4, 4, 3)))
+    assert np.array_equal(from_tensor(to_tensor(levels))[0], levels)
 
 
 def test_round_and_truncate_differ_as_they_should():
@@ -143,11 +122,8 @@ def test_round_and_truncate_differ_as_they_should():
     between = np.tile(three_quarters, (1, 3, 1, 1))
     assert from_tensor(between)[0, 0, :, 0].tolist() == list(range(1, 256))
     assert from_tensor(between, "truncate")[0, 0, :, 0].tolist() == list(range(255))
-    tensor = np.random.default_rng(0).uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32)
-    difference = from_tensor(tensor).astype(int) - from_tensor(tensor, "truncate")
-    assert set(np.unique(difference)) == {0, 1} and difference.mean() == pytest.approx(0.5, abs=0.02)
-    with pytest.raises(ValueError, match=r"rounding='floor'"):
-        from_tensor(tensor, "floor")
+    with pytest.raises(ValueError, match="floor"):
+        from_tensor(between, "floor")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -3,6 +3,7 @@
 import html
 import json
 import sys
+import threading
 
 import nbformat
 import pytest
@@ -16,24 +17,21 @@ SEVEN = [f"{number:02d}_step" for number in range(7)]
 
 
 def write_notebook(
-    folder, stem, parameters='run = "demo"  # run folder', code="", title=None, tag="parameters"
+    folder, stem, parameters='run = "demo"  # run folder', code="", title=None, tags=("parameters",)
 ):
-    cells = [
-        nbformat.v4.new_markdown_cell(f"Some words.\n\n# {title or stem}", id="title"),
-        nbformat.v4.new_code_cell(parameters, metadata={"tags": [tag]}, id="parameters"),
-        nbformat.v4.new_code_cell(code, id="work"),
-    ]
+    cells = [nbformat.v4.new_markdown_cell(f"Some words.\n\n# {title or stem}", id="title")]
+    for number, tag in enumerate(tags):
+        cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": [tag]}, id=f"cell{number}"))
+    cells.append(nbformat.v4.new_code_cell(code, id="work"))
     kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    notebook = nbformat.v4.new_notebook(
-        cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}}
-    )
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     path = folder / f"{stem}.ipynb"
-    nbformat.write(notebook, path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
     return path
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, outputs_root):
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"
 
@@ -56,7 +54,7 @@ def stdout_of(path):
     return "".join(out.text for cell in cells for out in cell.get("outputs", []) if "text" in out)
 
 
-def test_runs_in_order_and_each_gets_what_it_declares(folder, outputs_root, executed_order):
+def test_runs_in_order_and_each_gets_what_it_declares(folder, executed_order):
     for stem in reversed(SEVEN):
         extra = '\ndtype = "fp32"  # precision' if stem.startswith("04") else ""
         write_notebook(folder, stem, f'run = "demo"  # run folder{extra}')
@@ -65,160 +63,137 @@ def test_runs_in_order_and_each_gets_what_it_declares(folder, outputs_root, exec
     assert [stem for stem, _ in executed_order] == SEVEN
     assert dict(executed_order)["03_step"] == {"run": "r"}
     assert dict(executed_order)["04_step"] == {"run": "r", "dtype": "int8"}
-
-
-def test_only_selects_by_number(folder, outputs_root, executed_order):
-    for stem in SEVEN:
-        write_notebook(folder, stem)
-    run_notebooks({}, only=["06", "04"], folder=folder)
-    assert [stem for stem, _ in executed_order] == ["04_step", "06_step"]
+    executed_order.clear()
+    run_notebooks({"dtype": "int8"}, only=["06", "03"], folder=folder)  # that of 04 is known
+    assert executed_order == [("03_step", {}), ("06_step", {})]
     with pytest.raises(NotebookError, match="'4': allowed are 00, 01"):
         find_notebooks(folder, ["4"])
+    with pytest.raises(NotebookError, match="no notebooks"):
+        find_notebooks(folder / "absent")
 
 
 def test_executed_copy_page_and_index(folder, outputs_root, tmp_path, monkeypatch):
     code = "import os, sys\nprint(sys.executable)\nprint(os.getcwd())\nprint(run, size)"
     write_notebook(folder, "00_first", "run = 'x'  # name\nsize = 3  # px", code, title="First & <foremost>")
+    write_notebook(folder, "01_second", "run = 'x'  # name")
     # A registered kernel of the same name that belongs to something else must not be used.
     foreign = tmp_path / "jupyter" / "kernels" / "python3"
-    foreign.mkdir(parents=True)
-    write_json(
-        foreign / "kernel.json", {"argv": ["/bin/false"], "display_name": "wrong", "language": "python"}
-    )
+    spec = {"argv": ["/bin/false"], "display_name": "wrong", "language": "python"}
+    write_json(foreign / "kernel.json", spec)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.chdir(tmp_path)
-    executed, index = run_notebooks({"run": "trial", "size": 8}, folder=folder)
+    executed, index = run_notebooks({"run": "trial", "size": 8}, ["00"], folder)
     assert executed == outputs_root / "trial" / "notebooks"
     assert index == outputs_root / "trial" / "html" / "index.html"
-    assert stdout_of(executed / "00_first.ipynb").splitlines() == [
-        sys.executable,
-        str(repository_root()),
-        "trial 8",
-    ]
-    page = (index.parent / "00_first.html").read_text(encoding="utf-8")
-    assert "trial 8" in page
+    printed = stdout_of(executed / "00_first.ipynb").splitlines()
+    assert printed == [sys.executable, str(repository_root()), "trial 8"]
+    assert "trial 8" in (index.parent / "00_first.html").read_text(encoding="utf-8")
     listing = index.read_text(encoding="utf-8")
     assert "First &amp; &lt;foremost&gt;</a>" in listing
-    assert 'href="00_first.html"' in listing
-    assert "run='trial', size=8" in html.unescape(listing)
-    assert ">done<" in listing
-
-
-def test_index_shows_defaults_and_what_an_earlier_run_left(folder, outputs_root):
-    write_notebook(folder, "00_first", "run = 'x'  # name\nsize = 3  # px")
-    write_notebook(folder, "01_second", "run = 'x'  # name")
-    run_notebooks({"run": "t"}, folder=folder, only=["00"])
-    _, index = run_notebooks({"run": "t"}, folder=folder, only=["01"])
+    assert "run='trial', size=8" in html.unescape(listing) and ">done<" in listing
+    run_notebooks({"run": "trial"}, ["01"], folder)
     listing = html.unescape(index.read_text(encoding="utf-8"))
-    assert listing.index("00_first.html") < listing.index("01_second.html")
-    assert "run='t', size=3" in listing
+    assert listing.index('href="00_first.html"') < listing.index('href="01_second.html"')
+    # What a killed process left half of is listed, and no more in the way.
+    (executed / "00_first.ipynb").write_text('{"cells": [', encoding="utf-8")
+    run_notebooks({"run": "trial"}, ["01"], folder)
+    listing = index.read_text(encoding="utf-8")
+    assert ">failed<" in listing and ">done<" in listing and "00_first.html" not in listing
 
 
-def test_failure_keeps_the_partial_notebook_and_stops(folder, outputs_root, capsys):
-    write_notebook(folder, "00_first", code="print('before')\nraise ValueError('dtype=int3 is not allowed')")
+@pytest.mark.parametrize("death", ["raise ValueError('dtype=int3 is not allowed')", "import os\nos._exit(1)"])
+def test_failure_keeps_the_partial_notebook_and_stops(folder, outputs_root, death):
+    write_notebook(folder, "00_first", code=f"print('before', flush=True)\n{death}")
     write_notebook(folder, "01_second")
     stale = outputs_root / "demo" / "notebooks" / "01_second.ipynb"
     stale.parent.mkdir(parents=True)
     stale.write_text("from an earlier run", encoding="utf-8")
-    with pytest.raises(NotebookError) as failure:
+    with pytest.raises(NotebookError, match="00_first failed") as failure:
         run_notebooks({}, folder=folder)
     partial = outputs_root / "demo" / "notebooks" / "00_first.ipynb"
-    assert str(partial) in str(failure.value)
-    assert str(failure.value).endswith("ValueError: dtype=int3 is not allowed")
-    assert "before" in stdout_of(partial)
+    assert partial.is_file() and str(partial) in str(failure.value)
+    if "raise" in death:
+        assert str(failure.value).endswith("ValueError: dtype=int3 is not allowed")
+        assert "before" in stdout_of(partial)
     assert not stale.exists()
     listing = (outputs_root / "demo" / "html" / "index.html").read_text(encoding="utf-8")
     assert ">failed<" in listing and ">not run<" in listing and ">done<" not in listing
 
 
-def test_dead_kernel_is_a_failure(folder, outputs_root):
-    write_notebook(folder, "00_first", code="import os\nos._exit(1)")
-    with pytest.raises(NotebookError, match="00_first failed"):
-        run_notebooks({}, folder=folder)
-    listing = (outputs_root / "demo" / "html" / "index.html").read_text(encoding="utf-8")
-    assert ">failed<" in listing
+def test_a_second_run_on_one_folder_waits_for_the_first(folder, outputs_root, monkeypatch, capsys):
+    write_notebook(folder, "00_first")
+    copy, entered, leave = (
+        outputs_root / "demo/notebooks/00_first.ipynb",
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def execute(source, target, values):
+        target.write_bytes(source.read_bytes())
+        entered.set()
+        leave.wait(20)
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    runs = [threading.Thread(target=run_notebooks, args=({}, (), folder)) for _ in range(2)]
+    runs[0].start()
+    assert entered.wait(20)
+    stamp = copy.stat()
+    runs[1].start()
+    runs[1].join(0.5)
+    assert runs[1].is_alive() and copy.stat().st_ino == stamp.st_ino, "removed under the first"
+    printed = capsys.readouterr().out
+    assert "waiting" in printed and str(outputs_root / "demo") in printed
+    leave.set()
+    for run in runs:
+        run.join(20)
+        assert not run.is_alive()
+    assert copy.is_file()
 
 
-def test_unknown_parameter_is_refused_before_anything_runs(folder, outputs_root, executed_order):
-    write_notebook(folder, "00_first", "dataset_size = 16  # images\ncalib_size = 32  # images")
-    with pytest.raises(NotebookError, match="'dataset_sise'.*nearest: dataset_size"):
-        run_notebooks({"dataset_sise": 3}, folder=folder)
-    with pytest.raises(NotebookError, match="is a mapping"):
-        run_notebooks({"dataset_size": {"a": 1}}, folder=folder)
+@pytest.mark.parametrize(
+    ("values", "error", "named"),
+    [
+        ({"dataset_sise": 3}, NotebookError, "'dataset_sise'.*nearest: dataset_size"),
+        ({"dataset_size": {"a": 1}}, NotebookError, "is a mapping"),
+        ({"run": "../elsewhere"}, SettingsError, "run='../elsewhere'"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_runs(
+    folder, outputs_root, executed_order, values, error, named
+):
+    write_notebook(folder, "00_first", "run = 'x'  # name\ndataset_size = 16  # images")
+    with pytest.raises(error, match=named):
+        run_notebooks(values, folder=folder)
     assert executed_order == [] and not outputs_root.exists()
 
 
-def test_a_parameter_of_another_notebook_is_known(folder, outputs_root, executed_order):
-    write_notebook(folder, "00_first")
-    write_notebook(folder, "04_later", "dtype = 'fp32'  # precision")
-    run_notebooks({"dtype": "int8"}, only=["00"], folder=folder)
-    assert executed_order == [("00_first", {})]
-
-
-def test_parameters_cell_must_be_there_once(folder):
-    with pytest.raises(NotebookError, match="0 code cells tagged"):
-        declared_parameters(write_notebook(folder, "00_none", tag="other"))
-    path = write_notebook(folder, "01_two")
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]}))
-    nbformat.write(notebook, path)
-    with pytest.raises(NotebookError, match="2 code cells tagged"):
-        declared_parameters(path)
-
-
-def test_damaged_notebooks_are_named(folder):
-    path = folder / "00_broken.ipynb"
-    path.write_text("{", encoding="utf-8")
-    with pytest.raises(NotebookError, match=r"00_broken\.ipynb: not a notebook"):
-        declared_parameters(path)
-    path = write_notebook(folder, "01_no_kernel")
+def test_malformed_notebooks_are_named(folder):
+    for tags in (("other",), ("parameters", "parameters")):
+        with pytest.raises(NotebookError, match=f"{tags.count('parameters')} code cells tagged"):
+            declared_parameters(write_notebook(folder, "00_cells", tags=tags))
+    path = folder / "00_cells.ipynb"
     content = json.loads(path.read_text(encoding="utf-8"))
-    content["metadata"] = {}
-    write_json(path, content)
-    with pytest.raises(NotebookError, match=r"01_no_kernel\.ipynb"):
-        declared_parameters(path)
-
-
-def test_run_must_be_a_plain_folder_name(folder, outputs_root, executed_order):
-    write_notebook(folder, "00_first")
-    with pytest.raises(SettingsError, match="run='../elsewhere'"):
-        run_notebooks({"run": "../elsewhere"}, folder=folder)
-    assert executed_order == []
-
-
-def test_no_notebooks(folder):
-    with pytest.raises(NotebookError, match="no notebooks"):
-        find_notebooks(folder)
+    for text in ("{", json.dumps(content | {"metadata": {}})):  # no kernel
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(NotebookError, match=r"00_cells\.ipynb"):
+            declared_parameters(path)
 
 
 def test_command_line(tmp_path, folder, outputs_root, capsys, monkeypatch):
-    write_notebook(
-        folder, "00_first", "run = 'x'  # name\nrate = 1  # 1/s", "print(type(rate).__name__, rate)"
-    )
+    code = "print(type(rate).__name__, rate)"
+    write_notebook(folder, "00_first", "run = 'x'  # name\nrate = 1  # 1/s", code)
     monkeypatch.setattr(notebooks, "repository_root", lambda: tmp_path)
     params = tmp_path / "params.yaml"
     params.write_text("run: cli\nrate: 2\n", encoding="utf-8")
+    for words, named in (
+        (["-p", "rates", "2"], "nearest: rate"),
+        (["--only", "07"], "notebook number='07'"),
+        (["--params", "params/absent.yaml"], "absent.yaml: no such file"),
+    ):
+        assert main(["--params", str(params), *words]) == 1
+        assert named in capsys.readouterr().out
     assert main(["--params", str(params), "-p", "rate", "0.5"]) == 0
     printed = capsys.readouterr().out
     executed = outputs_root / "cli" / "notebooks"
     assert str(executed) in printed and str(outputs_root / "cli" / "html" / "index.html") in printed
     assert stdout_of(executed / "00_first.ipynb") == "float 0.5\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-p", "rates", "2"], "nearest: rate"),
-        (["--only", "07"], "notebook number='07'"),
-        (["--params", "params/absent.yaml"], "absent.yaml: no such file"),
-    ],
-)
-def test_command_line_errors_exit_with_1(
-    tmp_path, folder, outputs_root, capsys, monkeypatch, arguments, message
-):
-    write_notebook(folder, "00_first", "rate = 1  # 1/s")
-    monkeypatch.setattr(notebooks, "repository_root", lambda: tmp_path)
-    params = tmp_path / "params.yaml"
-    params.write_text("rate: 2\n", encoding="utf-8")
-    assert main(["--params", str(params), *arguments]) == 1
-    assert message in capsys.readouterr().out

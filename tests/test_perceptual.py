@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import re
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -107,10 +106,9 @@ def test_without_anything_each_row_says_what_is_missing(pairs, readers, monkeypa
     assert set(rows) == {("lpips", "all"), ("fid", "all"), ("kid", "all")}
     assert all(row["value"] is None for row in rows.values())
     note = rows["lpips", "all"]["note"]
-    assert "torchmetrics is not installed" in note and "no weights file given" in note and "metrics]" in note
-    assert "set features_file" in rows["fid", "all"]["note"]
+    assert "torchmetrics" in note and "weights" in note and "features_file" in rows["fid", "all"]["note"]
     note = by_metric(perceptual_rows(pairs, readers, backbone))["lpips", "all"]["note"]
-    assert "torchmetrics is not installed" in note and "no weights" not in note
+    assert "torchmetrics" in note and "weights" not in note
 
 
 def test_distances_on_other_features_carry_the_name_of_their_file(pairs, readers, tmp_path):
@@ -119,8 +117,7 @@ def test_distances_on_other_features_carry_the_name_of_their_file(pairs, readers
     names = ("frechet_distance[means.pt]", "kernel_distance[means.pt]")
     assert {key for key in rows if key[0] != "lpips"} == {(n, d) for n in names for d in readers}
     assert rows[names[0], "fp32"]["value"] == pytest.approx(0, abs=1e-4)
-    assert rows[names[0], "int8"]["value"] > 100
-    assert "4 images" in rows[names[0], "int8"]["note"]
+    assert rows[names[0], "int8"]["value"] > 100 and "4 images" in rows[names[0], "int8"]["note"]
     as_inception = perceptual_rows(pairs, readers, features_file=extractor, features_are_inception=True)
     assert {row["metric"] for row in as_inception} == {"lpips", "fid", "kid"}
 
@@ -135,15 +132,11 @@ def test_lpips_is_asked_of_torchmetrics_with_the_given_file(pairs, readers, stan
     assert rows["lpips[alex]", "int8"]["value"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [("my_alexnet.pth", BACKBONE, "my_alexnet.pth is none of"), (NAME, b"others", f"{NAME} is damaged")],
-)
-def test_other_weights_are_refused(pairs, readers, stand_ins, tmp_path, name, content, said):
+@pytest.mark.parametrize(("name", "content"), [("my_alexnet.pth", BACKBONE), (NAME, b"others")])
+def test_other_weights_are_refused(pairs, readers, stand_ins, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     row = by_metric(perceptual_rows(pairs, readers, tmp_path / name))["lpips", "all"]
-    assert row["value"] is None and said in row["note"]
-    assert stand_ins == []
+    assert row["value"] is None and name in row["note"] and stand_ins == []
 
 
 def test_frechet_distance_by_the_formula_of_the_paper():
@@ -172,15 +165,6 @@ def test_kernel_distance_by_sums_over_pairs():
     within = [np.mean([kernel(x, y) for x, y in itertools.permutations(s, 2)]) for s in (a, b)]
     across = np.mean([kernel(x, y) for x in a for y in b])
     assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * across)
-    a, b = random.normal(size=(400, 8)), random.normal(size=(400, 8))
-    assert abs(kernel_distance(a, b)) < 0.05 < kernel_distance(a, b + 0.5)
-
-
-@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance])
-@pytest.mark.parametrize("shape", [(1, 4), (5, 3)])
-def test_sets_that_do_not_fit_are_refused(measure, shape):
-    with pytest.raises(FeatureError, match=re.escape(str(shape))):
-        measure(np.zeros(shape), np.zeros((5, 4)))
 
 
 def test_features_are_of_every_image_and_asked_for_by_name_of_inception(tmp_path):
@@ -190,14 +174,18 @@ def test_features_are_of_every_image_and_asked_for_by_name_of_inception(tmp_path
     assert features_of(images, open_extractor(path)).shape == (BATCH + 3, 1)
 
 
-def test_what_is_no_extractor_is_named(pairs, readers, tmp_path):
+def test_what_is_no_extractor_and_features_that_do_not_fit_are_named(pairs, readers, tmp_path):
     path = tmp_path / "notes.pt"
     path.write_text("not a network")
-    with pytest.raises(FeatureError, match="notes.pt"):  # an error, not a row
-        perceptual_rows(pairs, readers, features_file=path)
-    with pytest.raises(FeatureError, match=r"flatten.pt: gave \(384,\) for 2 images"):
-        features_of(pictures(2), open_extractor(script(torch.nn.Flatten(0), tmp_path)))
-    with pytest.raises(FeatureError, match="no image"):
-        features_of([], open_extractor(script(Means(), tmp_path)))
-    with pytest.raises(FeatureError, match="NaN"):
-        features_of(pictures(2), lambda batch: np.full((len(batch), 3), np.nan))
+    flatten = open_extractor(script(torch.nn.Flatten(0), tmp_path))
+    cases = {
+        r"notes\.pt": lambda: perceptual_rows(pairs, readers, features_file=path),  # an error, not a row
+        r"flatten\.pt.*\(384,\)": lambda: features_of(pictures(2), flatten),
+        "no image": lambda: features_of([], flatten),
+        "NaN": lambda: features_of(pictures(2), lambda batch: np.full((len(batch), 3), np.nan)),
+        r"\(1, 4\)": lambda: frechet_distance(np.zeros((1, 4)), np.zeros((5, 4))),
+        r"\(5, 3\)": lambda: kernel_distance(np.zeros((5, 3)), np.zeros((5, 4))),
+    }
+    for named, refused in cases.items():
+        with pytest.raises(FeatureError, match=named):
+            refused()

@@ -26,14 +26,14 @@ class Toy(Run):
     waiting = threading.Event()
     entered = threading.Event()
 
-    @stage("one", ("size",), uses=lambda run: {})
+    @stage("one", "size")
     def one(self, work):
         (work.folder / "deep").mkdir()
         (work.folder / "deep" / "size.txt").write_text(str(work.settings.size))
         (work.folder / "same.txt").write_text("same")
         return {"size": work.settings.size}
 
-    @stage("two/{dtype}", ("dtype",), uses=lambda run: {"one": run.one()})
+    @stage("two/{dtype}", "dtype", uses=lambda run: {"one": run.one()})
     def two(self, work):
         text = (Path(work.used["one"]["folder"]) / "deep" / "size.txt").read_text()
         if self.settings.worst == 99:  # only the test of two processes asks for it
@@ -42,7 +42,7 @@ class Toy(Run):
         (work.folder / "two.txt").write_text(f"{work.settings.dtype} of {text}")
         return {"read": text}
 
-    @stage("greedy", ("size",))
+    @stage("greedy", "size")
     def greedy(self, work):
         return {"seed": work.settings.seed}
 
@@ -268,7 +268,7 @@ BUILD = """
     from gpenlib.settings import RunSettings
 
     class Slow(Run):
-        @stage("slow", ("size",))
+        @stage("slow", "size")
         def slow(self, work):
             with open(sys.argv[1], "a") as file:
                 file.write("built\\n")
@@ -322,6 +322,8 @@ def test_a_run_takes_the_variables_that_are_settings(outputs_root):
     assert run.settings.dataset_size == 3 and run.settings.perf_batch == (4,)
     assert run.folder == outputs_root / "a"
     assert "dataset_size=3" in repr(run) and "unrelated" not in repr(run)
+    again = Run.of({"run": run, "weights": "tiny-random"})  # the cell is run a second time
+    assert again.settings.run == "a"
 
 
 def test_a_parameter_that_papermill_was_given_and_nobody_has_is_refused():

@@ -9,11 +9,10 @@ import pytest
 
 from gpenlib.architecture import CheckpointError, save_checkpoint
 from gpenlib.compile import build
-from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.data.faces import DataError, embedded_faces
 from gpenlib.data.pairs import read_pack
 from gpenlib.errors.report import SCORES, baselines
-from gpenlib.images import ImageError, read_image, to_tensor, write_image
+from gpenlib.images import ImageError, read_image, write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.scoring import data_chroma, evaluate_npz
 from gpenlib.metrics import psnr
@@ -116,13 +115,6 @@ def test_a_torch_backend_is_compiled_and_run(outputs_root):
     assert run_of(backend="torch").infer("bf16")["built"] is False
 
 
-def test_other_precisions_share_the_float_graph(one_run):
-    path = one_run / "03_compile/float/model.onnx"
-    before = path.stat().st_mtime_ns
-    run_of().compile("fp32")
-    assert path.stat().st_mtime_ns == before
-
-
 # Each change of a setting or input that decides a stage, and the stages that it must void.
 @pytest.mark.parametrize(
     ("changes", "void"),
@@ -189,17 +181,6 @@ def test_calibration_shares_no_content_with_evaluation(portraits, outputs_root):
     run = run_of(data_dir=str(portraits), dataset_size=3, calib_size=3)
     assert run.calibration.names == ["9"]
     assert "dropped 2" in run.data()["metrics"]["note"]
-
-
-def test_a_small_folder_is_calibrated_on_embedded_images(portraits, outputs_root):
-    metrics = run_of(data_dir=str(portraits), dataset_size=6).data()["metrics"]
-    assert "embedded" in metrics["note"] and "portraits" in metrics["label"]
-    assert metrics["calibration"] == 4
-
-
-def test_a_calibration_folder_of_its_own(portraits):
-    names = run_of(calib_dir=str(portraits)).calibration.names
-    assert len(names) == 4 and set(names) <= {"1", "2", "3", "9", "10", "11"}
 
 
 @pytest.mark.parametrize("damaged", ["2.png", "10.png"])
@@ -295,13 +276,6 @@ def test_another_task_runs_through_to_the_scores(task, outputs_root):
     means = {f"{score}{suffix}": 0.0 for score in SCORES for suffix in ("", "_input")}
     lines = baselines([{"dtype": "fp32", **means}], task)["rows"]
     assert [line[0] for line in lines] == [named[task], "network, fp32"]
-
-
-def test_calibration_pairs_are_not_degraded_twice(outputs_root):
-    run = run_of(task="inpaint", dtype="int8")
-    images = open_calibration_data(run.build_config().dataset, run.weights.model.config, run.calibration)
-    for given, index in zip(images.calibration(), range(4), strict=True):
-        assert np.array_equal(given, to_tensor(run.calibration.inputs(index)))
 
 
 def test_task_and_seed_decide_the_digest_of_the_pairs(outputs_root):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -33,8 +32,7 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """A checkpoint that is not there."""
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A network, the name or path it was asked for, and what identifies its content."""
 
     model: Gpen
@@ -42,11 +40,8 @@ class Weights:
     digest: str
 
 
-# One door: names, checkpoint files, ONNX files
-
-
 def load_checkpoint(name_or_path: str | Path, key: str | None = None) -> Gpen:
-    """Load a GPEN by name or from a file; its configuration is deduced from the tensor shapes.
+    """Load a GPEN by name or from a file as float32 in eval mode; tensor shapes give its configuration.
 
     Parameters
     ----------
@@ -58,27 +53,17 @@ def load_checkpoint(name_or_path: str | Path, key: str | None = None) -> Gpen:
     key : str, optional
         Entry of a training checkpoint that holds the weights. Default: ``g_ema``, else ``g``.
 
-    Returns
-    -------
-    Gpen
-        float32, in eval mode.
-
     Raises
     ------
     CheckpointError
-        If the name is neither known nor a file (then a FileNotFoundError as well), or the file is damaged, of
-        an unknown kind, a GAN prior, or has entries that are missing, unexpected, misshapen or not finite.
+        If there are no such weights (a FileNotFoundError as well), or the file is no sound GPEN; it says why.
     """
     path = Path(name_or_path)
     return load_weights(path.absolute() if path.suffix and path.is_file() else name_or_path, key).model
 
 
 def load_weights(name: str | Path, key: str | None = None) -> Weights:
-    """Load weights as :func:`load_checkpoint` does, with their name and the SHA-256 of their files.
-
-    Paths are relative to the repository root alone: a run does not depend on the working directory. The
-    digest of an ONNX file covers its external data.
-    """
+    """Load weights as :func:`load_checkpoint` does, with a digest; paths are relative to the repository."""
     text = str(name)
     if text in RANDOM_NAMES:
         config = TINY if text == "tiny-random" else GpenConfig(*[int(text.rpartition("-")[2])] * 2)
@@ -90,14 +75,18 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
         what = f"weights file {path} does not exist" if is_path else choice_error("weights", text, names)
         raise MissingCheckpointError(f"{what}; give one of {', '.join(names)}, or the path of a checkpoint")
     if path.suffix == ".onnx":
+        # The one upward import of the package: export stands above, but one door opens every file
+        from gpenlib.export import RecoverError, gpen_from_onnx
+
         digest = onnx_digest(path)  # first: it refuses external data outside the folder
-        return Weights(_from_onnx(path), text, digest)
+        try:
+            return Weights(gpen_from_onnx(path), text, digest)
+        except RecoverError as error:
+            raise CheckpointError(str(error)) from error
     if is_prior(path):
-        raise CheckpointError(
-            f"{text} is a GAN prior, a decoder without encoder: it draws faces (data_dir=prior:{text}) and "
-            f"starts training (stage embed, init={text}), but restores none; "
-            f"give one of {', '.join(_restoring_names())}"
-        )
+        uses = f"draws faces (data_dir=prior:{text}) and starts training (stage embed, init={text})"
+        usable = ", ".join(_restoring_names())
+        raise CheckpointError(f"{text} is a GAN prior: it {uses}, but restores none; give one of {usable}")
     state = read_state_dict(path, key)
     return Weights(_build(Gpen, deduce_config(state, path), state, path), text, sha256(path))
 
@@ -137,19 +126,8 @@ def random_network(config: GpenConfig, seed: int = 0) -> Gpen:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Gpen(config)
-    for weight in noise_weights(model):
-        nn.init.constant_(weight, 0.3)
+    open_skips(model, 0.3)
     return model.eval()
-
-
-def _from_onnx(path: Path) -> Gpen:
-    # The one upward import of the package: export stands above architecture, but one door opens every file.
-    from gpenlib.export import RecoverError, gpen_from_onnx
-
-    try:
-        return gpen_from_onnx(path)
-    except RecoverError as error:
-        raise CheckpointError(str(error)) from error
 
 
 def onnx_digest(path: Path) -> str:
@@ -173,9 +151,6 @@ def onnx_digest(path: Path) -> str:
         files[file.relative_to(folder).as_posix()] = file
     digest = sha256(path)
     return fingerprint([digest, {name: sha256(file) for name, file in files.items()}]) if files else digest
-
-
-# Files
 
 
 def load_discriminator(path: str | Path, key: str | None = None) -> Discriminator:
@@ -208,7 +183,7 @@ def save_checkpoint(
     model: nn.Module,
     path: str | Path,
     dtype: torch.dtype = torch.float32,
-    notes: Mapping[str, str] | None = None,
+    notes: dict[str, str] | None = None,
 ) -> Path:
     """Write a state dict as safetensors, ``notes`` in its header; FIR kernels stay float32, so exact."""
     path = Path(path)
@@ -219,7 +194,7 @@ def save_checkpoint(
         for name, tensor in model.state_dict().items()
     }
     with write_atomically(path) as temporary:
-        save_file(state, temporary, metadata=dict(notes or {}))
+        save_file(state, temporary, metadata=notes or {})
     return path
 
 
@@ -248,11 +223,11 @@ def read_state_dict(
     path = Path(path)
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: no such checkpoint")
-    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+    pickled = path.suffix in TORCH_SUFFIXES
+    if not pickled and path.suffix != ".safetensors":
         allowed = ", ".join((".safetensors", ".onnx", *TORCH_SUFFIXES))
         raise CheckpointError(f"{path}: unknown checkpoint suffix; allowed: {allowed}")
     try:
-        pickled = path.suffix in TORCH_SUFFIXES
         content: Any = torch.load(path, "cpu", weights_only=True) if pickled else load_file(path)
     except Exception as error:
         raise _damaged(path, error) from error
@@ -284,8 +259,8 @@ def _is_weight(name: object, value: object) -> bool:
 
 def deduce_config(state: Mapping[str, Tensor], path: str | Path = "checkpoint") -> GpenConfig:
     """Deduce the configuration of a generator from its tensor shapes."""
-    stages = sum(name.startswith("ecd") and name.endswith(".weight") for name in state)
     _require({"ecd0.0.0.weight": 4}, state, path, "generator")
+    stages = sum(name.startswith("ecd") and name.endswith(".weight") for name in state)
     return _config_from_widths(2 ** (stages + 1), *_decoder_widths(state, "generator.", path), path)
 
 
@@ -301,8 +276,7 @@ def _require(ranks: Mapping[str, int], state: Mapping[str, Tensor], path: str | 
     """Refuse a state dict without the entries of these ranks, which fix the configuration."""
     for name, rank in ranks.items():
         if name not in state or state[name].ndim != rank:
-            close = nearest(name, list(state))
-            hint = f"; nearest present: {', '.join(close)}" if close else ""
+            hint = f"; nearest present: {', '.join(close)}" if (close := nearest(name, list(state))) else ""
             raise CheckpointError(f"{path}: not a GPEN {kind}, missing {name} of rank {rank}{hint}")
 
 
@@ -314,26 +288,22 @@ def _config_from_widths(in_size: int, out_size: int, top: int, bottom: int, path
     except (ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: shapes fit no GPEN configuration ({error})") from error
     if config.channels(out_size) != top:
-        widths = f"{top} channels at {out_size} px and {bottom} at 4 px"
-        raise CheckpointError(f"{path}: {widths} fit no channel_multiplier and narrow")
+        raise CheckpointError(f"{path}: {top} channels at {out_size} px and {bottom} at 4 px fit no GPEN")
     return config
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], path: str | Path = "checkpoint") -> None:
     """Load ``state`` into ``model``; every key, shape and value must be right, else the error names them."""
     expected = model.state_dict()
+    shapes = {n: (tuple(state[n].shape), tuple(expected[n].shape)) for n in expected if n in state}
     problems = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
-        "wrong shape": [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in expected
-            if name in state and state[name].shape != expected[name].shape
-        ],
+        "wrong shape": [f"{name} {a} instead of {b}" for name, (a, b) in shapes.items() if a != b],
         "not finite": [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())],
     }
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+    listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
+    if listed:
         raise CheckpointError(f"{path}: {listed}")
     model.load_state_dict(dict(state))
 
@@ -343,8 +313,7 @@ def _some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-# Start a network from trained weights, also from those of a smaller one. Encoder and discriminator count
-# their stages from the largest size down, the decoder from 4 px up.
+# Encoder and discriminator count their stages from the largest size down, the decoder from 4 px up.
 TOP_DOWN = re.compile(r"^(ecd|convs\.)(\d+)(\..*)$")
 COLOURS = re.compile(r"^(generator\.)?to_rgbs\.\d+\.(conv\.weight|bias)$")
 
@@ -375,10 +344,10 @@ def seed_gpen(model: Gpen, trained: Gpen) -> None:
     _seed(model, trained, shift=model.config.log_in - trained.config.log_in)
 
 
-def open_skips(model: Gpen) -> None:
+def open_skips(model: Gpen, weight: float = 1.0) -> None:
     """Let the encoder's features, the main path, into a random decoder, whose noise begins at weight 0."""
-    for weight in noise_weights(model):
-        nn.init.ones_(weight)
+    for parameter in noise_weights(model):
+        nn.init.constant_(parameter, weight)
 
 
 def _seed(model: Network, trained: Network, shift: int) -> None:
@@ -389,8 +358,7 @@ def _seed(model: Network, trained: Network, shift: int) -> None:
         raise ValueError(f"trained weights of {old} px cannot seed a network of {new} px")
     state = {}
     for name, tensor in trained.state_dict().items():
-        stage = TOP_DOWN.match(name) if shift else None
-        if stage is None:
+        if not (stage := TOP_DOWN.match(name) if shift else None):
             state[name] = tensor
         elif int(stage[2]) > 0:
             state[f"{stage[1]}{int(stage[2]) + shift}{stage[3]}"] = tensor
@@ -399,7 +367,6 @@ def _seed(model: Network, trained: Network, shift: int) -> None:
     if wrong:
         raise ValueError(f"trained weights of another width or kind: {_some(wrong)} do not fit")
     model.load_state_dict(state, strict=False)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name not in state and COLOURS.match(name):
-                parameter.zero_()
+    for name, parameter in model.named_parameters():
+        if name not in state and COLOURS.match(name):
+            nn.init.zeros_(parameter)

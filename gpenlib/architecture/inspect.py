@@ -7,9 +7,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,18 +19,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from gpenlib.architecture.model import MAPPING_LAYERS, STYLE_DIM, Generator, Gpen, GpenConfig, Modulation
 from gpenlib.images import Image, from_tensor
 
-FLOAT_BYTES = 4
-RGB = 3
+FLOAT_BYTES, RGB = 4, 3
 
 
 @contextmanager
 def capture(
     network: nn.Module, names: Iterable[str], what: Callable[[str, Any, Any], Any] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield a dictionary that the named modules fill with their outputs, in the order in which they finish.
-
-    With ``what`` it holds what that returns for a name, its inputs and its output. Hooks end with the block.
-    """
+    """Yield a dictionary that named modules fill as they finish: output or ``what(name, inputs, output)``."""
     seen: dict[str, Any] = {}
     with ExitStack() as hooks:
         for name in names:
@@ -43,8 +38,7 @@ def capture(
         yield seen
 
 
-@dataclass(frozen=True)
-class ForwardPass:
+class ForwardPass(NamedTuple):
     """What a network computed on the way from one image to another, by side in pixels; float32 on the CPU."""
 
     output: Tensor  # [1, 3, out_size, out_size]
@@ -55,10 +49,7 @@ class ForwardPass:
 
 
 def record_forward(model: Gpen, image: Tensor) -> ForwardPass:
-    """Run ``model`` on one image [1, 3, in_size, in_size] in [-1, 1] and return its intermediate maps.
-
-    Of the decoder's maps the first half is kept, what was drawn; the other is the encoder's map, scaled.
-    """
+    """Run ``model`` on one image [1, 3, in_size, in_size] in [-1, 1] and return its intermediate maps."""
     if image.ndim != 4 or image.shape[0] != 1:
         raise ValueError(f"input of shape {tuple(image.shape)}: one image [1, 3, S, S] is recorded at a time")
     config, levels = model.config, model.config.log_out - 1
@@ -75,6 +66,7 @@ def record_forward(model: Gpen, image: Tensor) -> ForwardPass:
     return ForwardPass(
         output=output,
         encoder={maps[name].shape[-1]: maps[name] for name in encoder},
+        # the other half of these channels is the encoder's map, scaled
         decoder={s: maps[name][: config.channels(s)] for s, name in zip(sides, convs, strict=True)},
         rgb={s: maps[name] for s, name in zip(sides, rgbs, strict=True)},
         rgb_added=dict(zip(sides, added, strict=True)),
@@ -84,19 +76,16 @@ def record_forward(model: Gpen, image: Tensor) -> ForwardPass:
 def strongest_channels(features: Tensor, count: int) -> Tensor:
     """Return the channels of highest variance, strongest first: [C, H, W] -> [min(count, C), H, W]."""
     variance = features.flatten(1).var(dim=1, unbiased=False)
-    order = torch.argsort(variance, descending=True, stable=True)
-    return features[order[:count]]
+    return features[torch.argsort(variance, descending=True, stable=True)[:count]]
 
 
-# A prior's latent space: interpolation, style mixing, truncation (StyleGAN, sections 3 and B). All pictures
-# of one call are made with the same noise, so what differs between them is the latent alone.
+# A prior's latent space: interpolation, style mixing (StyleGAN, section 3.1), truncation (appendix B: faces
+# are more ordinary and have fewer faults). All pictures of one call have the same noise: they differ in the
+# latent alone. ``noise`` is its strength, 1 as in training; with less, a young prior's faces are cleaner.
 
 
 def draw_latents(prior: Generator, count: int, seed: int, truncation: float = 1.0) -> Tensor:
-    """Return ``w`` of ``count`` random z, float32 [count, 512]; ``truncation`` 0 makes all the mean latent.
-
-    Below 1, faces are more ordinary and have fewer faults (StyleGAN, appendix B).
-    """
+    """Return ``w`` of ``count`` random z, float32 [count, 512]; with ``truncation`` 0 all are the mean."""
     z = torch.randn(count, STYLE_DIM, generator=torch.Generator().manual_seed(seed))  # on every device alike
     w = prior.style(z.to(prior.input.input.device))
     return w if truncation == 1.0 else torch.lerp(mean_latent(prior), w, truncation)
@@ -108,10 +97,7 @@ def mean_latent(prior: Generator, count: int = 4096, seed: int = 0) -> Tensor:
 
 
 def generate(prior: Generator, latents: Tensor, seed: int, noise: float = 1.0) -> Tensor:
-    """Return faces in [-1, 1], all with the same noise: [..., num_latents, 512] -> float32 [..., 3, S, S].
-
-    ``noise`` is its strength, 1 as in training; with less, a young prior's faces are cleaner, and softer.
-    """
+    """Return faces in [-1, 1], all with the same noise: [..., num_latents, 512] -> float32 [..., 3, S, S]."""
     flat = latents.reshape(-1, prior.config.num_latents, STYLE_DIM)  # [N, num_latents, 512]
     maps = [noise * values for values in prior.noise_maps(1, seed)]
     with torch.inference_mode():  # one at a time: at 1024 px a batch of them would fill the memory
@@ -127,10 +113,7 @@ def per_layer(prior: Generator, w: Tensor) -> Tensor:
 def interpolate(
     prior: Generator, seed: int, rows: int, columns: int, truncation: float = 1.0, noise: float = 1.0
 ) -> Tensor:
-    """Walk from one face to another in straight lines in ``w``: float32 [rows, columns, 3, S, S] in [-1, 1].
-
-    Row r goes from latent 2r to latent 2r + 1 of :func:`draw_latents`; columns count both ends.
-    """
+    """Walk straight in ``w`` from latent 2r to 2r + 1: float32 [rows, columns, 3, S, S] in [-1, 1]."""
     if rows < 1 or columns < 2:
         raise ValueError(f"rows={rows}, columns={columns}: at least 1 and 2 are needed (both ends are shown)")
     with torch.inference_mode():
@@ -140,8 +123,7 @@ def interpolate(
         return generate(prior, per_layer(prior, walks), seed, noise)
 
 
-@dataclass(frozen=True)
-class StyleGrid:
+class StyleGrid(NamedTuple):
     """Faces and their mixtures, float32 in [-1, 1] nominally."""
 
     left: Tensor  # [R, 3, S, S]; row r takes its coarse styles from face r
@@ -158,35 +140,27 @@ def mix_styles(
     truncation: float = 1.0,
     noise: float = 1.0,
 ) -> StyleGrid:
-    """Give the first ``crossover`` layers the latent of the face at the left, the others that of the top's.
-
-    (StyleGAN, section 3.1.) The faces at the left are the first ``rows`` latents of :func:`draw_latents`.
-    """
+    """Give the first ``crossover`` layers the latent of the face at the left, the others that at the top."""
     layers = prior.config.num_latents
     if not 0 <= crossover <= layers:
         raise ValueError(f"crossover={crossover}: allowed are 0 to {layers}, the layers with a style")
     with torch.inference_mode():
         w = per_layer(prior, draw_latents(prior, rows + columns, seed, truncation))
-        left, top = w[:rows, None], w[None, rows:]
         coarse = (torch.arange(layers, device=w.device) < crossover)[:, None]
-        sources = generate(prior, w, seed, noise)
-        mixed = generate(prior, torch.where(coarse, left, top), seed, noise)
-    return StyleGrid(sources[:rows], sources[rows:], mixed)
+        mixed = torch.where(coarse, w[:rows, None], w[None, rows:])
+        return StyleGrid(*(generate(prior, latents, seed, noise) for latents in (w[:rows], w[rows:], mixed)))
 
 
 def to_pictures(images: Tensor) -> Image:
     """Return images [..., 3, S, S] in [-1, 1] as uint8 RGB [..., S, S, 3]."""
-    flat = from_tensor(images.reshape(-1, *images.shape[-3:]).cpu().numpy())
-    return np.stack(list(flat)).reshape(*images.shape[:-3], *images.shape[-2:], 3)
+    flat = images.reshape(-1, *images.shape[-3:]).cpu().numpy()
+    return from_tensor(flat).reshape(*images.shape[:-3], *images.shape[-2:], 3)
 
 
 # Cost of one image in float32, counted by torch in one forward pass on the meta device (shapes, no data).
-# MACs are those of convolutions, FIR filters and matrix products, at the positions that PyTorch computes
-# (output positions of a convolution, input positions of a transposed one); 1 GFLOP is 0.5 GMAC. Element-wise
-# work (bias, activation, concatenation, scaling by the style) is left out: it is memory-bound and below one
-# percent of the arithmetic. The training form is counted; the deploy form adds one matrix-vector product per
-# demodulated convolution (under a thousandth of the total at 512 px).
-MemoryPart = Literal["encoder", "decoder"]
+# MACs are those of convolutions, FIR filters and matrix products at the positions that PyTorch computes (of
+# the output, or of the input of a transposed convolution). Element-wise work is left out: it is memory-bound
+# and below one percent. The deploy form adds a matrix-vector product per demodulated convolution (< 0.1 %).
 Part = Literal["encoder", "mapping", "decoder"]
 OPERATIONS = {  # of the decoder's and filters' classes
     "Blur": "FIR blur",
@@ -256,10 +230,8 @@ def block_costs(config: GpenConfig) -> list[BlockCost]:
         module = model.get_submodule(name)
         parameters = sum(p.numel() for p in module.parameters())
         inner = sum(flops[f"Gpen.{other}"] for other in names if other.startswith(f"{name}."))
-        macs = (flops.get(f"Gpen.{name}", 0) - inner) // 2
-        side = output.shape[-1] if output.ndim == 4 else 1
-        words = _words(name, module, outputs)
-        size = FLOAT_BYTES * output.numel()
+        macs, size = (flops.get(f"Gpen.{name}", 0) - inner) // 2, FLOAT_BYTES * output.numel()
+        side, words = output.shape[-1] if output.ndim == 4 else 1, _words(name, module, outputs)
         rows.append(BlockCost(parameters, macs, size, name, *words, side, output.shape[1]))
     return rows
 
@@ -284,18 +256,17 @@ def stage_costs(blocks: Iterable[BlockCost]) -> list[BlockCost]:
     stages: dict[str, list[BlockCost]] = {}
     for block in blocks:
         stages.setdefault(block.stage, []).append(block)
-    widest = {stage: max(members, key=lambda block: block.channels) for stage, members in stages.items()}
-    return [
-        replace(widest[stage], name=stage, operation="all of the stage", **_sums(members))
-        for stage, members in stages.items()
-    ]
+    rows = []
+    for stage, members in stages.items():
+        widest = max(members, key=lambda block: block.channels)
+        rows.append(replace(widest, name=stage, operation="all of the stage", **_sums(members)))
+    return rows
 
 
 def total_cost(config: GpenConfig) -> TotalCost:
     """Return the sums over all blocks and the peak of the live activations."""
-    blocks = block_costs(config)
     peak = max(step.total_bytes for step in live_activations(config))
-    return TotalCost(**_sums(blocks), config=config, peak_activation_bytes=peak)
+    return TotalCost(**_sums(block_costs(config)), config=config, peak_activation_bytes=peak)
 
 
 def _sums(blocks: Sequence[BlockCost]) -> dict[str, Any]:
@@ -303,16 +274,15 @@ def _sums(blocks: Sequence[BlockCost]) -> dict[str, Any]:
 
 
 # Activation memory at inference: what a runtime needs that frees every buffer after its last reader and runs
-# element-wise operations in place, and what PyTorch takes in eager mode. One image in float32; weights and
-# the workspaces of convolution algorithms are not counted.
+# bias, activation and addition in place, and what PyTorch takes in eager mode. One image in float32; weights
+# and the workspaces of convolution algorithms are not counted.
 
 
-@dataclass(frozen=True)
-class LiveActivations:
+class LiveActivations(NamedTuple):
     """Bytes alive while one operation runs."""
 
     name: str  # module path (a styled convolution has two: its convolution and the concatenation)
-    part: MemoryPart  # the latent path between them works on vectors and is left out
+    part: Part  # never "mapping": the latent path works on vectors and is left out
     side: int  # resolution of the stage in pixels
     skip_bytes: int  # encoder feature maps that the decoder has not read yet
     working_bytes: int  # everything else: what the operation reads and writes, and the RGB image
@@ -324,19 +294,18 @@ class LiveActivations:
 
 
 def live_activations(config: GpenConfig) -> list[LiveActivations]:
-    """Return the bytes alive during each operation, in execution order; the largest total is the peak.
+    """Return the bytes alive during each convolution, FIR filter and concatenation, in execution order."""
+    steps: list[tuple[str, int, int, str, tuple[str, ...]]] = []
 
-    Every convolution, FIR filter and concatenation writes a buffer of its own; bias, activation and addition
-    run in place. So an encoder map lives from its stage to the last reader in the level of its resolution.
-    """
-    steps: list[tuple[str, int, tuple[str, ...], str, int]] = []  # name, side, reads, writes, elements of it
+    def step(name: str, side: int, elements: int, writes: str, *reads: str) -> None:
+        steps.append((name, side, elements, writes, reads))
+
     for index in range(config.log_in - 1):
-        side, above = config.in_size >> index, 2 * config.in_size >> index
-        source = f"blurred {side}" if index else "image"
+        side, above, source = config.in_size >> index, 2 * config.in_size >> index, "image"
         if index:
-            elements = (above + 1) ** 2 * config.channels(above)
-            steps.append((f"ecd{index}.0.0", side, (f"feature {above}",), source, elements))
-        steps.append((f"ecd{index}", side, (source,), f"feature {side}", side**2 * config.channels(side)))
+            blurred, source = (above + 1) ** 2 * config.channels(above), f"blurred {side}"
+            step(f"ecd{index}.0.0", side, blurred, source, f"feature {above}")
+        step(f"ecd{index}", side, side**2 * config.channels(side), f"feature {side}", source)
     for level in range(2, config.log_out + 1):  # what is read and was never written takes nothing
         side, below, i = 2**level, 2 ** (level - 1), level - 3
         maps, image, noise = side**2 * config.channels(side), side**2 * RGB, f"feature {side}"
@@ -345,37 +314,30 @@ def live_activations(config: GpenConfig) -> list[LiveActivations]:
             conv, rgb = "generator.conv1", "generator.to_rgb1"
         else:
             transposed = (side + 1) ** 2 * config.channels(side)
-            steps += [
-                (f"{up}.conv", side, (f"level {below}",), f"transposed {side}", transposed),
-                (f"{up}.conv.blur", side, (f"transposed {side}",), f"first {side}", maps),
-                (up, side, (f"first {side}", noise), f"half {side}", 2 * maps),
-            ]
-        steps += [
-            (f"{conv}.conv", side, (f"half {side}",), f"second {side}", maps),
-            (conv, side, (f"second {side}", noise), f"level {side}", 2 * maps),
-        ]
+            step(f"{up}.conv", side, transposed, f"transposed {side}", f"level {below}")
+            step(f"{up}.conv.blur", side, maps, f"first {side}", f"transposed {side}")
+            step(up, side, 2 * maps, f"half {side}", f"first {side}", noise)
+        step(f"{conv}.conv", side, maps, f"second {side}", f"half {side}")
+        step(conv, side, 2 * maps, f"level {side}", f"second {side}", noise)
         if level > 2:
-            steps.append((f"{rgb}.upsample", side, (f"rgb {below}",), f"upsampled {side}", image))
-        steps.append((rgb, side, (f"level {side}", f"upsampled {side}"), f"rgb {side}", image))
+            step(f"{rgb}.upsample", side, image, f"upsampled {side}", f"rgb {below}")
+        step(rgb, side, image, f"rgb {side}", f"level {side}", f"upsampled {side}")
 
-    last_read = {tensor: index for index, (_, _, reads, _, _) in enumerate(steps) for tensor in reads}
+    last_read = {tensor: index for index, (*_, reads) in enumerate(steps) for tensor in reads}
     alive = {"image": RGB * config.in_size**2}
     rows = []
-    for index, (name, side, _, writes, elements) in enumerate(steps):
+    for index, (name, side, elements, writes, _) in enumerate(steps):
         alive[writes] = elements
         skip = FLOAT_BYTES * sum(size for tensor, size in alive.items() if tensor.startswith("feature"))
         working = FLOAT_BYTES * sum(alive.values()) - skip
-        part: MemoryPart = "encoder" if name.startswith("ecd") else "decoder"
+        part: Part = "encoder" if name.startswith("ecd") else "decoder"
         rows.append(LiveActivations(name, part, side, skip, working))
         alive = {tensor: size for tensor, size in alive.items() if last_read.get(tensor, -1) > index}
     return rows
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follow the bytes of the storages that operations make until Python drops their last view.
-
-    ``peak`` is the maximum; those of ``existing`` tensors, such as parameters, are not counted.
-    """
+    """Follow the bytes of storages made by operations, ``existing`` ones aside, until the last view goes."""
 
     def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
@@ -383,11 +345,9 @@ class LiveBytes(TorchDispatchMode):
         self._seen: Any = WeakIdKeyDictionary({tensor.untyped_storage(): True for tensor in existing})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run ``func`` and take note of the storages of its results."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.track(leaf)
+        for leaf in filter(torch.is_tensor, tree_leaves(result)):
+            self.track(leaf)
         return result
 
     def track(self, tensor: Tensor) -> None:
@@ -404,10 +364,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def eager_peak_bytes(config: GpenConfig, impl: Modulation = "activations") -> int:
-    """Return the peak of activation bytes of one eager inference, the input image included.
-
-    From 256 px on both formulations have the same one, set by the last decoder level's bias and activation.
-    """
+    """Return the peak of activation bytes of one eager inference, the input image included."""
     model, image = _on_meta(config, impl)
     with torch.no_grad(), LiveBytes([*model.parameters(), *model.buffers()]) as memory:
         memory.track(image)

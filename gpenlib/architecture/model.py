@@ -1,9 +1,7 @@
 """GPEN in one file: StyleGAN2's operators, the generator embedded as decoder of a U, and the discriminator.
 
-Mathematics and state-dict keys are those of the original project's ``face_model/gpen_model.py``
-(``FullGenerator``, ``FullGenerator_SR``, ``Discriminator``); the code is our own and pure torch: nothing is
-compiled, every device works. Papers: StyleGAN2 (CVPR 2020) and "GAN Prior Embedded Network for Blind Face
-Restoration in the Wild" (CVPR 2021, figure 2).
+Mathematics and state-dict keys are those of the original project's ``face_model/gpen_model.py``. Papers:
+StyleGAN2 (CVPR 2020) and "GAN Prior Embedded Network for Blind Face Restoration in the Wild" (CVPR 2021).
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +19,7 @@ from torch import Tensor, nn
 STYLE_DIM = 512
 MAPPING_LAYERS = 8
 MIN_SIZE, MAX_SIZE = 32, 2048
-LEAKY_SLOPE = 0.2
-LEAKY_GAIN = math.sqrt(2.0)
+LEAKY_SLOPE, LEAKY_GAIN = 0.2, math.sqrt(2.0)
 FIR_TAPS = (1.0, 3.0, 3.0, 1.0)
 STDDEV_GROUP = 4
 
@@ -31,24 +28,18 @@ Modulation = Literal["weights", "activations"]
 
 @dataclass(frozen=True)
 class GpenConfig:
-    """Shape of a GPEN generator or discriminator.
+    """Shape of a GPEN generator or discriminator; ValueError if a size or a width is not allowed.
 
     Parameters
     ----------
     in_size : int
         Side of the square input image in pixels: a power of two in [32, 2048].
     out_size : int
-        Side of the output image in pixels: a power of two, at least ``in_size``. Larger than
-        ``in_size`` gives the super-resolution form (``FullGenerator_SR`` of the original code).
+        Side of the output image: a power of two; larger than ``in_size`` gives the super-resolution form.
     channel_multiplier : int
         Width factor of the levels of 64 px and above (StyleGAN2's name).
     narrow : float
         Width factor of every level; 1.0 is the full network, 0.5 the published 256-px one.
-
-    Raises
-    ------
-    ValueError
-        If a size is not a power of two in range, ``out_size < in_size``, or a width is not positive.
     """
 
     in_size: int = 512
@@ -76,12 +67,12 @@ class GpenConfig:
     @property
     def log_in(self) -> int:
         """Base-2 logarithm of ``in_size``."""
-        return int(math.log2(self.in_size))
+        return self.in_size.bit_length() - 1
 
     @property
     def log_out(self) -> int:
         """Base-2 logarithm of ``out_size``."""
-        return int(math.log2(self.out_size))
+        return self.out_size.bit_length() - 1
 
     @property
     def num_latents(self) -> int:
@@ -93,9 +84,6 @@ class GpenConfig:
         return asdict(self)
 
 
-# Operators
-
-
 def fir_kernel(gain: float = 1.0) -> Tensor:
     """Return StyleGAN2's separable low-pass kernel, float32 [4, 4], summing to ``gain``."""
     taps = torch.tensor(FIR_TAPS)
@@ -104,10 +92,8 @@ def fir_kernel(gain: float = 1.0) -> Tensor:
 
 
 def upfirdn2d(x: Tensor, kernel: Tensor, up: int = 1, pad: tuple[int, int] = (0, 0)) -> Tensor:
-    """Insert ``up - 1`` zeros after every pixel, pad both axes, filter (true convolution with [k, k]).
-
-    [N, C, H, W] -> [N, C, H*up + pad0 + pad1 - k + 1, likewise W], for 0 <= pad0 - pad1 < up and pad0 < k.
-    """
+    """Insert ``up - 1`` zeros after every pixel, pad both axes, filter (true convolution with [k, k])."""
+    # [N, C, H, W] -> [N, C, H*up + pad0 + pad1 - k + 1, likewise W], for 0 <= pad0 - pad1 < up and pad0 < k
     channels, k = x.shape[1], kernel.shape[0]
     if up == 1:
         weight = kernel.flip(0, 1).to(x.dtype).expand(channels, 1, k, k)
@@ -174,8 +160,7 @@ class EqualLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(c_out, c_in) / lr_mul)
         self.bias = nn.Parameter(torch.full((c_out,), bias_init))
         self.scale = lr_mul / math.sqrt(c_in)
-        self.lr_mul = lr_mul
-        self.activation = activation
+        self.lr_mul, self.activation = lr_mul, activation
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, Cin] -> [N, Cout]."""
@@ -190,8 +175,7 @@ class EqualConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(c_out, c_in, k, k))
         self.scale = 1.0 / math.sqrt(c_in * k**2)
-        self.stride = stride
-        self.padding = padding
+        self.stride, self.padding = stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, Cin, H, W] -> [N, Cout, H', W']."""
@@ -204,28 +188,19 @@ class ConvLayer(nn.Sequential):
     def __init__(
         self, c_in: int, c_out: int, k: int, downsample: bool = False, activate: bool = True
     ) -> None:
-        layers: list[nn.Module] = []
-        if downsample:
-            layers.append(Blur(pad=(k + 1) // 2))  # so that the stride-2 convolution halves the size
-            layers.append(EqualConv2d(c_in, c_out, k, stride=2))
-        else:
-            layers.append(EqualConv2d(c_in, c_out, k, padding=k // 2))
-        if activate:
-            layers.append(FusedLeakyReLU(c_out))
-        super().__init__(*layers)
-
-
-# Generator
+        # Blurred with this padding, the stride-2 convolution halves the size
+        before = [Blur(pad=(k + 1) // 2)] if downsample else []
+        stride, padding = (2, 0) if downsample else (1, k // 2)
+        after = [FusedLeakyReLU(c_out)] if activate else []
+        super().__init__(*before, EqualConv2d(c_in, c_out, k, stride, padding), *after)
 
 
 class ModulatedConv2d(nn.Module):
-    """Convolution whose weights are scaled by a style and normalised (StyleGAN2, section 2.2).
+    """Convolution whose weights are scaled by a style and normalised (StyleGAN2, section 2.2)."""
 
-    Two equal formulations: ``"weights"`` builds one weight tensor per image and runs a grouped convolution
-    (the original); ``"activations"`` scales input and output channels around one shared convolution (cheaper
-    to train, and the seed of the deploy form).
-    """
-
+    # Two equal formulations: "weights" builds one weight tensor per image and runs a grouped convolution (the
+    # original); "activations" scales input and output channels around one shared convolution (cheaper to
+    # train, and the seed of the deploy form).
     modulation_impl: Modulation = "weights"
 
     def __init__(
@@ -235,25 +210,21 @@ class ModulatedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(1, c_out, c_in, k, k))
         self.scale = 1.0 / math.sqrt(c_in * k**2)
         self.modulation = EqualLinear(STYLE_DIM, c_in, bias_init=1.0)
-        self.demodulate = demodulate
-        self.upsample = upsample
-        self.padding = k // 2
+        self.demodulate, self.upsample, self.padding = demodulate, upsample, k // 2
         if upsample:
             self.blur = Blur(pad=1, gain=4.0)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Convolve ``x`` [N, Cin, H, W] under the latent ``w`` [N, 512] -> [N, Cout, H or 2H, ...]."""
         style = self.modulation(w)  # [N, Cin]
-        forward = self._scale_weights if self.modulation_impl == "weights" else self._scale_activations
-        y = forward(x, style)
+        y = (self._scale_weights if self.modulation_impl == "weights" else self._scale_activations)(x, style)
         return self.blur(y) if self.upsample else y
 
     def _scale_weights(self, x: Tensor, style: Tensor) -> Tensor:
         n, c_in, height, width = x.shape
         weight = self.scale * self.weight * style.view(n, 1, c_in, 1, 1)  # [N, O, I, k, k]
         if self.demodulate:
-            norm = torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)  # [N, O, 1, 1, 1]
-            weight = weight * norm
+            weight = weight * torch.rsqrt(weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8)
         x = x.reshape(1, n * c_in, height, width)  # images become groups: [1, N*I, H, W]
         if self.upsample:
             weight = weight.transpose(1, 2).flatten(0, 1)  # [N*I, O, k, k]
@@ -277,11 +248,7 @@ class ModulatedConv2d(nn.Module):
 
 
 class NoiseInjection(nn.Module):
-    """Concatenate ``weight * noise`` to the features (GPEN's change to StyleGAN2, which adds it).
-
-    In the embedded network it is the encoder's feature map of the same resolution. Where there is none
-    (levels above ``in_size``), training draws normal noise, and evaluation takes zeros, to be deterministic.
-    """
+    """Concatenate ``weight * noise`` to the features (GPEN's change to StyleGAN2, which adds it)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +256,7 @@ class NoiseInjection(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """[N, C, H, W] (and noise of the same shape) -> [N, 2C, H, W]."""
-        if noise is None:
+        if noise is None:  # above ``in_size`` no encoder map takes its place; zeros are deterministic
             noise = torch.randn_like(x) if self.training else torch.zeros_like(x)
         return torch.cat((x, self.weight.to(x.dtype) * noise), dim=1)
 
@@ -341,26 +308,32 @@ class ConstantInput(nn.Module):
         return self.input.expand(batch, -1, -1, -1)
 
 
-class Generator(nn.Module):
+class _Modulated(nn.Module):
+    def set_modulation(self, impl: Modulation) -> Self:
+        """Choose how every modulated convolution computes (see :class:`ModulatedConv2d`)."""
+        for module in self.modules():
+            if isinstance(module, ModulatedConv2d):
+                module.modulation_impl = impl
+        return self
+
+
+class Generator(_Modulated):
     """The GAN prior: mapping network and StyleGAN2 synthesis with concatenated noise."""
 
     def __init__(self, config: GpenConfig) -> None:
         super().__init__()
         self.config = config
-        mapping = [
-            EqualLinear(STYLE_DIM, STYLE_DIM, lr_mul=0.01, activation=True) for _ in range(MAPPING_LAYERS)
-        ]
-        self.style = nn.Sequential(PixelNorm(), *mapping)
+        self.style = nn.Sequential(PixelNorm())
+        for _ in range(MAPPING_LAYERS):
+            self.style.append(EqualLinear(STYLE_DIM, STYLE_DIM, lr_mul=0.01, activation=True))
         width = config.channels(4)
         self.input = ConstantInput(width)
         self.conv1 = StyledConv(width, width)
         self.to_rgb1 = ToRGB(2 * width, upsample=False)
-        self.convs = nn.ModuleList()
-        self.to_rgbs = nn.ModuleList()
+        self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
         for level in range(3, config.log_out + 1):
             out = config.channels(2**level)
-            self.convs.append(StyledConv(2 * width, out, upsample=True))
-            self.convs.append(StyledConv(2 * out, out))
+            self.convs += [StyledConv(2 * width, out, upsample=True), StyledConv(2 * out, out)]
             self.to_rgbs.append(ToRGB(2 * out))
             width = out
 
@@ -373,14 +346,10 @@ class Generator(nn.Module):
         return self.style(z).unsqueeze(1).expand(-1, self.config.num_latents, -1)
 
     def synthesis(self, w: Tensor, noise: Sequence[Tensor | None] | None = None) -> Tensor:
-        """Grow an image from latents [N, num_latents, 512] and one map of noise per resolution, from 4 px up.
-
-        Both convolutions of a resolution share it; where it is missing or None see :class:`NoiseInjection`.
-        """
+        """Grow an image from latents [N, num_latents, 512] and one map of noise per size, from 4 px up."""
         levels = self.config.log_out - 1
         maps = [*(noise or ()), *[None] * levels][:levels]
-        x = self.input(w.shape[0])  # [N, C, 4, 4]
-        x = self.conv1(x, w[:, 0], maps[0])  # [N, 2C, 4, 4]
+        x = self.conv1(self.input(w.shape[0]), w[:, 0], maps[0])  # [N, 2C, 4, 4]
         rgb = self.to_rgb1(x, w[:, 1])  # [N, 3, 4, 4]
         for level in range(1, levels):  # S = 4 * 2**level
             first = 2 * level - 1
@@ -390,31 +359,16 @@ class Generator(nn.Module):
         return rgb
 
     def noise_maps(self, batch: int, seed: int) -> list[Tensor]:
-        """Return seeded normal noise for :meth:`synthesis`, [batch, C, S, S] from 4 px up.
-
-        A trained prior has seen noise in half of its channels: samples without it look flat.
-        """
+        """Return seeded normal noise for :meth:`synthesis`, [batch, C, S, S] from 4 px up."""
+        # A trained prior has seen noise in half of its channels: samples without it look flat
         random = torch.Generator().manual_seed(seed)
         sides = [2**level for level in range(2, self.config.log_out + 1)]
         maps = [torch.randn(batch, self.config.channels(s), s, s, generator=random) for s in sides]
         return [values.to(self.input.input.device) for values in maps]
 
-    def set_modulation(self, impl: Modulation) -> Generator:
-        """Choose how every modulated convolution computes (see :class:`ModulatedConv2d`)."""
-        for module in self.modules():
-            if isinstance(module, ModulatedConv2d):
-                module.modulation_impl = impl
-        return self
 
-
-class Gpen(nn.Module):
-    """The embedded network: encoder, latent projection, and the GAN prior as decoder.
-
-    Parameters
-    ----------
-    config : GpenConfig
-        Sizes and widths; the weights are random until a state dict is loaded.
-    """
+class Gpen(_Modulated):
+    """The embedded network: encoder, latent projection, and the GAN prior as decoder."""
 
     def __init__(self, config: GpenConfig) -> None:
         super().__init__()
@@ -431,7 +385,7 @@ class Gpen(nn.Module):
     @property
     def encoder(self) -> list[nn.Module]:
         """The encoder stages ``ecd0, ecd1, ...`` from ``in_size`` down to 4 px."""
-        return [cast(nn.Module, getattr(self, f"ecd{i}")) for i in range(self.config.log_in - 1)]
+        return [getattr(self, f"ecd{i}") for i in range(self.config.log_in - 1)]
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the latent ``z`` [N, 512] and the feature maps from 4 px up to ``in_size``."""
@@ -449,17 +403,9 @@ class Gpen(nn.Module):
         z, features = self.encode(image)
         return self.generator(z, features)
 
-    def set_modulation(self, impl: Modulation) -> Gpen:
-        """Choose how every modulated convolution computes (see :class:`ModulatedConv2d`)."""
-        self.generator.set_modulation(impl)
-        return self
-
-
-# StyleGAN2's residual discriminator, as GPEN trains against it
-
 
 class ResBlock(nn.Module):
-    """Two convolutions and a linear skip, halving height and width."""
+    """Two convolutions and a linear skip, halving height and width: a block of the discriminator."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -473,28 +419,20 @@ class ResBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Score images of ``config.out_size``; keys are the original's ``Discriminator``.
-
-    Parameters
-    ----------
-    config : GpenConfig
-        ``out_size``, ``channel_multiplier`` and ``narrow`` set the layers.
-    """
+    """StyleGAN2's residual discriminator of images of ``config.out_size``; ``in_size`` is not used."""
 
     def __init__(self, config: GpenConfig) -> None:
         super().__init__()
         self.config = config
         width = config.channels(config.out_size)
-        blocks: list[nn.Module] = [ConvLayer(3, width, 1)]
+        self.convs = nn.Sequential(ConvLayer(3, width, 1))
         for level in range(config.log_out - 1, 1, -1):
             out = config.channels(2**level)
-            blocks.append(ResBlock(width, out))
+            self.convs.append(ResBlock(width, out))
             width = out
-        self.convs = nn.Sequential(*blocks)
         self.final_conv = ConvLayer(width + 1, width, 3)
-        self.final_linear = nn.Sequential(
-            EqualLinear(width * 4 * 4, width, activation=True), EqualLinear(width, 1)
-        )
+        hidden = EqualLinear(width * 4 * 4, width, activation=True)
+        self.final_linear = nn.Sequential(hidden, EqualLinear(width, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits [N, 1] (high means real) for images [N, 3, S, S] in [-1, 1]."""
@@ -511,18 +449,14 @@ class Discriminator(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Return logits [N, 1] from the last block's features [N, C, 4, 4]."""
         x = torch.cat((features, minibatch_stddev(features)), dim=1)  # [N, C + 1, 4, 4]
-        logits: Tensor = self.final_linear(self.final_conv(x).flatten(1))  # flattened: [N, C*4*4]
-        return logits
+        return self.final_linear(self.final_conv(x).flatten(1))  # flattened: [N, C*4*4]
 
 
 def minibatch_stddev(x: Tensor) -> Tensor:
-    """Return the mean standard deviation over groups of the batch as one channel [N, 1, H, W].
-
-    The group is the largest divisor of N up to 4; the original's ``min(N, 4)`` refuses other batches.
-    """
+    """Return the mean standard deviation over groups of the batch as one channel [N, 1, H, W]."""
+    # The group is the largest divisor of N up to 4; the original's min(N, 4) refuses other batches.
     n, _, h, w = x.shape
     group = max(g for g in range(1, STDDEV_GROUP + 1) if n % g == 0)
     grouped = x.view(group, n // group, -1, h, w)  # [g, N/g, C, H, W]
     std = torch.sqrt(grouped.var(dim=0, unbiased=False) + 1e-8)  # [N/g, C, H, W]
-    mean = std.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1)  # [N/g, 1, 1, 1]
-    return mean.repeat(group, 1, h, w)
+    return std.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1).repeat(group, 1, h, w)

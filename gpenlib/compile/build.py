@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,44 +18,22 @@ import onnx
 import torch
 import yaml
 
+from gpenlib import settings
 from gpenlib.architecture import Gpen
 from gpenlib.architecture.checkpoints import load_weights, trained_task
-from gpenlib.compile import rounding, write
-from gpenlib.compile.calibrate import (
-    Calibration,
-    CalibrationData,
-    cache_key,
-    calibrate,
-    load_calibration,
-    open_calibration_data,
-    save_calibration,
-)
+from gpenlib.compile import calibrate, rounding, write
+from gpenlib.compile.calibrate import Calibration, CalibrationData, open_calibration_data
 from gpenlib.compile.rounding import QuantisationError, RoundedLayer, quantisable_layers, select_layers
 from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
 from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.pairs import Pack, Pairs, preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
+from gpenlib.export.graphs import Parity
 from gpenlib.files import package_versions, read_json, resolve_path, sha256, write_json
-from gpenlib.infer import RuntimeUnavailable, check_support, open_runtime
+from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
 from gpenlib.infer.performance import auto_candidates, fastest_backend
-from gpenlib.infer.runtime import (
-    FILES,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    Runtime,
-    runtime_class,
-    serves,
-    write_torch_files,
-)
-from gpenlib.settings import (
-    QUANTISED,
-    BackendConfig,
-    BuildConfig,
-    QuantizeConfig,
-    SettingsError,
-    as_build_config,
-    parse_overrides,
-)
+from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE, runtime_class, serves, write_torch_files
+from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
 # Sound ones lie far above: see notebook 03.
@@ -82,17 +61,14 @@ class Build:
 
     def write(self, form: str, target: Path) -> dict[str, int]:
         """Write the rounded layers as ``"qdq"`` or ``"qoperator"``; return how many of each kind it has."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.graph)
+        model = copy.deepcopy(self.graph)
         if form == "qdq":
             write.write_qdq(model, self.layers)
         else:
             write.write_qoperator(model, self.layers, self.calibration.output_ranges)
         counts = write.count_quantised(model)
         if sum(counts.values()) != len(self.layers):
-            raise QuantisationError(
-                f"{counts} convolutions are quantised in the written graph, expected {len(self.layers)}"
-            )
+            raise QuantisationError(f"{counts} convolutions of {len(self.layers)} are quantised in the graph")
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, target)
         return counts
@@ -104,9 +80,6 @@ class Build:
         self.manifest["model_sha256"] = self.manifest["files_sha256"][MODEL_FILE]
         self.manifest["model_bytes"] = (self.folder / MODEL_FILE).stat().st_size
         write_json(self.folder / MANIFEST_FILE, self.manifest)
-
-
-# The steps
 
 
 def calibrate_layers(build: Build) -> None:
@@ -122,13 +95,13 @@ def calibrate_layers(build: Build) -> None:
     outputs = [layer.output for layer in layers]
     digest, path, stored = data.chosen.digest(), None, None
     if build.cache_dir is not None:
-        settings = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
-        path = build.cache_dir / f"{cache_key(sha256(build.float_path), digest, settings)}.npz"
-        stored = load_calibration(path)
-    build.calibration = stored or calibrate(build.graph, inputs, outputs, data.calibration())
+        setup = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
+        path = build.cache_dir / f"{calibrate.cache_key(sha256(build.float_path), digest, setup)}.npz"
+        stored = calibrate.load_calibration(path)
+    build.calibration = stored or calibrate.calibrate(build.graph, inputs, outputs, data.calibration())
     build.calibration.check_alive(layer.inputs for layer in layers)
     if path is not None and stored is None:
-        save_calibration(build.calibration, path)
+        calibrate.save_calibration(build.calibration, path)
     build.report = {
         "calibrate_mode": options.calibrate_mode,
         "calibration_images": build.calibration.images,
@@ -162,7 +135,7 @@ def exclude_layers(build: Build) -> None:
         probe = open_probe(build.deploy, build.data, options.sensitivity_images)
         ranking = rank_layers(probe, layers)
         excluded, steps = choose_exclusions(
-            lambda kept: probe.drop({name: layers[name] for name in kept}),
+            lambda names: probe.drop({name: layers[name] for name in names}),
             [row.name for row in ranking],
             options.max_drop_db,
         )
@@ -197,8 +170,8 @@ def write_files(build: Build) -> None:
         counts = [build.write(form, folder / name) for form, name in names.items()]
         manifest["files"] = {backend: names[form] for backend, form in build.forms.items()}
         manifest["layers"] = [asdict(layer.report) for layer in build.layers.values()]
-        forms = {name: form for form, name in names.items()}
-        manifest["quantisation"] = {"forms": forms, "quantised": counts[0], **build.report}
+        manifest["quantisation"] = {"forms": {name: form for form, name in names.items()}}
+        manifest["quantisation"] |= {"quantised": counts[0], **build.report}
     elif options.dtype == "fp16":
         half, manifest["convolutions_by_weight_type"] = write.to_half(onnx.load(build.float_path))
         onnx.save(half, folder / MODEL_FILE)
@@ -224,8 +197,7 @@ def choose_fastest(build: Build) -> None:
         form = manifest["quantisation"]["forms"][files[backend]]
         if form == "qoperator":
             other.replace(folder / MODEL_FILE)
-        else:
-            other.unlink()
+        other.unlink(missing_ok=True)
         kept = [name for name in files if form == "qdq" or files[name] == files[backend]]
         manifest["files"] = dict.fromkeys(kept, MODEL_FILE)
         manifest["quantisation"]["forms"] = {MODEL_FILE: form}
@@ -234,9 +206,8 @@ def choose_fastest(build: Build) -> None:
 
 def correct_mean(build: Build) -> None:
     """int8: take the shift of the mean colour, as the finished files show it, out of the last bias."""
-    # The errors of all layers add up to a small shift of the output's mean that is nearly the same for every
-    # face (a tint). This is empirical bias correction (Nagel et al., Data-Free Quantization, 2019, appendix
-    # D) at the one layer whose mean a viewer sees; inner ones are corrected for their own weights' rounding.
+    # The errors of all layers add up to nearly the same tint on every face. This is empirical bias correction
+    # (Nagel et al., Data-Free Quantization, 2019, appendix D) at the one layer whose mean a viewer sees.
     if build.backend.dtype not in QUANTISED or not build.backend.quantize.bias_correction:
         return
     manifest, report = build.manifest, build.manifest["quantisation"]
@@ -254,13 +225,12 @@ def correct_mean(build: Build) -> None:
         onnx.save(model, path)
         build.save_manifest()
         effect = picture_means(build, backend, 1)[0] - means[0]  # a constant: the same on every image
-        harmful = np.abs(shift + effect).max() > np.abs(shift).max() + HARM
-        if harmful:
-            before.replace(path)
-        else:
+        if np.abs(shift + effect).max() <= np.abs(shift).max() + HARM:
             before.unlink()
-        key = "output_shift_left" if harmful else "output_shift"
-        report.setdefault(key, {})[name] = shift.tolist()
+            report["output_shift"][name] = shift.tolist()
+        else:
+            before.replace(path)
+            report.setdefault("output_shift_left", {})[name] = shift.tolist()
     build.save_manifest()
 
 
@@ -300,8 +270,8 @@ def compile_model(
     """Build an artefact: export, calibrate and quantise as configured, choose the backend, verify it.
 
     With ``backend.type: auto`` the backends that serve the artefact are timed on it, here, and the fastest is
-    recorded. The chosen backend and those of ``backend.also`` run it on held-out faces. All this happens in a
-    folder aside: whatever ends it early leaves ``out_dir`` as it was.
+    recorded. The chosen backend and those of ``backend.also`` run it on held-out faces. Whatever ends this
+    early leaves ``out_dir`` as it was.
 
     Parameters
     ----------
@@ -311,11 +281,9 @@ def compile_model(
     out_dir : path
         The artefact folder; an older artefact in it is replaced, files of others stay.
     float_graph : Path, optional
-        This model as :func:`gpenlib.export_onnx` wrote it, to save exporting it again; it is checked
-        against the model like any artefact.
+        This model as :func:`gpenlib.export_onnx` wrote it, to save exporting it again.
     calibration_cache : Path, optional
-        Folder that keeps what calibration recorded, by model, images and preprocessing: another mode or form
-        of int8 then needs no new pass.
+        Folder that keeps what calibration recorded, so that another mode or form of int8 needs no new pass.
     calibration : Pairs or Pack, optional
         Calibrate on all of these inputs instead of ``dataset``.
 
@@ -328,23 +296,25 @@ def compile_model(
 
     Raises
     ------
-    SettingsError
-        If the configuration has unknown keys or wrong values.
+    SettingsError, DataError, CalibrationError, QuantisationError
+        If the configuration is wrong, or int8 cannot be made as configured.
     RuntimeUnavailable, VendorCompilerError
         If a backend cannot run the dtype on ``backend.device`` here, or the vendor's is absent or fails.
-    QuantisationError, CalibrationError, DataError
-        If int8 was asked for and cannot be made as configured.
     ParityError
         If the artefact does not reproduce the network.
     """
-    config = as_build_config(build)
+    config = settings.as_build_config(build)
     deploy = model if isinstance(model, DeployGpen) else deploy_form(model)
     network, options = deploy.config, config.backend
     _check_sizes(config, network.in_size)
     out_dir = resolve_path(out_dir)
     if options.type == "tvm_vacc":
         return build_for_vendor(config, deploy, out_dir, calibration)
-    candidates = _candidates(options)
+    auto = options.type == "auto"
+    for name in options.also if auto else [*options.also, options.type]:
+        check_support(name, options.dtype, options.device)
+        runtime_class(name).check_device(options.device)
+    candidates = auto_candidates(options.dtype, options.device, options.also) if auto else [options.type]
     forms = int8_forms(options, [*candidates, *options.also]) if options.dtype in QUANTISED else {}
     data = open_calibration_data(config.dataset, network, calibration)
     manifest = {
@@ -366,27 +336,21 @@ def compile_model(
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as work:
         folder = Path(work) / "artefact"
         folder.mkdir()
-        float_path = float_graph or export_onnx(deploy, Path(work) / "float.onnx")
-        state = Build(
-            deploy, options, float_path, data, calibration_cache, folder, candidates, manifest, forms
-        )
+        graph = float_graph or export_onnx(deploy, Path(work) / "float.onnx")
+        state = Build(deploy, options, graph, data, calibration_cache, folder, candidates, manifest, forms)
         for _, step in STEPS:
             step(state)
         write.remove_older(out_dir)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST_FILE):  # that one last
-            path.replace(out_dir / path.name)
+            shutil.move(path, out_dir / path.name)  # which may be on another file system
     return out_dir
 
 
 def build_int8(
-    deploy: DeployGpen,
-    options: QuantizeConfig,
-    float_path: Path,
-    data: CalibrationData,
-    cache_dir: Path | None = None,
+    deploy: DeployGpen, options: QuantizeConfig, graph: Path, data: CalibrationData, cache: Path | None = None
 ) -> Build:
-    """Calibrate, round and exclude, to look into int8 without an artefact; ``float_path`` is its graph."""
-    build = Build(deploy, BackendConfig(dtype="int8", quantize=options), float_path, data, cache_dir)
+    """Calibrate, round and exclude, to look into int8 without an artefact; ``graph`` is the float one."""
+    build = Build(deploy, BackendConfig(dtype="int8", quantize=options), graph, data, cache)
     for _, step in STEPS[:3]:
         step(build)
     return build
@@ -395,10 +359,9 @@ def build_int8(
 def measure_sensitivity(
     deploy: DeployGpen, built: Build, data: CalibrationData, images: int, healed: int
 ) -> dict[str, Any]:
-    """Rank all quantised layers on the first ``images``; measure what leaving the worst in float brings.
+    """Rank layers on the first ``images``; measure int8 with the worst 0 to ``healed`` of them in float.
 
-    Returns ``images``; ``ranking`` (rows of LayerSensitivity); ``steps``: ``excluded`` (how many of them stay
-    in float, up to ``healed``), ``psnr`` (against the float network, dB), ``drop_db`` (against the truth).
+    Each step has ``excluded``, ``psnr`` (against the float network, dB) and ``drop_db`` (against the truth).
     """
     probe = open_probe(deploy, data, images)
     ranking = rank_layers(probe, built.layers)
@@ -428,8 +391,7 @@ def verify(runtime: Runtime, images: Sequence[np.ndarray], expected: Sequence[np
     executed = runtime.executed_types()
     if runtime.dtype in QUANTISED and runtime.executed_precision.startswith("int8"):
         asked = len(write.quantised_nodes(onnx.load(runtime.path)))
-        ran = executed.get("i8", 0) + executed.get("u8", 0)
-        if ran < asked:
+        if (ran := executed.get("i8", 0) + executed.get("u8", 0)) < asked:
             raise QuantisationError(
                 f"{runtime.backend} executes {ran} of {asked} quantised convolutions in int8: {executed}"
             )
@@ -441,8 +403,7 @@ def verify(runtime: Runtime, images: Sequence[np.ndarray], expected: Sequence[np
             f"held-out face under {runtime.backend} on {runtime.device}, expected are at least "
             f"{least_psnr(runtime)} dB"
         )
-    means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in asdict(worst)}
-    mean = replace(worst, **means)
+    mean = Parity(*np.mean([astuple(row) for row in rows], axis=0).tolist())
     return {
         "parity": {"faces": len(rows), "mean": mean.to_dict(), "worst": worst.to_dict()},
         "executed_convolutions": executed,
@@ -451,38 +412,22 @@ def verify(runtime: Runtime, images: Sequence[np.ndarray], expected: Sequence[np
 
 
 def least_psnr(runtime: Runtime) -> float:
-    """Return the limit for a runtime, in dB."""
-    # TensorRT computes float32 in TF32, whose mantissa is as long as that of fp16, and ONNX Runtime has no
-    # option against it.
+    """Return the limit for a runtime, in dB; TensorRT computes float32 in TF32, with the mantissa of fp16."""
     tf32 = runtime.device == "tensorrt" and runtime.dtype == "fp32"
     return LEAST_PSNR["fp16" if tf32 else runtime.dtype]
 
 
 def int8_forms(options: BackendConfig, backends: Sequence[str]) -> dict[str, str]:
-    """Return the form of the int8 file for every backend that the artefact shall serve.
-
-    ONNX Runtime on a CPU computes QOperator files in 8 bits and QDQ files in float32; OpenVINO and TensorRT
-    read QDQ. A QDQ file serves ONNX Runtime too, if only slowly.
-    """
+    """Return the form of the int8 file for every backend that the artefact shall serve."""
+    # ONNX Runtime on a CPU computes QOperator files in 8 bits, QDQ files in float32; OpenVINO reads QDQ.
     asked = options.quantize.format
-    if asked == "qoperator" and (others := sorted(set(backends) - {"onnxruntime"})):
-        raise RuntimeUnavailable(
-            f"quantize.format qoperator is for onnxruntime; {', '.join(others)} reads qdq"
-        )
+    if asked == "qoperator" and (rest := sorted(set(backends) - {"onnxruntime"})):
+        raise RuntimeUnavailable(f"quantize.format qoperator is for onnxruntime; {', '.join(rest)} reads qdq")
     best = {"openvino": "qdq", "onnxruntime": "qoperator" if options.device == "cpu" else "qdq"}
     forms = {backend: best[backend] if asked == "auto" else asked for backend in backends}
     if "qdq" in forms.values():
         forms |= {backend: "qdq" for backend in serves(options.dtype, backends) if backend not in forms}
     return forms
-
-
-def _candidates(options: BackendConfig) -> list[str]:
-    """Return the backends to choose from; refuse before any work what cannot be built or verified here."""
-    dtype, device = options.dtype, options.device
-    for name in [*options.also, *([] if options.type == "auto" else [options.type])]:
-        check_support(name, dtype, device)
-        runtime_class(name).check_device(device)
-    return auto_candidates(dtype, device, options.also) if options.type == "auto" else [options.type]
 
 
 def _check_sizes(config: BuildConfig, size: int) -> None:
@@ -496,22 +441,15 @@ def _check_sizes(config: BuildConfig, size: int) -> None:
     try:
         preprocess(np.zeros((size, size, 3), np.uint8), config.dataset.operators(), size)
     except ValueError as error:
-        given = config.dataset.process_ops
-        fixed = [{**entry, "size": [size, size]} if "size" in entry else entry for entry in given]
+        operators = config.dataset.process_ops
+        fixed = [{**entry, "size": [size, size]} if "size" in entry else entry for entry in operators]
         words = yaml.safe_dump(fixed, default_flow_style=True, sort_keys=False, width=10_000).strip()
-        hint = f"; override dataset.process_ops={words}" if fixed != given else ""
+        hint = f"; override dataset.process_ops={words}" if fixed != operators else ""
         raise SettingsError(f"dataset.process_ops: {error}{hint}") from error
 
 
-# python -m gpenlib compile
-
-
 def compile_file(config: BuildConfig) -> Path:
-    """Build what a configuration describes: ``frontend.checkpoint`` -> ``workspace.path``/``name``.
-
-    Where ``dataset.task`` is not set, calibration degrades pictures as in the task that the weights note.
-    What it records is kept in ``workspace.path``/``.calibration``.
-    """
+    """Build ``workspace.path``/``name`` from ``frontend.checkpoint``, for its task where none is set."""
     checkpoint = config.frontend.checkpoint
     if checkpoint is None:
         raise SettingsError("frontend.checkpoint is not set; give the name of weights or a file")
@@ -521,9 +459,7 @@ def compile_file(config: BuildConfig) -> Path:
             "onnx is for .onnx files, pytorch for checkpoints and names of weights"
         )
     if config.name.startswith(".") or Path(config.name).parts != (config.name,):
-        raise SettingsError(
-            f"name={config.name!r}: the artefact goes into workspace.path/name; give a plain folder name"
-        )
+        raise SettingsError(f"name={config.name!r}: give a plain folder name, for workspace.path/name")
     workspace = resolve_path(config.workspace.path)
     task = trained_task(checkpoint)
     if "task" not in config.dataset.model_fields_set and task != config.dataset.task:
@@ -536,16 +472,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Build an artefact and print where it lies and how close it is to the float network."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib.compile", description=main.__doc__)
     parser.add_argument("build", help="YAML build configuration")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="values that replace the file's, such as frontend.checkpoint=demo-color",
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the file's")
     options = parser.parse_args(arguments)
     try:
-        config = BuildConfig.from_yaml(options.build, parse_overrides(options.overrides))
-        folder = compile_file(config)
+        overrides = settings.parse_overrides(options.overrides)
+        folder = compile_file(BuildConfig.from_yaml(options.build, overrides))
     except (ValueError, RuntimeError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,9 +1,4 @@
-"""Calibration: the images, one streaming pass that records what layers see, and thresholds drawn from it.
-
-Quantisation is symmetric s8, so only magnitudes matter: 127 levels between 0 and the threshold. One
-histogram per tensor serves every mode. Its memory is fixed: when a larger value arrives, neighbouring bins
-merge and the range doubles.
-"""
+"""Calibration: the images, one streaming pass that records what layers see, and thresholds drawn from it."""
 
 from __future__ import annotations
 
@@ -31,7 +26,7 @@ from gpenlib.files import choice_error, fingerprint, progress, resolve_path, wri
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
 from gpenlib.settings import MODES, DatasetConfig
 
-LEVELS = 127  # symmetric s8
+LEVELS = 127  # between 0 and the threshold: quantisation is symmetric s8, so only magnitudes matter
 BINS = 4096  # even, for merging in pairs; enough for a level to span several
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
@@ -44,44 +39,30 @@ class CalibrationError(RuntimeError):
     """Calibration that cannot give usable ranges."""
 
 
-# Histograms and thresholds
-
-
+@dataclass
 class MagnitudeHistogram:
-    """Histogram of ``|x|`` over any number of arrays, in constant memory.
+    """Histogram of ``|x|`` over any number of arrays, in constant memory; one serves every mode."""
 
-    ``limit`` is the upper edge of the last of the ``counts``, ``largest`` the exact largest magnitude.
-    """
-
-    def __init__(self) -> None:
-        self.counts: Counts = np.zeros(BINS)
-        self.limit = 0.0
-        self.largest = 0.0
+    counts: Counts = field(default_factory=lambda: np.zeros(BINS))
+    limit: float = 0.0  # upper edge of the last bin
+    largest: float = 0.0  # the exact largest magnitude
 
     def update(self, values: NDArray[np.float32]) -> None:
         """Add an array of any shape; values must be finite."""
         magnitudes = torch.from_numpy(np.ascontiguousarray(values)).abs().flatten()
         top = float(magnitudes.max())
         self.largest = max(self.largest, top)
-        if self.limit == 0.0:
-            self.limit = top
+        self.limit = self.limit or top
         if self.limit == 0.0:  # all zeros so far; any range will do for them later
             self.counts[0] += magnitudes.numel()
             return
-        while top > self.limit:
-            half = len(self.counts) // 2
-            merged = self.counts.reshape(half, 2).sum(axis=1)
-            self.counts = np.concatenate([merged, np.zeros(half)])
+        while top > self.limit:  # neighbouring bins merge and the range doubles
+            self.counts = np.pad(self.counts.reshape(-1, 2).sum(axis=1), (0, len(self.counts) // 2))
             self.limit *= 2
         self.counts += torch.histc(magnitudes, len(self.counts), 0.0, self.limit).double().numpy()
 
     def threshold(self, mode: str, percentile: float = 99.99) -> float:
-        """Return the largest magnitude that stays representable under a mode of :data:`MODES`.
-
-        ``max`` clips nothing; ``percentile`` keeps that many per cent of the values; ``kl_divergence`` keeps
-        the most information (Migacz, *8-bit Inference with TensorRT*, 2017); ``mse`` minimises the mean
-        square error of rounding and clipping together.
-        """
+        """Return the largest magnitude that stays representable under a mode of :data:`MODES`."""
         if mode not in MODES:
             raise ValueError(choice_error("calibrate_mode", mode, MODES))
         if not self.largest > 0:
@@ -98,25 +79,23 @@ class MagnitudeHistogram:
         return min(self._kl_threshold(), self.largest) if mode == "kl_divergence" else self.largest
 
     def _centres(self) -> Counts:
-        """Return the centres of the bins."""
         return (np.arange(len(self.counts), dtype=np.float64) + 0.5) * (self.limit / len(self.counts))
 
     def _mse_threshold(self) -> float:
-        """Return the candidate with the least mean square error of quantised bin centres."""
+        """Return the candidate with the least mean square error of rounding and clipping bin centres."""
         centres, candidates = self._centres(), candidate_thresholds(self.largest)
         steps = candidates[:, None] / LEVELS  # [T, 1]
         restored = np.minimum(np.rint(centres / steps), LEVELS) * steps  # [T, bins]
         return float(candidates[np.argmin(np.square(restored - centres) @ self.counts)])
 
     def _kl_threshold(self) -> float:
-        """Return the candidate whose quantised distribution loses the least information."""
+        """Return the candidate that loses least information (Migacz, 8-bit Inference with TensorRT, 2017)."""
         # The reference is the histogram below the threshold with everything above it added to its last bin;
         # the candidate spreads the content of each of 128 levels evenly over its non-empty bins.
         best, best_threshold = np.inf, self.largest
         width = self.limit / len(self.counts)
         for threshold in candidate_thresholds(self.largest):
-            used = int(np.ceil(threshold / width - 1e-9))
-            used = min(max(used, LEVELS + 1), len(self.counts))
+            used = min(max(int(np.ceil(threshold / width - 1e-9)), LEVELS + 1), len(self.counts))
             inside = self.counts[:used]
             reference = inside.copy()
             reference[-1] += self.counts[used:].sum()
@@ -155,9 +134,6 @@ def kl_divergence(reference: Counts, candidate: Counts, floor: float = 1e-9) -> 
     q = candidate / max(candidate.sum(), floor)
     mask = p > 0
     return float(np.sum(p[mask] * np.log(p[mask] / np.maximum(q[mask], floor))))
-
-
-# The pass over the images
 
 
 @dataclass
@@ -202,10 +178,7 @@ class Calibration:
 def calibrate(
     model: Path | onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], images: Iterable[FloatArray]
 ) -> Calibration:
-    """Run the float model over images, float32 [1, 3, S, S], one at a time; record what layers see.
-
-    ``inputs`` are the tensors that quantised layers read, ``outputs`` those that they write, [N, C, H, W].
-    """
+    """Run the float model over images, float32 [1, 3, S, S]; record what its layers read and write."""
     result = Calibration({name: MagnitudeHistogram() for name in inputs})
     session = watching_session(model, [*inputs, *outputs])
     feed, picture = session.get_inputs()[0].name, session.get_outputs()[0].name
@@ -246,10 +219,7 @@ def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> 
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-# The cache: every mode and every form of int8 comes from the same pass, so that trying another one costs
-# seconds where calibration costs minutes.
-
-FORMAT = 3  # raise it when the meaning of a field changes
+FORMAT = 3  # of the cache; raise it when the meaning of a field changes
 DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -261,11 +231,8 @@ def cache_key(model_digest: str, images_digest: str, settings: Any) -> str:
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write a calibration as npz; the file holds its own name, ``<key>.npz``, to tell copies of others."""
-    arrays: dict[str, Any] = {
-        "key": np.array(path.stem),
-        "images": np.array(calibration.images),
-        "picture_mean": calibration.picture_mean,
-    }
+    arrays: dict[str, Any] = {"key": path.stem, "images": calibration.images}
+    arrays["picture_mean"] = calibration.picture_mean
     for name, histogram in calibration.histograms.items():
         arrays[f"counts/{name}"] = histogram.counts
         arrays[f"range/{name}"] = np.array([histogram.limit, histogram.largest])
@@ -288,9 +255,8 @@ def load_calibration(path: Path) -> Calibration | None:
             for key in arrays.files:
                 kind, _, name = key.partition("/")
                 if kind == "counts":
-                    histogram = result.histograms[name] = MagnitudeHistogram()
-                    histogram.counts = arrays[key]
-                    histogram.limit, histogram.largest = arrays[f"range/{name}"].tolist()
+                    limit, largest = arrays[f"range/{name}"].tolist()
+                    result.histograms[name] = MagnitudeHistogram(arrays[key], limit, largest)
                     result.input_means[name] = arrays[f"mean/{name}"]
                 elif kind == "output":
                     result.output_ranges[name] = ChannelRange(*arrays[key])
@@ -299,8 +265,6 @@ def load_calibration(path: Path) -> Calibration | None:
         log.warning("%s: damaged calibration cache, calibrating anew (%s)", path, error)
         return None
 
-
-# The images
 
 DEFAULT_COUNT = 32
 HELD_OUT = 4
@@ -332,12 +296,12 @@ class CalibrationData:
 
     def preprocessing(self) -> dict[str, Any]:
         """Return what happens to a picture on its way into the network, as JSON-like values."""
-        made: dict[str, Any] = {}
+        operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
+        content = {"size": self.size, "process_ops": operators}
         if isinstance(self.chosen, Pairs):
             recipe = find_task(self.chosen.task).recipe
-            made = {"task": self.chosen.task, "recipe": recipe, "out_size": self.chosen.out_size}
-        operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
-        return {"size": self.size, "process_ops": operators, **made}
+            content |= {"task": self.chosen.task, "recipe": recipe, "out_size": self.chosen.out_size}
+        return content
 
     def network_input(self, pairs: Pairs | Pack, index: int) -> Image:
         """Return one picture as network input, uint8 [size, size, 3]."""
@@ -350,14 +314,11 @@ class CalibrationData:
 def open_calibration_data(
     config: DatasetConfig, network: GpenConfig, calibration: Pairs | Pack | None = None
 ) -> CalibrationData:
-    """Resolve a build's data set for a network, or take ``calibration`` in its place.
+    """Resolve a build's data set for a network, or take ``calibration`` in its place."""
+    # Without sampler.get_data_num: up to 32 pictures of a folder, or a whole pack. Up to 4 beyond them, or
+    # else embedded faces, are for verification.
 
-    Without ``sampler.get_data_num`` it takes up to 32 pictures of a folder, or a whole pack; up to 4 beyond
-    them, or else embedded faces, are for verification. Pictures are degraded at the size of the network's
-    output, as in training, with their index as the seed.
-    """
-
-    def pairs(faces: Faces, indices: range) -> Pairs:
+    def pairs(faces: Faces, indices: range) -> Pairs:  # degraded at the output's size, as in training
         return Pairs(faces.take(indices), config.task, network.in_size, network.out_size, seed=())
 
     count = config.sampler.get_data_num

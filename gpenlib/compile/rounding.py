@@ -1,7 +1,4 @@
-"""The arithmetic of int8: layers and their halves, steps of activations, scales of weights, what-if.
-
-Activations (clipped to -128..127 as ONNX defines) and weights (-127..127) are symmetric 8-bit numbers.
-"""
+"""The arithmetic of int8: activations in -128..127 as ONNX defines, weights in -127..127, both symmetric."""
 
 from __future__ import annotations
 
@@ -29,12 +26,11 @@ from gpenlib.images import RGB_CHANNELS
 
 # The deploy graph without Concat: its decoder convolutions in two halves whose outputs are added.
 #
-# A decoder layer reads as many channels of the decoder (the *main* half) as of the encoder (the *skip* half),
-# joined in front of an activation and the style's scale. Both work per channel, and a convolution is linear:
+# A decoder layer reads as many channels of the decoder (*main* half) as of the encoder (*skip* half), joined
+# in front of an activation and the style's scale. Both work per channel, and a convolution is linear:
 #     conv(s * lrelu(cat(x, skip))) = conv_main(s_main * lrelu(x)) + conv_skip(s_skip * lrelu(skip)), exactly.
-# In 8 bits each half then gets a step of its own (encoder and decoder features often differ in size by a
-# factor of two to four), and the writers of 8-bit files join the halves again behind the rounding, where a
-# copy moves a quarter of the bytes: OpenVINO would copy the float maps. Float files keep the Concat.
+# In 8 bits each half then gets a step of its own (the features often differ in size by a factor of two to
+# four); behind the rounding they are joined again, where a copy moves a quarter of the bytes.
 # A layer stays one layer with one name: its nodes are called <layer>, <layer>.skip and <layer>.sum.
 
 SKIP, SUM = ".skip", ".sum"  # what follows a layer's name
@@ -80,10 +76,7 @@ def convolution_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
 def nodes_and_layers(
     model: onnx.ModelProto, names: Container[str]
 ) -> Iterator[tuple[NodeProto, ConvolutionLayer | None]]:
-    """Walk through a graph, taking the layers of some names as a whole.
-
-    Yields a layer's first node with the layer, but not its other nodes; every node of none of them with None.
-    """
+    """Yield the first node of each named layer with the layer, and every node of no such layer with None."""
     layers = {layer.nodes[0].name: layer for layer in convolution_layers(model) if layer.name in names}
     written = {layer.output for layer in layers.values()}
     written |= {node.output[0] for layer in layers.values() for node in layer.nodes}
@@ -93,12 +86,8 @@ def nodes_and_layers(
 
 
 def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the float deploy graph with every Concat in front of a decoder layer split away.
-
-    It computes the same. A Concat that is not followed by activation, scale and convolution stays.
-    """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    """Return a copy of the float deploy graph, equal in effect, without the Concats before decoder layers."""
+    result = copy.deepcopy(model)
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in result.graph.node:
         for name in node.input:
@@ -106,13 +95,12 @@ def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     constants = {tensor.name: tensor for tensor in result.graph.initializer}
     replaced: dict[str, list[NodeProto]] = {}  # by output of the joined node
     for node in result.graph.node:
-        match = _pattern(node, readers, constants)
-        if match is None:
+        if (match := _pattern(node, readers, constants)) is None:
             continue
         activation, scales, convolutions = match
         replaced[node.output[0]] = []
         replaced[activation.output[0]] = [
-            _rewired(activation, [tensor], activation.output[0] + half, activation.name + half)
+            rewired(activation, [tensor], activation.output[0] + half, activation.name + half)
             for half, tensor in zip(HALVES, node.input, strict=True)
         ]
         for scale, convolution in zip(scales, convolutions, strict=True):
@@ -141,13 +129,13 @@ def drop_unused_constants(model: onnx.ModelProto) -> None:
 def _pattern(
     node: NodeProto, readers: dict[str, list[NodeProto]], constants: Container[str]
 ) -> tuple[NodeProto, list[NodeProto], list[NodeProto]] | None:
-    """Return the activation behind a Concat, and the scales and convolutions behind that, if this is it."""
+    """Return activation, scales and convolutions behind a Concat, if it is one that those follow."""
     if node.op_type != "Concat" or len(node.input) != 2:
         return None
-    behind = readers[node.output[0]]
-    if len(behind) != 1 or behind[0].op_type != "LeakyRelu":
+    activations = readers[node.output[0]]
+    if len(activations) != 1 or activations[0].op_type != "LeakyRelu":
         return None
-    scales = readers[behind[0].output[0]]
+    scales = readers[activations[0].output[0]]
     following = [readers[scale.output[0]] for scale in scales]
     convolutions = [nodes[0] for nodes in following if len(nodes) == 1]
     fits = (
@@ -155,10 +143,10 @@ def _pattern(
         and all(scale.op_type == "Mul" for scale in scales)
         and all(conv.op_type in CONVOLUTIONS and conv.input[1] in constants for conv in convolutions)
     )
-    return (behind[0], scales, convolutions) if fits else None
+    return (activations[0], scales, convolutions) if fits else None
 
 
-def _rewired(node: NodeProto, inputs: Sequence[str], output: str, name: str) -> NodeProto:
+def rewired(node: NodeProto, inputs: Sequence[str], output: str, name: str) -> NodeProto:
     """Return a copy of a node with other inputs, output and name."""
     result = copy.deepcopy(node)
     result.input[:], result.output[:], result.name = inputs, [output], name
@@ -178,23 +166,16 @@ def _split_convolution(node: NodeProto, weights: Sequence[str]) -> Iterator[Node
     """Yield both halves (the main one keeps name and bias) and their sum."""
     outputs = [f"{node.output[0]}{half}" for half in HALVES]
     bias = node.input[2:]
-    yield _rewired(node, [node.input[0] + HALVES[0], weights[0], *bias], outputs[0], node.name)
-    yield _rewired(node, [node.input[0] + SKIP, weights[1]], outputs[1], node.name + SKIP)
+    yield rewired(node, [node.input[0] + HALVES[0], weights[0], *bias], outputs[0], node.name)
+    yield rewired(node, [node.input[0] + SKIP, weights[1]], outputs[1], node.name + SKIP)
     yield helper.make_node("Add", outputs, list(node.output), node.name + SUM)
 
 
-# Steps and scales
-
-
 def activation_steps(thresholds: Sequence[float], power2: bool) -> tuple[float, ...]:
-    """Return the step of each part of a layer's input.
-
-    A part that is always zero takes the step of the other. With ``power2`` the finer step is raised until the
-    ratio of both is a power of two: the weight scales, whose ratio is its inverse, are to be powers of two.
-    """
+    """Return the step of each part of a layer's input; one that is always zero takes that of the other."""
     coarse = max(thresholds)
     steps = [(threshold or coarse) / LEVELS for threshold in thresholds]
-    if power2:
+    if power2:  # raise the finer step: the ratio of weight scales, a power of two, is the inverse of theirs
         steps = [coarse / LEVELS / 2.0 ** math.floor(math.log2(coarse / LEVELS / step)) for step in steps]
     return tuple(float(np.float32(step)) for step in steps)
 
@@ -202,16 +183,13 @@ def activation_steps(thresholds: Sequence[float], power2: bool) -> tuple[float, 
 def bias_correction(
     node: onnx.NodeProto, weight_error: NDArray[Any], means: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return what rounding the weights takes from each output channel on average, [Cout].
-
-    The expected error of a convolution is the weight error times the mean input (Nagel et al., *Data-Free
-    Quantization*, 2019, section 4.2). Only this layer's own error is corrected, for a float input: correcting
-    what earlier layers did as well would count it once per layer. Borders are not treated apart; a transposed
-    convolution of stride s spreads its taps over s x s outputs.
-    """
+    """Return what rounding the weights takes from each output channel on average, [Cout]."""
+    # It is the weight error times the mean input (Nagel et al., Data-Free Quantization, 2019, section 4.2),
+    # for a float input: correcting what earlier layers did as well would count it once per layer. A
+    # transposed convolution of stride s spreads its taps over s x s outputs.
     if node.op_type == "Conv":
         return np.einsum("oikl,i->o", weight_error.astype(np.float64), means)
-    strides = next(entry.ints for entry in node.attribute if entry.name == "strides")
+    strides = helper.get_node_attr_value(node, "strides")
     return np.einsum("iokl,i->o", weight_error.astype(np.float64), means) / float(np.prod(strides))
 
 
@@ -219,8 +197,7 @@ def weight_scales(
     weight: NDArray[np.float32], axis: int, per_channel: bool, power2: bool
 ) -> NDArray[np.float32]:
     """Return symmetric scales, [channels along ``axis``] (all equal unless ``per_channel``)."""
-    other = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight).max(axis=other)
+    largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
     if not per_channel:
         largest = np.full_like(largest, largest.max())
     scales = np.maximum(largest / LEVELS, np.finfo(np.float32).tiny)
@@ -231,8 +208,8 @@ def weight_scales(
 
 def quantise_weight(weight: NDArray[np.float32], scales: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
     """Round to s8, half to even as ONNX does."""
-    scaled = weight / along(scales, axis, weight.ndim)
-    return np.clip(np.rint(scaled), -LEVELS, LEVELS).astype(np.int8)
+    levels = np.rint(weight / along(scales, axis, weight.ndim))
+    return np.clip(levels, -LEVELS, LEVELS).astype(np.int8)
 
 
 def sqnr_db(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
@@ -245,9 +222,6 @@ def sqnr_db(reference: NDArray[Any], candidate: NDArray[Any]) -> float:
 def along(scales: NDArray[np.float32], axis: int, ndim: int) -> NDArray[np.float32]:
     """Shape per-channel scales for broadcasting along ``axis``."""
     return scales.reshape([-1 if i == axis else 1 for i in range(ndim)])
-
-
-# Layers in 8 bits
 
 
 @dataclass(frozen=True)
@@ -266,11 +240,7 @@ class QuantisedLayer:
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """One layer in 8 bits, ready to be written in either form.
-
-    A layer in halves has a step for each half's input. The product of activation and weight step is the same
-    in both, so that their integer sums can be added: QOperator form computes them in one convolution.
-    """
+    """One layer in 8 bits; in both halves activation step times weight step is equal, so that sums add up."""
 
     activation_scales: tuple[float, ...]  # step of the input, or of each half of its channels
     weight: NDArray[np.int8]  # of the whole layer, shaped as the float weight
@@ -286,10 +256,8 @@ class RoundedLayer:
 
     def restored_weight(self) -> NDArray[np.float32]:
         """Return the whole layer's weight as the rounded one stands for it."""
-        parts = [
-            part * along(scales, self.axis, part.ndim)
-            for part, scales in zip(self.weights(), self.scales, strict=True)
-        ]
+        halves = zip(self.weights(), self.scales, strict=True)
+        parts = [part * along(scales, self.axis, part.ndim) for part, scales in halves]
         return np.concatenate(parts, axis=1 - self.axis)
 
     def input_steps(self) -> NDArray[np.float32]:
@@ -299,13 +267,10 @@ class RoundedLayer:
 
 
 def quantisable_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
-    """Return the convolutions worth quantising, in graph order.
-
-    Two kinds stay in float because int8 costs much accuracy there and gains no time: depthwise FIR filters
-    (bound by memory), and the layers that read or write RGB, i.e. the first encoder convolution and the
-    ToRGB projections (under 1 % of the multiplications; quantising them makes the output error about
-    10 dB larger, because nothing behind them averages it out).
-    """
+    """Return the convolutions worth quantising, in graph order."""
+    # In two kinds int8 costs much accuracy and gains no time: depthwise FIR filters (bound by memory), and
+    # layers that read or write RGB (under 1 % of the multiplications; the output error grows by about 10 dB,
+    # because nothing behind them averages it out).
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
 
     def worth(node: NodeProto) -> bool:
@@ -316,10 +281,7 @@ def quantisable_layers(model: onnx.ModelProto) -> list[ConvolutionLayer]:
 
 
 def select_layers(names: Sequence[str], exclude: Sequence[int | str]) -> list[str]:
-    """Return the names of layers, in graph order, without the excluded ones.
-
-    Those are indices into ``names`` (the vendor's way), module paths, or glob patterns of them.
-    """
+    """Return layers without the excluded: indices (the vendor's way), module paths or glob patterns."""
     dropped: set[str] = set()
     for place, entry in enumerate(exclude):
         if isinstance(entry, bool) or entry in exclude[:place]:
@@ -328,10 +290,8 @@ def select_layers(names: Sequence[str], exclude: Sequence[int | str]) -> list[st
         if isinstance(entry, int):
             if not 0 <= entry < len(names):
                 raise QuantisationError(f"exclude_layers: index {entry} is outside 0..{len(names) - 1}")
-            dropped.add(names[entry])
-            continue
-        matches = fnmatch.filter(names, entry)
-        if not matches:
+            matches = [names[entry]]
+        elif not (matches := fnmatch.filter(names, entry)):
             close = nearest(entry, names)
             hint = f"; nearest: {', '.join(close)}" if close else f"; layers: {', '.join(names)}"
             raise QuantisationError(f"exclude_layers: no quantisable layer is called {entry!r}{hint}")
@@ -350,11 +310,9 @@ def round_layers(
     power2: bool = False,
     input_means: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> dict[str, RoundedLayer]:
-    """Round the weights of exactly these layers of the float deploy graph, joined or in halves.
+    """Round the weights of exactly these layers, joined or in halves, in the float deploy graph.
 
-    ``thresholds`` (largest magnitudes that are represented) and ``input_means`` (float64 [Cin], for
-    :func:`bias_correction`) are by name of an activation. ``power2`` rounds weight scales up to powers of two
-    (the vendor's shift hardware); the activation steps of two halves then differ by a power of two.
+    Largest magnitudes ``thresholds`` and ``input_means`` (float64 [Cin], to correct biases) go by activation.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     rounded: dict[str, RoundedLayer] = {}
@@ -363,9 +321,8 @@ def round_layers(
             continue
         for node in layer.nodes:
             if node.input[1] not in constants or node.input[0] not in thresholds:
-                raise QuantisationError(
-                    f"{node.name}: weight is not constant, or {node.input[0]} was not calibrated"
-                )
+                what = f"weight is not constant, or {node.input[0]} was not calibrated"
+                raise QuantisationError(f"{node.name}: {what}")
         axis = 0 if layer.operator == "Conv" else 1
         weights = [numpy_helper.to_array(constants[node.input[1]]) for node in layer.nodes]
         biases = [constants[node.input[2]] for node in layer.nodes if len(node.input) > 2]
@@ -375,16 +332,9 @@ def round_layers(
         units = np.max([step * own.astype(np.float64) for step, own in zip(steps, each, strict=True)], axis=0)
         scales = np.stack([units / step for step in steps]).astype(np.float32)
         stored = [quantise_weight(weight, part, axis) for weight, part in zip(weights, scales, strict=True)]
-        report = QuantisedLayer(
-            name=layer.name,
-            operator=layer.operator,
-            tensors=layer.inputs,
-            activation_scales=steps,
-            activation_ranges=tuple(LEVELS * step for step in steps),
-            weight_scale_min=float(scales.min()),
-            weight_scale_max=float(scales.max()),
-            weight_sqnr_db=0.0,
-        )
+        ranges = tuple(LEVELS * step for step in steps)
+        spread = float(scales.min()), float(scales.max())
+        report = QuantisedLayer(layer.name, layer.operator, layer.inputs, steps, ranges, *spread, 0.0)
         joined = np.concatenate(stored, axis=1 - axis)
         result = RoundedLayer(steps, joined, scales, axis, per_channel, bias, report)
         whole, restored = np.concatenate(weights, axis=1 - axis), result.restored_weight()
@@ -399,15 +349,9 @@ def round_layers(
     return rounded
 
 
-# What-if without writing a file
-
-
 @contextmanager
 def fake_quantised(deploy: DeployGpen, layers: Mapping[str, RoundedLayer]) -> Iterator[DeployGpen]:
-    """Round inputs and weights of some layers, by module path, while the context lasts.
-
-    The arithmetic is that of the QDQ file: q = clip(round(x / step), -128, 127), computed in float32.
-    """
+    """Round inputs and weights of some layers while the context lasts, in float32 as the QDQ file defines."""
     before: list[tuple[Any, ...]] = []
     try:
         for name, layer in layers.items():
@@ -419,11 +363,10 @@ def fake_quantised(deploy: DeployGpen, layers: Mapping[str, RoundedLayer]) -> It
 
             handle = module.register_forward_pre_hook(round_input)
             before.append((module, handle, module.weight, module.bias))
-            restored = torch.from_numpy(layer.restored_weight()).to(module.weight)
-            module.weight = nn.Parameter(restored, requires_grad=False)
-            if layer.bias is not None:
-                bias = torch.from_numpy(layer.bias).to(module.weight)
-                module.bias = nn.Parameter(bias, requires_grad=False)
+            for key, value in (("weight", layer.restored_weight()), ("bias", layer.bias)):
+                if value is not None:
+                    tensor = torch.from_numpy(value).to(module.weight)
+                    setattr(module, key, nn.Parameter(tensor, requires_grad=False))
         yield deploy
     finally:
         for module, handle, weight, bias in before:

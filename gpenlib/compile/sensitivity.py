@@ -32,15 +32,10 @@ class LayerSensitivity:
 
 
 class Probe:
-    """The float network's outputs for float32 [N, 3, S, S], to measure what-if networks against.
-
-    ``truths``, uint8 [T, T, 3] each, are needed for :meth:`drop` only.
-    """
+    """The float network's outputs for float32 [N, 3, S, S]; only drops need ``truths``, uint8 [T, T, 3]."""
 
     def __init__(self, deploy: DeployGpen, inputs: Tensor, truths: Sequence[Image] = ()) -> None:
-        self.deploy = deploy
-        self.inputs = inputs
-        self.truths = truths
+        self.deploy, self.inputs, self.truths = deploy, inputs, truths
         self.reference = self.run({})
         self._scores = self._score(self.reference)
 
@@ -92,11 +87,7 @@ def rank_layers(probe: Probe, layers: Mapping[str, RoundedLayer]) -> list[LayerS
 def choose_exclusions(
     drop: Callable[[Sequence[str]], float], ranking: Sequence[str], max_drop_db: float
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Exclude the most sensitive layers, one after another, until the loss fits the budget.
-
-    ``drop`` takes the names of the layers that are quantised and gives the loss of PSNR in dB. Returns the
-    excluded layers, and of every step ``excluded`` (how many) and ``drop_db``.
-    """
+    """Exclude the most sensitive layers until the ``drop`` of the rest (dB) fits; return them and steps."""
     steps: list[dict[str, Any]] = []
     lost = 0.0
     for count in range(len(ranking)):
@@ -118,8 +109,7 @@ def compare_artefacts(
 ) -> list[dict[str, Any]]:
     """Score artefacts, by dtype and calibration mode (or None), on the first faces, one after the other.
 
-    Returns a row each: ``dtype``, ``mode``, and means over the faces of ``psnr`` (against the truth, dB),
-    ``psnr_drop`` (fp32's minus this) and ``psnr_to_fp32`` (equal pictures count as 100 dB).
+    Rows of means in dB: ``psnr`` (to the truth), ``psnr_drop`` (fp32's less this) and ``psnr_to_fp32``.
     """
     count = min(faces, len(pairs))
     references: list[Image] = []

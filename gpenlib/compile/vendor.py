@@ -1,9 +1,4 @@
-"""``backend.type: tvm_vacc``: prepare what the chip vendor's compiler (``vamc``) reads, and run it.
-
-The folder can be moved to a machine that has ``vamc``: its build file names everything relative to itself.
-The schema is that of the vendor zoo's build files (``official_gpen.yaml``), and its model card says how to
-run them: ``vamc compile <build file>``.
-"""
+"""``backend.type: tvm_vacc``: prepare what the chip vendor's compiler (``vamc``) reads, and run it."""
 
 from __future__ import annotations
 
@@ -29,14 +24,13 @@ from gpenlib.settings import BACKENDS, BuildConfig, SettingsError
 
 COMPILER = "vamc"
 VENDOR_DTYPES = ("fp16", "int8")  # what the vendor's model card names
-BUILD_FILE = "build.yaml"
+BUILD_FILE = "build.yaml"  # names everything relative to itself: the folder can be moved to another machine
 PICTURES = "calibration"
 PICTURE_LIST = "calibration.json"  # the pictures that were written here and may be replaced
 LOG_FILE = "vamc.log"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg")
 TAIL_LINES = 20
-# Keys of ours that the vendor's file does not know, but that are spent when the pictures are written.
-SPENT_KEYS = ("dataset.task",)
+SPENT_KEYS = ("dataset.task",)  # ours, unknown to the vendor, but used for the pictures
 OUR_QUANTIZE = {"percentile", "max_drop_db", "sensitivity_images", "bias_correction", "format"}
 
 
@@ -47,11 +41,7 @@ class VendorCompilerError(RuntimeError):
 def build_for_vendor(
     config: BuildConfig, deploy: DeployGpen, out_dir: Path, calibration: Pairs | Pack | None = None
 ) -> Path:
-    """Write the vendor's inputs into ``out_dir``, run ``vamc compile`` on them, write the manifest last.
-
-    Where there is no ``vamc`` the inputs lie ready, and RuntimeUnavailable says so. A relative
-    ``workspace.path`` starts at ``out_dir``.
-    """
+    """Write the vendor's inputs into ``out_dir``, run ``vamc compile`` on them, write the manifest last."""
     dtype, layers = config.backend.dtype, config.backend.quantize.exclude_layers
     if dtype not in VENDOR_DTYPES:
         raise RuntimeUnavailable(
@@ -60,10 +50,8 @@ def build_for_vendor(
             f"backend.type to one of: auto, {', '.join(BACKENDS)}"
         )
     if not all(isinstance(entry, int) for entry in layers):
-        raise SettingsError(
-            f"backend.quantize.exclude_layers={layers!r}: {COMPILER} takes indices only, counted in its own "
-            "graph; set indices, or an empty list"
-        )
+        told = f"{COMPILER} takes indices only, counted in its own graph; set indices, or an empty list"
+        raise SettingsError(f"backend.quantize.exclude_layers={layers!r}: {told}")
     size = deploy.config.in_size
     data = open_calibration_data(config.dataset, deploy.config, calibration)
     _check_pictures(out_dir)
@@ -71,13 +59,12 @@ def build_for_vendor(
     remove_older(out_dir)
     (out_dir / MODEL_FILE).unlink(missing_ok=True)  # beside the vendor's manifest it would be opened
     checkpoint = export_torchscript(deploy, out_dir / f"gpen-3_{size}_{size}.torchscript.pt").name
-    suffix = (config.dataset.sampler.suffix or PICTURE_SUFFIXES[0]).lower().lstrip(".")
+    suffix = (config.dataset.sampler.suffix or "").lower().lstrip(".")
     suffix = suffix if suffix in PICTURE_SUFFIXES else PICTURE_SUFFIXES[0]
     _write_pictures(data, out_dir, suffix)
     resolved = vendor_schema(config, size, checkpoint, suffix, len(data.chosen))
     write_text(out_dir / BUILD_FILE, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-    compiler = shutil.which(COMPILER)
-    if compiler is None:
+    if (compiler := shutil.which(COMPILER)) is None:
         raise RuntimeUnavailable(
             f"backend.type tvm_vacc is the chip vendor's compiler, and {COMPILER} is not on PATH; its inputs "
             f"lie ready in {out_dir} (it can be copied to a machine that has {COMPILER}), to be built with: "
@@ -112,11 +99,9 @@ def build_for_vendor(
 
 
 def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, count: int) -> dict[str, Any]:
-    """Return a build file with the vendor's keys only, every path relative to the file.
-
-    ``size`` (pixels) is written into operators that name none; ``suffix`` and ``count`` are the pictures'.
-    """
+    """Return a build file with the keys of the vendor zoo's ``official_gpen.yaml``, paths relative to it."""
     batch = next((shape[0] for shape in (config.frontend.shape or {}).values()), 1)
+    shape = {"input": [batch, 3, size, size]}
     options = config.backend.compile.model_dump(exclude_none=True)
     operators = [
         {"type": operator.type, **operator.parameters}
@@ -125,12 +110,7 @@ def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, 
     ]
     return {
         "name": config.name,
-        "frontend": {
-            "shape": {"input": [batch, 3, size, size]},
-            "type": "pytorch",
-            "checkpoint": checkpoint,
-            "dtype": "fp32",
-        },
+        "frontend": {"shape": shape, "type": "pytorch", "checkpoint": checkpoint, "dtype": "fp32"},
         "backend": {
             "type": "tvm_vacc",
             "dtype": config.backend.dtype,
@@ -150,12 +130,12 @@ def vendor_schema(config: BuildConfig, size: int, checkpoint: str, suffix: str, 
 def _check_pictures(out_dir: Path) -> list[Path]:
     """Return the calibration pictures of an older build; refuse a folder that holds anything else."""
     folder = out_dir / PICTURES
-    present = sorted(folder.iterdir()) if folder.is_dir() else []
+    present = sorted(folder.glob("*"))  # none if there is no such folder
     listed = read_listing(out_dir / PICTURE_LIST).get("files", ())
     foreign = [path.name for path in present if path.is_dir() or path.name not in listed]
     if foreign:
         raise SettingsError(
-            f"{folder} holds what no build wrote ({', '.join(foreign[:3])}, {len(foreign)} in all), and the "
+            f"{folder} holds what no build wrote ({', '.join(foreign[:3])}, {len(foreign)} in all); "
             "calibration pictures go there: move it away, or build into another folder"
         )
     return present
@@ -177,18 +157,15 @@ def _write_pictures(data: CalibrationData, out_dir: Path, suffix: str) -> None:
 
 def _run(command: list[str], folder: Path, workspace: Path) -> dict[str, str]:
     """Run the compiler in ``folder``; return the hashes of what it wrote, by path in its workspace."""
-    before = _state(workspace)
-    log = folder / LOG_FILE
+    before, log = _state(workspace), folder / LOG_FILE
     with log.open("wb") as file:
-        done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, check=False
-        )
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=folder, check=False, **streams)
     changed = [path for path, state in _state(workspace).items() if before.get(path) != state]
     if changed and not done.returncode:
         return hash_outputs(workspace, changed)
-    what = "ended without an error but wrote nothing to workspace.path " + str(workspace)
-    if done.returncode:
-        what = f"failed with exit code {done.returncode}"
+    wrote_nothing = f"ended without an error but wrote nothing to workspace.path {workspace}"
+    what = f"failed with exit code {done.returncode}" if done.returncode else wrote_nothing
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     tail = "\n".join(lines[-TAIL_LINES:]) or "(no output)"
     raise VendorCompilerError(f"{shlex.join(command)} {what}; the end of {log}:\n{tail}")
@@ -196,7 +173,7 @@ def _run(command: list[str], folder: Path, workspace: Path) -> dict[str, str]:
 
 def _state(workspace: Path) -> dict[Path, tuple[int, int]]:
     """Return time and size of every file below a folder."""
-    files = [path for path in workspace.rglob("*") if path.is_file()] if workspace.is_dir() else []
+    files = [path for path in workspace.rglob("*") if path.is_file()]  # none if there is no such folder
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
 
 

@@ -1,9 +1,4 @@
-"""Write the graph in int8 (QDQ and QOperator form) and in fp16, and correct the mean of its output.
-
-The halves of a layer (:mod:`gpenlib.compile.rounding`) are quantised with a step each and joined in 8 bits,
-where that moves a quarter of the bytes, for one convolution: their products of activation and weight step are
-equal.
-"""
+"""Write the graph in int8 (QDQ and QOperator form) and in fp16, and correct the mean of its output."""
 
 from __future__ import annotations
 
@@ -19,15 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from gpenlib.compile import rounding
 from gpenlib.compile.calibrate import ChannelRange
-from gpenlib.compile.rounding import (
-    ConvolutionLayer,
-    QuantisationError,
-    RoundedLayer,
-    convolution_layers,
-    drop_unused_constants,
-    nodes_and_layers,
-)
+from gpenlib.compile.rounding import ConvolutionLayer, QuantisationError, RoundedLayer, convolution_layers
 from gpenlib.export.graphs import CONVOLUTIONS
 from gpenlib.files import read_json
 from gpenlib.images import RGB_CHANNELS
@@ -72,15 +61,12 @@ def count_quantised(model: onnx.ModelProto) -> dict[str, int]:
 def quantised_nodes(model: onnx.ModelProto) -> dict[str, str]:
     """Return name and operator of every convolution node with 8-bit data and weights."""
     producers = {name: node.op_type for node in model.graph.node for name in node.output}
-    return {
-        node.name: node.op_type
-        for node in model.graph.node
-        if node.op_type == "QLinearConv"
-        or (
-            node.op_type in CONVOLUTIONS
-            and all(producers.get(name) == "DequantizeLinear" for name in node.input[:2])
-        )
-    }
+
+    def in_8_bits(node: onnx.NodeProto) -> bool:
+        qdq = all(producers.get(name) == "DequantizeLinear" for name in node.input[:2])
+        return node.op_type == "QLinearConv" or (node.op_type in CONVOLUTIONS and qdq)
+
+    return {node.name: node.op_type for node in model.graph.node if in_8_bits(node)}
 
 
 class _Writer:
@@ -96,19 +82,17 @@ class _Writer:
         self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def add(
-        self, operator: str, inputs: Sequence[str], output: str, name: str = "", **attributes: Any
-    ) -> str:
+    def add(self, operator: str, inputs: Sequence[str], output: str, name: str = "", **settings: Any) -> str:
         """Add a node, named after what it writes unless it has a name; return what it writes."""
         self.written.add(output)
-        self.nodes.append(helper.make_node(operator, inputs, [output], name or output, **attributes))
+        self.nodes.append(helper.make_node(operator, inputs, [output], name or output, **settings))
         return output
 
     def finish(self) -> None:
         """Give the model the new nodes."""
         del self.model.graph.node[:]
         self.model.graph.node.extend(self.nodes)
-        drop_unused_constants(self.model)
+        rounding.drop_unused_constants(self.model)
 
 
 # QDQ form: QuantizeLinear / DequantizeLinear around convolution inputs and weights, which OpenVINO and
@@ -121,7 +105,7 @@ class _Writer:
 def write_qdq(model: onnx.ModelProto, layers: Mapping[str, RoundedLayer]) -> None:
     """Insert QDQ pairs in place, into the float deploy graph that the layers were rounded for."""
     writer = _Writer(model)
-    for node, layer in nodes_and_layers(model, layers):
+    for node, layer in rounding.nodes_and_layers(model, layers):
         if layer is None:
             writer.nodes.append(node)
         else:
@@ -142,8 +126,7 @@ def _write_qdq_layer(
     data = parts[0] if len(parts) == 1 else writer.add("Concat", parts, f"{layer.name}.joined", axis=1)
     # Joined data have the first half's step: the other half's weights make up for it (RoundedLayer).
     if f"{data}_dequantised" not in writer.written:
-        first = layer.inputs[0]
-        inputs = [data, f"{first}_scale", f"{first}_zero_point"]
+        inputs = [data, f"{layer.inputs[0]}_scale", f"{layer.inputs[0]}_zero_point"]
         writer.add("DequantizeLinear", inputs, f"{data}_dequantised")
     scales = rounded.scales[0] if rounded.per_channel else np.array(rounded.scales[0].max(), np.float32)
     prefix = f"{layer.name}.weight_s8"
@@ -157,11 +140,8 @@ def _write_qdq_layer(
     bias = node.input[2:]
     if rounded.bias is not None:
         bias = [writer.store(f"{layer.name}.bias_int8", rounded.bias)]
-    result = onnx.NodeProto()
-    result.CopyFrom(node)
-    result.input[:] = [f"{data}_dequantised", weight, *bias]
-    result.output[:] = [layer.output]
-    writer.nodes.append(result)
+    inputs = [f"{data}_dequantised", weight, *bias]
+    writer.nodes.append(rounding.rewired(node, inputs, layer.output, node.name))
 
 
 # QOperator form: QLinearConv, the operator that ONNX Runtime computes in 8 bits on a CPU. It fuses a QDQ
@@ -191,7 +171,7 @@ def write_qoperator(
     writer.store(ONE, np.array(1, np.float32))
     writer.store(MIDDLE, np.array(MIDDLE_LEVEL, np.uint8))
     blurs = {node.input[0]: node for node in model.graph.node if node.op_type == "Conv"}
-    for node, layer in nodes_and_layers(model, layers):
+    for node, layer in rounding.nodes_and_layers(model, layers):
         if layer is None:
             writer.nodes.append(node)
             continue
@@ -217,20 +197,17 @@ def _quantise_inputs(writer: _Writer, layer: ConvolutionLayer, scales: Sequence[
         if f"{tensor}_quantised" not in writer.written:
             inputs = [tensor, writer.store(f"{tensor}_scale", np.array(scale, np.float32)), MIDDLE]
             writer.add("QuantizeLinear", inputs, f"{tensor}_quantised", f"{tensor}_quantise")
-    parts = [f"{tensor}_quantised" for tensor in layer.inputs]
-    data = parts[0]
-    if len(parts) > 1:
-        data = writer.add("Concat", parts, f"{layer.name}_joined", f"{layer.name}.concat", axis=1)
+    data, *others = [f"{tensor}_quantised" for tensor in layer.inputs]
+    if others:
+        data = writer.add("Concat", [data, *others], f"{layer.name}_joined", f"{layer.name}.concat", axis=1)
     return data, f"{layer.inputs[0]}_scale"
 
 
 def _store_scales(writer: _Writer, name: str, layer: RoundedLayer, seen: ChannelRange) -> tuple[str, str]:
-    """Store a layer's weight scales and integer bias; return its output's scale and zero point.
-
-    With accumulator a, input step x, weight step w and output step y, an output is y (q - z) for
-    q = round(a x w / y + b / y) + z. QLinearConv knows one y and one z for all channels: y goes into
-    w / y, z - 128 into the bias.
-    """
+    """Store a layer's weight scales and integer bias; return its output's scale and zero point."""
+    # With accumulator a, input step x, weight step w and output step y, an output is y (q - z) for
+    # q = round(a x w / y + b / y) + z. QLinearConv knows one y and one z for all channels: y goes into
+    # w / y, z - 128 into the bias.
     low = OUTPUT_MARGIN * np.minimum(seen.low, 0.0)
     high = OUTPUT_MARGIN * np.maximum(seen.high, 0.0)
     step = np.maximum((high - low) / 255, TINIEST_STEP)
@@ -242,10 +219,8 @@ def _store_scales(writer: _Writer, name: str, layer: RoundedLayer, seen: Channel
     writer.store(f"{name}.weight_scale", (scales / step).astype(np.float32))
     writer.store(f"{name}.weight_zero", np.zeros(len(step), np.int8))
     writer.store(f"{name}.bias_s32", bias)
-    return (
-        writer.store(f"{name}.output_scale", step.astype(np.float32)),
-        writer.store(f"{name}.output_zero", zero.astype(np.uint8)),
-    )
+    output_scale = writer.store(f"{name}.output_scale", step.astype(np.float32))
+    return output_scale, writer.store(f"{name}.output_zero", zero.astype(np.uint8))
 
 
 def _convolution(
@@ -287,8 +262,6 @@ def _shift_border(node: onnx.NodeProto, blur: onnx.NodeProto | None) -> None:
     pads.ints[2:] = [0, 0]
 
 
-# The mean of the output
-
 CORRECTED = "output_bias"
 
 
@@ -321,26 +294,15 @@ def _last_bias(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, int]:
     raise QuantisationError("the graph does not end in a sum with a bias of 3 channels: nothing to correct")
 
 
-# fp16: half-precision feature maps and weights, single-precision style path
-
-FEATURE_RANK = 4
-
-
 def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """Return the float deploy graph in fp16 with float32 input and output, and its convolutions by type.
-
-    The mapping network, the style affines and demodulation work on vectors; they stay float32 because sums of
-    squares leave fp16's range (65504) and 1e-8 is below its smallest number. They cost nothing there.
-    """
+    """Return the float deploy graph in fp16 with float32 input and output, and its convolutions by type."""
+    # The mapping network, the style affines and demodulation work on vectors; they stay float32 because sums
+    # of squares leave fp16's range (65504) and 1e-8 is below its smallest number. They cost nothing there.
     inferred = onnx.shape_inference.infer_shapes(model)
-    ranks = {
-        value.name: len(value.type.tensor_type.shape.dim)
-        for value in [*inferred.graph.value_info, *inferred.graph.output]
-    }
+    values = [*inferred.graph.value_info, *inferred.graph.output]
+    maps = {value.name for value in values if len(value.type.tensor_type.shape.dim) >= 4}
     vector_nodes = [
-        node.name
-        for node in inferred.graph.node
-        if ranks.get(node.output[0], 0) < FEATURE_RANK or node.op_type == "Unsqueeze"
+        node.name for node in inferred.graph.node if node.output[0] not in maps or node.op_type == "Unsqueeze"
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a remark on every constant below fp16's smallest number
@@ -353,14 +315,12 @@ def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         if node.op_type in CONVOLUTIONS
     )
     if counts["fp32"] or not counts["fp16"]:
-        raise QuantisationError(
-            f"convolutions by weight type after conversion: {dict(counts)}; all should be fp16"
-        )
+        raise QuantisationError(f"convolutions by weight type in fp16: {dict(counts)}")
     return half, dict(counts)
 
 
-def join_casts(model: onnx.ModelProto) -> int:
-    """Remove the detours float32 -> fp16 -> float32 that the converter leaves; return how many there were."""
+def join_casts(model: onnx.ModelProto) -> None:
+    """Remove the detours float32 -> fp16 -> float32 that the converter leaves."""
     # It casts the result of every node it was told to leave alone to fp16, and the input of the next one
     # back: the style path would be rounded, and large styles overflow, between any two of its nodes.
     casts = [node for node in model.graph.node if node.op_type == "Cast"]
@@ -371,12 +331,8 @@ def join_casts(model: onnx.ModelProto) -> int:
         for name, narrow in source.items()
         if target[name] == TensorProto.FLOAT and target.get(narrow) == TensorProto.FLOAT16
     }
-    led = 0
     for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if name in detours:
-                node.input[place] = detours[name]
-                led += 1
+        node.input[:] = [detours.get(name, name) for name in node.input]
     # Cast chains are two long at most: first the widening casts lose their readers, then the narrowing ones.
     for _ in range(2):
         read = {value.name for value in model.graph.output}
@@ -384,4 +340,3 @@ def join_casts(model: onnx.ModelProto) -> int:
         kept = [node for node in model.graph.node if node.op_type != "Cast" or node.output[0] in read]
         del model.graph.node[:]
         model.graph.node.extend(kept)
-    return led

@@ -35,19 +35,13 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """An ordered collection of pictures that are read one at a time.
+    """An ordered collection of pictures that are read one at a time."""
 
-    ``label`` is what to write beside scores, ``names`` hold one file-name-like word per picture,
-    ``read(index)`` gives uint8 RGB [H, W, 3] in the picture's own size, ``digest(index)`` a hash of its
-    content (kept, so that a file is read through once), and ``beyond(count)``, where faces have no end,
-    others than these.
-    """
-
-    label: str
-    names: Sequence[str]
-    read: Callable[[int], Image]
-    digest: Callable[[int], str]
-    beyond: Callable[[int], Faces] | None = None
+    label: str  # what to write beside scores
+    names: Sequence[str]  # one file-name-like word per picture
+    read: Callable[[int], Image]  # uint8 RGB [H, W, 3] in the picture's own size
+    digest: Callable[[int], str]  # hash of its content (kept, so that a file is read through once)
+    beyond: Callable[[int], Faces] | None = None  # others than these, where faces have no end
 
     def __post_init__(self) -> None:
         # Partial functions, not closures, so that worker processes can take them
@@ -74,31 +68,21 @@ class Faces:
 
     def combined_digest(self) -> str:
         """Return one hash over the contents of all, in order."""
-        digests = "".join(self.digest(index) for index in range(len(self)))
-        return hashlib.sha256(digests.encode()).hexdigest()
+        return _hash("".join(self.digest(index) for index in range(len(self))))
 
     def split(
         self, dataset_size: int, calib_size: int, calibration: Faces | None = None, seed: int = 0
     ) -> Split:
-        """Choose evaluation and calibration faces that share no content.
-
-        Evaluation takes the first ``dataset_size`` of these faces. Calibration draws ``calib_size`` at
-        random, without replacement, from ``calibration``, or else from the rest of these, or else (no rest)
-        from embedded ones; pictures whose content is an evaluation face's are passed over, and if fewer are
-        to be had, those are used. Both sets are in the order of their source. DataError if there are fewer
-        than ``dataset_size`` faces, or ``calibration`` holds nothing but evaluation faces.
-        """
+        """Choose the first faces for evaluation and random ones for calibration that share no content."""
+        # Calibration comes from ``calibration``, else from the rest of these, else (no rest) from embedded,
+        # if need be fewer than ``calib_size``; both sets are in the order of their source
         if dataset_size < 1 or calib_size < 0 or seed < 0:
-            raise DataError(
-                f"dataset_size={dataset_size}, calib_size={calib_size}, seed={seed}: "
-                "allowed are at least 1, 0 and 0"
-            )
+            sizes = f"dataset_size={dataset_size}, calib_size={calib_size}, seed={seed}"
+            raise DataError(f"{sizes}: allowed are at least 1, 0 and 0")
         count = len(self)
         if count < dataset_size:
-            raise DataError(
-                f"dataset_size={dataset_size}, but there are {count} images ({self.label}): "
-                f"ask for {count} or fewer"
-            )
+            there = f"there are {count} images ({self.label})"
+            raise DataError(f"dataset_size={dataset_size}, but {there}: ask for {count} or fewer")
         evaluation = self.take(range(dataset_size))
         if calib_size == 0:
             return Split(evaluation, self.take(()), "no calibration images were asked for")
@@ -130,10 +114,7 @@ class Split(NamedTuple):
 
 
 def _draw(faces: Faces, count: int, seed: int, excluded: frozenset[str]) -> tuple[Faces, str]:
-    """Draw ``count`` of the faces whose digest is not excluded; return them and a note.
-
-    Only as many images are hashed as the draw needs, so a folder of 30,000 costs no more than a small one.
-    """
+    """Draw ``count`` of the faces whose digest is not excluded, hashing no more than needed; add a note."""
     chosen: list[int] = []
     dropped: list[int] = []
     for index in np.random.default_rng(seed).permutation(len(faces)).tolist():
@@ -163,6 +144,10 @@ def _by_number(function: Callable[[int], T], count: int, kept: dict[int, T] | No
     return kept[index]
 
 
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _at(function: Callable[[S], T], items: Sequence[S], index: int) -> T:
     return function(items[index])
 
@@ -179,11 +164,7 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
-    """List the images of ``folder``; a CelebAMask-HQ download is recognised by its ``CelebA-HQ-img``.
-
-    Sub-folders are not searched. ``suffix``, with or without dot, takes only such files (the vendor's
-    ``sampler.suffix``). DataError if the folder does not exist or holds no such image.
-    """
+    """List the images in ``folder``, or in its ``CelebA-HQ-img``; ``suffix`` takes only such files."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -200,11 +181,11 @@ def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
     return Faces(f"folder {folder.name}", names, partial(_at, read_image, files), partial(_at, sha256, files))
 
 
-# The FFHQ layout: a square crop turned with the face, from eye centres and mouth corners. Coordinates are
-# (x, y) in pixels with the centre of the first pixel at (0, 0), as OpenCV counts them.
+# The FFHQ layout (Karras et al. 2019, ``recreate_aligned_images``): a square crop turned with the face. Its
+# upper side is parallel to the mean of the eye line and the perpendicular of the eye-to-mouth line.
+# Coordinates are (x, y) in pixels with the centre of the first pixel at (0, 0), as OpenCV counts them.
 
-EYE_DISTANCES_PER_SIDE = 4.0
-EYE_TO_MOUTH_DISTANCES_PER_SIDE = 3.6
+EYE_DISTANCES_PER_SIDE, EYE_TO_MOUTH_DISTANCES_PER_SIDE = 4.0, 3.6  # the larger of both is the side
 CENTRE_TOWARDS_MOUTH = 0.1  # part of the way from the eyes to the mouth
 
 
@@ -227,10 +208,8 @@ class Landmarks:
             raise AlignError(f"{self}: expected four finite points (x, y)")
         _, across, down = self.axes()
         if across[0] * down[1] - across[1] * down[0] <= 1e-6:
-            raise AlignError(
-                f"{self}: not a face (left and right are those of the picture, and the mouth lies off the "
-                "line through the eyes)"
-            )
+            need = "left and right are those of the picture, and the mouth lies off the line through the eyes"
+            raise AlignError(f"{self}: not a face ({need})")
 
     def axes(self) -> tuple[Matrix, Matrix, Matrix]:
         """Return the middle of the eyes, the way from left to right eye, and that to the mouth's middle."""
@@ -247,13 +226,7 @@ def crop_side(landmarks: Landmarks) -> float:
 
 
 def ffhq_matrix(landmarks: Landmarks, size: int) -> Matrix:
-    """Return the similarity transform from picture to crop, float64 [2, 3]: crop = matrix @ (x, y, 1).
-
-    The square of the FFHQ preparation script (Karras et al. 2019, ``recreate_aligned_images``): its upper
-    side is parallel to the mean of the eye line and the perpendicular of the eye-to-mouth line, its side is
-    the larger of 4 eye distances and 3.6 eye-to-mouth distances, its centre lies a tenth of the way from the
-    eyes to the mouth.
-    """
+    """Return the similarity transform from picture to crop, float64 [2, 3]: crop = matrix @ (x, y, 1)."""
     if size < 1:
         raise AlignError(f"size={size}: a crop has at least 1 pixel")
     centre, across, down = landmarks.axes()
@@ -267,11 +240,8 @@ def ffhq_matrix(landmarks: Landmarks, size: int) -> Matrix:
 
 
 def warp(image: Image, matrix: Matrix, size: int) -> Image:
-    """Resample a picture through an affine transform into uint8 RGB [size, size, 3]; outside is mirrored.
-
-    Enlargements are bicubic. Reductions are taken at a whole multiple of the resolution and averaged over
-    areas, so that they do not alias.
-    """
+    """Resample a picture through an affine transform into uint8 RGB [size, size, 3]; outside is mirrored."""
+    # Reductions are taken at a whole multiple of the resolution and averaged over areas: they do not alias
     check_image(image)
     scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # crop pixels per picture pixel
     factor = max(1, math.ceil(1 / scale - 1e-3))
@@ -286,15 +256,13 @@ def warp(image: Image, matrix: Matrix, size: int) -> Image:
 
 
 def align(image: Image, landmarks: Landmarks, size: int) -> Image:
-    """Cut a face out of uint8 RGB in FFHQ layout, uint8 RGB [size, size, 3].
-
-    At size 256 the eyes of a frontal face come to about (96, 120) and (159, 120), its mouth corners to
-    (102, 188) and (153, 188).
-    """
+    """Cut a face out of uint8 RGB in FFHQ layout, uint8 RGB [size, size, 3]."""
     return warp(image, ffhq_matrix(landmarks, size), size)
 
 
-# The embedded default: variations of one public-domain photograph, for runs without any data folder.
+# The embedded default: variations of one photograph, NASA's portrait of Eileen Collins (public domain). Image
+# k is the same picture at every size and however many are asked for. The FFHQ square is 176 pixels wide in
+# the photograph, so at 512 the images are softer than real data.
 
 EMBEDDED_VERSION = "astronaut variations 1"  # change it whenever the same Variation gives other pixels
 SEED = 20210511
@@ -329,10 +297,7 @@ def variation(index: int) -> Variation:
     if index == 0:
         return Variation()
     rng = np.random.default_rng((SEED, index))
-
-    def draw(low: float, high: float) -> float:
-        return float(rng.uniform(low, high))
-
+    draw = rng.uniform
     return Variation(
         mirror=bool(rng.random() < 0.5),
         turn=draw(-5.0, 5.0),
@@ -348,23 +313,11 @@ def variation(index: int) -> Variation:
 
 
 def embedded_faces(count: int, size: int = 512) -> Faces:
-    """Return faces that need no download: scikit-image's ``astronaut`` in FFHQ layout and variations of it.
-
-    The photograph is NASA's portrait of Eileen Collins (public domain). Image 0 is the FFHQ crop, image k > 0
-    the variation :func:`variation` gives for k: mirrored or not, slightly turned, scaled and shifted, with
-    another exposure, white balance, gamma, contrast and saturation, some a little soft. Image k is the same
-    however many images are asked for (at least 1), and the same picture at every size (at least 16 pixels).
-
-    The FFHQ square is 176 pixels wide in the photograph, so every size above that is an enlargement (2.9
-    times at 512): the images are softer than real data of their size. All show one person, so scores on
-    them show that a pipeline works and say little about a model.
-    """
+    """Return faces that need no download: scikit-image's ``astronaut`` in FFHQ layout and its variations."""
     if count < 1 or size < 16:
         raise DataError(f"embedded images: count={count}, size={size}; needed are at least 1 and 16")
-    label = (
-        "embedded: variations of one public-domain photograph; scores show that the pipeline works, "
-        "not how good the model is"
-    )
+    what = "variations of one public-domain photograph"
+    label = f"embedded: {what}; scores show that the pipeline works, not how good the model is"
     names = [f"astronaut_{index:04d}.png" for index in range(count)]
     read, digest = partial(_embedded_face, size), partial(_embedded_digest, size)
     return Faces(label, names, read, digest, partial(_embedded_beyond, count, size))
@@ -377,8 +330,7 @@ def _embedded_face(size: int, index: int) -> Image:
 def _embedded_digest(size: int, index: int) -> str:
     """Hash everything that decides the pixels, without making them."""
     how = (variation(index), size, ASTRONAUT_LANDMARKS)
-    content = f"{EMBEDDED_VERSION}|{index}|{how}|{_photograph()[1]}"
-    return hashlib.sha256(content.encode()).hexdigest()
+    return _hash(f"{EMBEDDED_VERSION}|{index}|{how}|{_photograph()[1]}")
 
 
 def _embedded_beyond(used: int, size: int, count: int) -> Faces:
@@ -388,11 +340,8 @@ def _embedded_beyond(used: int, size: int, count: int) -> Faces:
 
 
 def apply(how: Variation, size: int) -> Image:
-    """Return the photograph's FFHQ crop, varied: uint8 RGB [size, size, 3].
-
-    Geometry is one resampling of the photograph, so turning and shifting bring in its real surroundings
-    instead of mirrored margins, and nothing is interpolated twice.
-    """
+    """Return the photograph's FFHQ crop, varied: uint8 RGB [size, size, 3]."""
+    # One resampling: turning and shifting bring in real surroundings, and nothing is interpolated twice
     moved = warp(_photograph()[0], variation_matrix(how, size), size)
     if how == Variation():
         return moved
@@ -451,18 +400,10 @@ _mean_latent = lru_cache(maxsize=2)(mean_latent)  # of thousands: only those pay
 
 
 def prior_faces(name: str, count: int, truncation: float = TRUNCATION, noise: float = NOISE) -> Faces:
-    """Return ``count`` samples of the GAN prior in a weights file, or of the shipped one of that name.
-
-    Image k depends on the prior, truncation, noise and k alone. Scores on these faces say how a network does
-    on what a prior of its own training data draws (in-distribution), not how it does on photographs. With
-    ``truncation`` in (0, 1] below 1 faces are more ordinary and have fewer faults; with ``noise`` in [0, 1]
-    below 1 they are cleaner, and softer.
-    """
+    """Return samples of the GAN prior in a weights file; face k depends on prior, truncation, noise and k."""
     if count < 1 or not 0 < truncation <= 1 or not 0 <= noise <= 1:
-        raise DataError(
-            f"faces of a prior: count={count}, truncation={truncation}, noise={noise}; "
-            "allowed are at least 1, (0, 1] and [0, 1]"
-        )
+        values = f"count={count}, truncation={truncation}, noise={noise}"
+        raise DataError(f"faces of a prior: {values}; allowed are at least 1, (0, 1] and [0, 1]")
     path = weights_file(name)
     if not path.is_file():
         raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
@@ -483,18 +424,15 @@ def _prior_face(prior: Generator, truncation: float, noise: float, index: int) -
 
 
 def _prior_digest(how: str, index: int) -> str:
-    """Hash everything that decides the pixels, without making them."""
-    return hashlib.sha256(f"{how}|{index}".encode()).hexdigest()
+    return _hash(f"{how}|{index}")
 
 
 def open_faces(data_dir: str | None, needed: int, size: int = 512) -> Faces:
-    """Open what a ``data_dir`` names.
+    """Open what a ``data_dir`` names, with ``needed`` faces where there is no end of them.
 
-    That is a folder, relative to the repository root if not absolute; ``prior:FILE`` for samples of a
-    generator's weights, or of the prior inside a whole GPEN; ``prior`` for those of the shipped
-    ``demo-prior``; ``embedded`` for variations of one public-domain photograph; empty or None for that
-    photograph, then samples of ``demo-prior``. ``needed`` says how many faces to offer where there is no end
-    of them, ``size`` the side of the variations in pixels (samples have the prior's).
+    A folder, relative to the repository root; ``prior:FILE`` for samples of a generator's weights, ``prior``
+    for those of ``demo-prior``; ``embedded`` for variations of one photograph, ``size`` pixels wide; empty or
+    None for that photograph, then samples of ``demo-prior``.
     """
     kind, _, name = (data_dir or "").partition(":")
     if kind == PRIOR:

@@ -3,7 +3,7 @@
 A pack is a folder as the vendor's ``image2npz.py`` and ``vamp --datalist`` have it. The truths are ours, so
 that it can be scored without the pictures it came from::
 
-    datalist.txt        one line per image, in order: input/<name>.npz
+    datalist.txt        one line per image, in order: input/<name>.npz, or an absolute path
     input/<name>.npz    input_0: uint8 CHW RGB, what the network is given
     truth/<name>.npz    truth_0: uint8 CHW RGB, what it should answer
 """
@@ -23,19 +23,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from gpenlib import images
 from gpenlib.data.faces import DataError, Faces
 from gpenlib.data.tasks import TASKS, find_task, make_pair
 from gpenlib.files import choice_error, fingerprint, progress, write_atomically
-from gpenlib.images import (
-    FloatArray,
-    Image,
-    check_image,
-    from_planar,
-    resize,
-    to_grey,
-    to_planar,
-    write_image,
-)
+from gpenlib.images import FloatArray, Image
 from gpenlib.metrics import colour_shift, colourfulness, mean_colour, psnr, ssim, to_lab
 
 CACHED = 8  # pairs that are kept: input and truth of a face are asked for one after the other
@@ -45,11 +37,7 @@ TRUTH_FOLDER, TRUTH_KEY = "truth", "truth_0"
 
 
 class Pairs:
-    """(input, truth) of every face under a task, made when asked for; used like a :class:`Pack`.
-
-    Face ``index`` is degraded with the seed ``(*seed, index)``. ``names`` are distinct stems of file names.
-    Pictures are shared by all who ask for them, and so cannot be written to.
-    """
+    """(input, truth) of every face under a task, made when asked for with the seed ``(*seed, index)``."""
 
     def __init__(
         self, faces: Faces, task: str, in_size: int, out_size: int | None = None, seed: Sequence[int] = (0,)
@@ -80,21 +68,18 @@ class Pairs:
     def _make(self, index: int) -> tuple[Image, Image]:
         face = self.faces.read(index)
         pair = make_pair(face, self.task, self.in_size, self.out_size, (*self.seed, index))
-        shown, truth = (image.view() for image in pair)
+        shown, truth = (image.view() for image in pair)  # shared by all who ask, and so not to be written to
         shown.flags.writeable = truth.flags.writeable = False
         return shown, truth
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack on disk, ours or the vendor's, which has no truths; images are read one at a time.
-
-    ``names`` are distinct stems of the files: a vendor's datalist may name files of several folders.
-    """
+    """A pack on disk, ours or the vendor's, which has no truths; images are read one at a time."""
 
     folder: Path
     paths: tuple[Path, ...]
-    names: Sequence[str] = ()
+    names: Sequence[str] = ()  # distinct stems: a vendor's datalist may name files of several folders
 
     label = "pack of network inputs"
 
@@ -127,14 +112,10 @@ AnyPairs = Pairs | Pack
 
 
 def write_pack(folder: str | Path, pairs: AnyPairs) -> Path:
-    """Write every (input, truth) pair as npz files; return the datalist.
-
-    The datalist is removed first and written last, so an interrupted pack is never taken for a whole one.
-    The same pairs give the same bytes. An empty pack has an empty datalist, which :func:`read_pack` refuses.
-    """
+    """Write every (input, truth) pair as npz files; return the datalist. Equal pairs give equal bytes."""
     folder = Path(folder)
     datalist = folder / DATALIST
-    datalist.unlink(missing_ok=True)
+    datalist.unlink(missing_ok=True)  # it is written last: an interrupted pack is never taken for a whole one
     bar = progress(pairs.names, desc=f"packing {folder.name}", unit="image", leave=False)
     for index, name in enumerate(bar):
         _write_array(folder / INPUT_FOLDER / f"{name}.npz", INPUT_KEY, pairs.inputs(index))
@@ -146,11 +127,7 @@ def write_pack(folder: str | Path, pairs: AnyPairs) -> Path:
 
 
 def read_pack(folder: str | Path) -> Pack:
-    """Open a pack: its datalist names npz files relative to the folder, or absolute.
-
-    DataError if the datalist is missing, empty or not UTF-8, or lists a file that is not there. If there is a
-    ``truth`` folder, it must be complete.
-    """
+    """Open a pack whose files, and truths if it has a folder of them, are all there; else DataError."""
     folder = Path(folder)
     datalist = folder / DATALIST
     if not datalist.is_file():
@@ -171,27 +148,21 @@ def read_pack(folder: str | Path) -> Pack:
 
 
 def unpack(pack: Pack, folder: str | Path) -> list[Path]:
-    """Write a pack back as ``input/<name>.png`` and, where there are truths, ``truth/<name>.png``.
-
-    PNG is lossless, so packing these pictures again at the same size gives the same arrays.
-    """
+    """Write a pack back without loss: ``input/<name>.png`` and, if it has truths, ``truth/<name>.png``."""
     folder = Path(folder)
     readers = {INPUT_FOLDER: pack.inputs}
     if (pack.folder / TRUTH_FOLDER).is_dir():
         readers[TRUTH_FOLDER] = pack.truths
     bar = progress(pack.names, desc="unpacking", unit="image", leave=False)
     return [
-        write_image(folder / part / f"{name}.png", read(index))
+        images.write_image(folder / part / f"{name}.png", read(index))
         for index, name in enumerate(bar)
         for part, read in readers.items()
     ]
 
 
 def check_packs(evaluation: AnyPairs, calibration: AnyPairs | None, task: str) -> None:
-    """Read two sets through; DataError unless all are of equal sizes and inputs are what the task gives.
-
-    No calibration picture may have the pixels of an evaluation picture, also where their files differ.
-    """
+    """Refuse sets of unequal sizes, coloured inputs of ``color``, or evaluation pictures in calibration."""
     owners: dict[str, str] = {}
     sizes: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     sets = {"evaluation": evaluation} | ({"calibration": calibration} if calibration else {})
@@ -203,21 +174,16 @@ def check_packs(evaluation: AnyPairs, calibration: AnyPairs | None, task: str) -
             sizes.setdefault((shown.shape, truth.shape), f"{subset}/{name}")
             owner = owners.setdefault(hashlib.sha256(truth.tobytes()).hexdigest(), f"{subset}/{name}")
             if not owner.startswith(f"{subset}/"):
-                raise DataError(
-                    f"{subset}/{name} is the same picture as {owner}: remove one of the two files from the "
-                    "data folder, or choose another calib_dir or seed"
-                )
+                todo = "remove one of the two files, or choose another calib_dir or seed"
+                raise DataError(f"{subset}/{name} is the same picture as {owner}: {todo}")
     if len(sizes) > 1:
         shapes = ", ".join(f"{name}: {shown} and {truth}" for (shown, truth), name in sizes.items())
         raise DataError(f"{evaluation.label}: inputs and truths of several sizes ({shapes})")
 
 
 def distinct_stems(names: Iterable[str]) -> list[str]:
-    """Return one file stem per name: ``a.jpg`` and ``a.png`` become ``a`` and ``a_2``.
-
-    Stems differ also where upper and lower case do not, and hold no control characters (a line break would
-    break the datalist).
-    """
+    """Return file stems that differ in lower case too: ``a.jpg`` and ``A.png`` become ``a`` and ``A_2``."""
+    # A line break would break the datalist
     stems = ["".join(c if c.isprintable() else "_" for c in Path(name).stem) for name in names]
     reserved, seen = {stem.casefold() for stem in stems}, set[str]()
     distinct = []
@@ -232,8 +198,8 @@ def distinct_stems(names: Iterable[str]) -> list[str]:
 
 
 def _write_array(path: Path, key: str, image: Image) -> None:
+    arrays: dict[str, Any] = {key: images.to_planar(image)}
     with write_atomically(path) as temporary:
-        arrays: dict[str, Any] = {key: to_planar(image)}
         np.savez_compressed(temporary, **arrays)
 
 
@@ -248,7 +214,7 @@ def _read_array(path: Path, key: str) -> Image:
         raise DataError(f"{path}: not a readable npz file with {key} ({error})") from None
     if planar.dtype != np.uint8 or planar.ndim != 3 or planar.shape[0] != 3 or 0 in planar.shape:
         raise DataError(f"{path}: {key} is {planar.dtype} {planar.shape}, expected uint8 [3, H, W]")
-    return from_planar(planar)
+    return images.from_planar(planar)
 
 
 # The vendor zoo's preprocessing operators, read from a build configuration's ``process_ops``.
@@ -286,12 +252,8 @@ def parse_process_ops(entries: Sequence[Mapping[str, Any]]) -> list[ProcessOp]:
 
 
 def preprocess(image: Image, operators: Sequence[ProcessOp], size: int) -> FloatArray:
-    """Apply operators to uint8 RGB [H, W, 3] -> float32 [1, 3, size, size]; ValueError for another size.
-
-    Operators that name no size take ``size``. ``Normalize`` divides by 255, subtracts ``mean`` and divides by
-    ``std``; without it pixels are scaled to [0, 1].
-    """
-    check_image(image)
+    """Apply operators to uint8 RGB [H, W, 3] -> float32 [1, 3, size, size], in [0, 1] without Normalize."""
+    images.check_image(image)
     value: Any = image
     order = "RGB"
     for operator in operators:  # DecodeImage was done on reading; ToTensor is the change of layout at the end
@@ -334,12 +296,8 @@ Row = dict[str, Any]
 
 
 def colour_row(image: Image) -> Row:
-    """Return the colour statistics of uint8 RGB: ``red_mean``, ``red_std`` and so on in [0, 255].
-
-    ``lightness`` in [0, 100], ``lab_a`` and ``lab_b`` are the mean CIELAB coordinates (D65), ``chroma`` is
-    the mean distance of the pixels from grey in CIELAB, ``colourfulness`` as in :mod:`gpenlib.metrics`.
-    """
-    check_image(image)
+    """Return mean and deviation of R, G, B in [0, 255], mean CIELAB, mean CIELAB chroma, colourfulness."""
+    images.check_image(image)
     lab = to_lab(image)
     row: Row = {}
     for name, values in zip(("red", "green", "blue"), image.reshape(-1, 3).T.astype(np.float64), strict=True):
@@ -357,7 +315,7 @@ def colour_statistics(pairs: AnyPairs, subset: str) -> list[Row]:
 
 def score(answer: Image, truth: Image) -> Row:
     """Return ``psnr`` in dB, ``ssim`` and ``colour_shift`` of an answer, resized to the truth's size."""
-    answer = resize(answer, (truth.shape[1], truth.shape[0]))
+    answer = images.resize(answer, (truth.shape[1], truth.shape[0]))
     figures = {"psnr": psnr, "ssim": ssim, "colour_shift": colour_shift}
     return {name: figure(answer, truth) for name, figure in figures.items()}
 
@@ -369,10 +327,7 @@ def baseline_scores(pairs: AnyPairs) -> list[Row]:
 
 
 def task_examples(image: Image, size: int, seeds: Sequence[int]) -> list[Row]:
-    """Return what every task makes of one picture: ``task``, ``seed``, ``given``, ``truth`` and scores.
-
-    One row per seed; a task that draws nothing gets one row, whose ``seed`` is None.
-    """
+    """Return what every task makes of one picture, by seed: ``task``, ``given``, ``truth`` and scores."""
     rows: list[Row] = []
     for task, how in TASKS.items():
         for seed in seeds if how.seeded else seeds[:1]:
@@ -383,12 +338,8 @@ def task_examples(image: Image, size: int, seeds: Sequence[int]) -> list[Row]:
 
 
 def wrong_answers(truth: Image) -> dict[str, Image]:
-    """Return the truth and three answers that are wrong in different ways, uint8 RGB by a short name.
-
-    ``grey`` has lost all colour; ``wrong colours`` has every hue turned by a third of the circle in CIELAB at
-    equal lightness; ``soft`` has the right colours under a Gaussian blur.
-    """
-    check_image(truth)
+    """Return the truth and three wrong answers: grey, every CIELAB hue turned by a third, blurred."""
+    images.check_image(truth)
     lab = cv2.cvtColor(truth.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     angle = 2 * np.pi / 3
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], dtype=np.float32)
@@ -396,4 +347,4 @@ def wrong_answers(truth: Image) -> dict[str, Image]:
     turned = np.clip(np.rint(255 * cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)), 0, 255).astype(np.uint8)
     deviation = max(1.0, max(truth.shape[:2]) / 128)  # pixels
     soft = np.asarray(cv2.GaussianBlur(truth, (0, 0), deviation), dtype=np.uint8)
-    return {"truth": truth, "grey": to_grey(truth), "wrong colours": turned, "soft": soft}
+    return {"truth": truth, "grey": images.to_grey(truth), "wrong colours": turned, "soft": soft}

@@ -1,8 +1,4 @@
-"""Tasks: how a truth becomes the network's input.
-
-``color`` takes the colours away, ``restore`` and ``restore-mild`` degrade blindly, ``inpaint`` hides parts.
-Further tasks are added with :func:`register_task`.
-"""
+"""Tasks: how a truth becomes the network's input by losing colour, sharpness or parts; more can be added."""
 
 from __future__ import annotations
 
@@ -39,14 +35,10 @@ def check_ranges(settings: object, limits: Mapping[str, Range]) -> None:
 
 @dataclass(frozen=True)
 class BlindDegradation:
-    """Ranges of the blind degradation; calling it with an image and a generator degrades the image.
+    """Ranges of the blind degradation, each drawn from uniformly and anew for each picture."""
 
-    Every value is drawn uniformly and anew for each picture. Lengths and the factor are given for pictures
-    of ``side`` pixels and scaled with the picture: a face is blurred over the same part of its width and
-    recorded with the same number of pixels (``side / factor``) at every size, so a degraded face looks the
-    same at 128 and at 512 pixels. A picture smaller than ``side / factor`` keeps its pixels.
-    """
-
+    # Lengths and the factor are given for pictures of ``side`` pixels and scaled with the picture, so that a
+    # degraded face looks the same at 128 and at 512 px; one smaller than ``side / factor`` keeps its pixels
     side: int
     blur: Range  # standard deviation of the Gaussian kernels along each axis, pixels
     motion: Range  # length of the straight path of the motion kernels, pixels
@@ -56,8 +48,7 @@ class BlindDegradation:
     kernels: tuple[str, ...] = KERNELS  # all equally likely
 
     def __post_init__(self) -> None:
-        no_end = math.inf
-        limits = {"blur": (1e-3, no_end), "motion": (0.0, no_end), "factor": (0.1, no_end)}
+        limits = {"blur": (1e-3, math.inf), "motion": (0.0, math.inf), "factor": (0.1, math.inf)}
         check_ranges(self, limits | {"noise": (0.0, 255.0), "quality": (0, 100)})
         if self.side < 1:
             raise ValueError(f"side={self.side}: must be at least 1")
@@ -105,10 +96,7 @@ RELEASED = BlindDegradation(
 
 
 def gaussian_kernel(along: float, across: float, angle: float) -> FloatArray:
-    """Return a Gaussian with these deviations (pixels) along the axis at ``angle`` (radians) and across it.
-
-    It reaches over three standard deviations: float32 [K, K], K odd, sum 1.
-    """
+    """Return a Gaussian of these deviations along the axis at ``angle`` and across: float32 [K, K], sum 1."""
     x, y = _grid(3 * max(along, across))
     u = x * math.cos(angle) + y * math.sin(angle)
     v = y * math.cos(angle) - x * math.sin(angle)
@@ -149,14 +137,10 @@ WHITE = 255
 
 @dataclass(frozen=True)
 class StrokesAndBoxes:
-    """Ranges of the masks; calling it with an image and a generator paints the masked pixels white.
+    """Ranges of white masks: strokes and boxes are added until the drawn share of the picture is hidden."""
 
-    A part of the picture to be masked is drawn, then strokes and boxes are added at random places until that
-    part is masked. Strokes are those of free-form inpainting (Yu et al., ICCV 2019): random walks that turn
-    sharply back and forth, with round ends. GPEN's own masks were not published; its paper shows such
-    strokes, painted white. Lengths are parts of the picture's side.
-    """
-
+    # Strokes are those of free-form inpainting (Yu et al., ICCV 2019): random walks that turn back and forth.
+    # GPEN's masks were not published; its paper shows such. Lengths are parts of the picture's side.
     share: Range = (0.05, 0.30)  # of the pixels; more than the upper end by no more than one shape
     boxes: float = 0.4  # part of the shapes that are boxes
     box: Range = (0.10, 0.35)  # width and height of a box
@@ -203,7 +187,6 @@ class StrokesAndBoxes:
             start = (round(x), round(y))
             x = float(np.clip(x + step * math.cos(angle), 0, width - 1))
             y = float(np.clip(y + step * math.sin(angle), 0, height - 1))
-            # Thick lines have round ends
             cv2.line(mask, start, (round(x), round(y)), WHITE, thickness)
             if cv2.countNonZero(mask) >= pixels:
                 return
@@ -243,13 +226,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(_TASKS)
 
 
 def register_task(name: str, degrade: Degrade, given: str = "degraded input", seeded: bool = True) -> Task:
-    """Add a task under a name, which then serves everywhere a task is named: data, settings, training.
-
-    This is also the way to other ranges, such as ``replace(PAPER, noise=(20.0, 40.0))``, and to tasks whose
-    input is no face: segmentation to face needs a function that paints the label map of a truth. A
-    registration lasts as long as the process; a notebook registers in its first cell. ValueError if the name
-    is empty or taken by another task (the same one again does no harm).
-    """
+    """Add a task, or other ranges such as ``replace(PAPER, noise=(20.0, 40.0))``, for this process alone."""
     task = Task(degrade, given, seeded)
     if not name or _TASKS.get(name, task) != task:
         raise ValueError(f"task={name!r}: give a new task a name of its own; taken are {', '.join(_TASKS)}")
@@ -284,9 +261,8 @@ def make_pair(
 ) -> tuple[Image, Image]:
     """Return (input uint8 [in_size, in_size, 3], truth uint8 [out_size, out_size, 3]) of one uint8 RGB image.
 
-    The truth is the image resized (bilinear) to ``out_size``, by default ``in_size``; it is degraded in that
-    size, and then resized to ``in_size``. The seed (from 0) decides what the degradation draws, and nothing
-    else does: equal pictures with equal seeds give equal inputs, in any order and in any process.
+    The image is resized (bilinear), degraded at ``out_size``, and resized to ``in_size``. The seed (from 0)
+    alone decides what the degradation draws, in any order and in any process.
     """
     how = find_task(task)
     truth = resize(image, out_size or in_size)

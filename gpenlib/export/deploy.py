@@ -30,19 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.module_tracker import ModuleTracker
 
 from gpenlib.architecture import Gpen, GpenConfig
-from gpenlib.architecture.model import (
-    LEAKY_GAIN,
-    LEAKY_SLOPE,
-    ConvLayer,
-    EqualConv2d,
-    EqualLinear,
-    FusedLeakyReLU,
-    Generator,
-    PixelNorm,
-    StyledConv,
-    ToRGB,
-    fir_kernel,
-)
+from gpenlib.architecture import model as ops
 from gpenlib.files import choice_error, write_atomically
 
 TINIEST_STYLE = 1e-12  # keeps the divisions defined for an all-zero style or weight
@@ -80,9 +68,9 @@ def deploy_copy(model: Gpen | DeployGpen) -> DeployGpen:
     return deploy_form(model)
 
 
-def folded_linear(layer: EqualLinear) -> nn.Linear:
+def folded_linear(layer: ops.EqualLinear) -> nn.Linear:
     """Return a plain linear layer; a following activation's gain is folded in."""
-    gain = LEAKY_GAIN if layer.activation else 1.0
+    gain = ops.LEAKY_GAIN if layer.activation else 1.0
     plain = nn.Linear(layer.weight.shape[1], layer.weight.shape[0])
     plain.weight.copy_(layer.weight * layer.scale * gain)
     plain.bias.copy_(layer.bias * layer.lr_mul * gain)
@@ -91,7 +79,7 @@ def folded_linear(layer: EqualLinear) -> nn.Linear:
 
 def leaky_relu(x: Tensor) -> Tensor:
     """Leaky ReLU with StyleGAN2's slope; its gain is folded into what stands before it."""
-    return F.leaky_relu(x, LEAKY_SLOPE)
+    return F.leaky_relu(x, ops.LEAKY_SLOPE)
 
 
 def in_type_of(x: Tensor, other: Tensor) -> Tensor:
@@ -107,22 +95,22 @@ def as_map(vector: Tensor, features: Tensor) -> Tensor:
 def depthwise_blur(channels: int, padding: int) -> nn.Sequential:
     """Return the 4x4 FIR filter as depthwise convolution, [N, C, H, W] -> [N, C, H + 2 padding - 3, ...]."""
     conv = nn.Conv2d(channels, channels, 4, padding=padding, groups=channels, bias=False)
-    conv.weight.copy_(fir_kernel().expand(channels, 1, 4, 4))
+    conv.weight.copy_(ops.fir_kernel().expand(channels, 1, 4, 4))
     return nn.Sequential(OrderedDict(conv=conv))
 
 
 class EncoderStage(nn.Module):
     """(Blur), plain convolution with bias, leaky ReLU."""
 
-    def __init__(self, layer: ConvLayer) -> None:
+    def __init__(self, layer: ops.ConvLayer) -> None:
         super().__init__()
         modules = list(layer)
-        source, activation = cast(EqualConv2d, modules[-2]), cast(FusedLeakyReLU, modules[-1])
+        source, activation = cast(ops.EqualConv2d, modules[-2]), cast(ops.FusedLeakyReLU, modules[-1])
         c_out, c_in, k, _ = source.weight.shape
         self.blur = depthwise_blur(c_in, padding=2) if len(modules) == 3 else None
         self.conv = nn.Conv2d(c_in, c_out, k, stride=source.stride, padding=source.padding)
-        self.conv.weight.copy_(source.weight * source.scale * LEAKY_GAIN)
-        cast(Tensor, self.conv.bias).copy_(activation.bias * LEAKY_GAIN)
+        self.conv.weight.copy_(source.weight * source.scale * ops.LEAKY_GAIN)
+        cast(Tensor, self.conv.bias).copy_(activation.bias * ops.LEAKY_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, Cin, H, W] -> [N, Cout, H or H/2, ...]."""
@@ -132,7 +120,7 @@ class EncoderStage(nn.Module):
 class StyleScale(nn.Module):
     """Style of a layer from the latent, split into direction and magnitude: ``s = m * direction``."""
 
-    def __init__(self, modulation: EqualLinear) -> None:
+    def __init__(self, modulation: ops.EqualLinear) -> None:
         super().__init__()
         self.affine = folded_linear(modulation)
 
@@ -152,7 +140,7 @@ class StyledStage(nn.Module):
     skip_bias: Tensor
     skip_gain: Tensor
 
-    def __init__(self, layer: StyledConv) -> None:
+    def __init__(self, layer: ops.StyledConv) -> None:
         super().__init__()
         source = layer.conv
         weight = source.weight[0] * source.scale  # W [O, I, k, k]
@@ -170,13 +158,13 @@ class StyledStage(nn.Module):
             self.conv = nn.Conv2d(c_in, c_out, k, padding=source.padding, bias=False)
             self.conv.weight.copy_(weight)
             self.blur = None
-        self.gain = LEAKY_GAIN * (4.0 if source.upsample else 1.0)
+        self.gain = ops.LEAKY_GAIN * (4.0 if source.upsample else 1.0)
         self.register_buffer("energy", weight.square().sum(dim=(2, 3)).T.contiguous())  # Q^T / |W_o|^2 [I, O]
         self.register_buffer("epsilon", 1e-8 / norm.square())  # [O]
-        bias = layer.activate.bias * LEAKY_GAIN
+        bias = layer.activate.bias * ops.LEAKY_GAIN
         self.register_buffer("bias", bias[:c_out].view(1, -1, 1, 1).clone())
         self.register_buffer("skip_bias", bias[c_out:].view(1, -1, 1, 1).clone())
-        self.register_buffer("skip_gain", layer.noise.weight.detach() * LEAKY_GAIN)
+        self.register_buffer("skip_gain", layer.noise.weight.detach() * ops.LEAKY_GAIN)
 
     def demodulation(self, direction: Tensor, magnitude: Tensor) -> Tensor:
         """Return ``m |W_o| d_o`` times the folded gains, [N, Cout]: the scale of the convolution's output."""
@@ -198,7 +186,7 @@ class StyledStage(nn.Module):
 class RgbStage(nn.Module):
     """1x1 modulated convolution without demodulation, plus the upsampled image below."""
 
-    def __init__(self, layer: ToRGB, upsample: bool) -> None:
+    def __init__(self, layer: ops.ToRGB, upsample: bool) -> None:
         super().__init__()
         weight = layer.conv.weight[0] * layer.conv.scale  # [3, I, 1, 1]
         self.style = StyleScale(layer.conv.modulation)
@@ -208,7 +196,7 @@ class RgbStage(nn.Module):
         self.upsample: nn.ConvTranspose2d | None = None
         if upsample:
             self.upsample = nn.ConvTranspose2d(3, 3, 4, stride=2, padding=1, groups=3, bias=False)
-            self.upsample.weight.copy_(fir_kernel(gain=4.0).expand(3, 1, 4, 4))
+            self.upsample.weight.copy_(ops.fir_kernel(gain=4.0).expand(3, 1, 4, 4))
 
     def forward(self, x: Tensor, w: Tensor, skip: Tensor | None) -> Tensor:
         """[N, C, H, W] and image [N, 3, H/2, W/2] -> [N, 3, H, W]."""
@@ -223,16 +211,16 @@ class DeployGenerator(nn.Module):
 
     constant: Tensor
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: ops.Generator) -> None:
         super().__init__()
-        self.pixel_norm = PixelNorm()
+        self.pixel_norm = ops.PixelNorm()
         mapping = list(generator.style)[1:]
-        self.style = nn.ModuleList(folded_linear(cast(EqualLinear, layer)) for layer in mapping)
+        self.style = nn.ModuleList(folded_linear(cast(ops.EqualLinear, layer)) for layer in mapping)
         self.register_buffer("constant", generator.input.input.detach().clone())
         self.conv1 = StyledStage(generator.conv1)
         self.to_rgb1 = RgbStage(generator.to_rgb1, upsample=False)
-        self.convs = nn.ModuleList(StyledStage(cast(StyledConv, layer)) for layer in generator.convs)
-        self.to_rgbs = nn.ModuleList(RgbStage(cast(ToRGB, layer), True) for layer in generator.to_rgbs)
+        self.convs = nn.ModuleList(StyledStage(cast(ops.StyledConv, layer)) for layer in generator.convs)
+        self.to_rgbs = nn.ModuleList(RgbStage(cast(ops.ToRGB, layer), True) for layer in generator.to_rgbs)
 
     def forward(self, z: Tensor, features: list[Tensor | None]) -> Tensor:
         """[N, 512] and one feature map (or None) per level, from 4 px up -> [N, 3, out_size, out_size]."""
@@ -259,8 +247,8 @@ class DeployGpen(nn.Module):
         super().__init__()
         self.config: GpenConfig = model.config
         for index, stage in enumerate(model.encoder):
-            setattr(self, f"ecd{index}", EncoderStage(cast(ConvLayer, cast(nn.Sequential, stage)[0])))
-        self.final_linear = folded_linear(cast(EqualLinear, model.final_linear[0]))
+            setattr(self, f"ecd{index}", EncoderStage(cast(ops.ConvLayer, cast(nn.Sequential, stage)[0])))
+        self.final_linear = folded_linear(cast(ops.EqualLinear, model.final_linear[0]))
         self.generator = DeployGenerator(model.generator)
         self.to(next(model.parameters()).device)
 

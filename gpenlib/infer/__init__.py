@@ -1,10 +1,9 @@
 """Running artefacts: runtimes, their time, the figures of what they give."""
 
-from gpenlib.infer.performance import fastest_backend
 from gpenlib.infer.runtime import Runtime, RuntimeUnavailable, check_support, choose_backend, open_runtime
 from gpenlib.settings import BACKENDS, DEVICES, DTYPES
 
 __all__ = [
     "BACKENDS", "DEVICES", "DTYPES", "Runtime", "RuntimeUnavailable", "check_support", "choose_backend",
-    "fastest_backend", "open_runtime",
+    "open_runtime",
 ]  # fmt: skip

@@ -1,8 +1,4 @@
-"""Time of artefacts: in turn with each other, layer by layer, under load.
-
-``python -m gpenlib.infer.performance ARTEFACT --batch 1 4 --instances 1 2 --threads 1 2 --json FILE`` is the
-counterpart of the vendor's ``vamp`` (``-b`` batch size, ``-i`` instances) for every backend here.
-"""
+"""Time of artefacts: in turn, by layer, and under load for every backend, as the vendor's ``vamp`` has it."""
 
 from __future__ import annotations
 
@@ -72,12 +68,9 @@ def interleaved_latency(
 
 
 def auto_candidates(dtype: str, device: str = "cpu", also: Iterable[str] = ()) -> list[str]:
-    """Return the backends among which ``auto`` measures, those that the machine lacks left out.
-
-    On the CPU these are the readers of ``model.onnx``, which every artefact holds, and those in ``also``; on
-    a GPU all, because ONNX Runtime's GPU build is often not installed.
-    """
+    """Return the backends among which ``auto`` measures: those in ``also`` and the readers of ONNX files."""
     choose_backend("auto", dtype, device)  # refuses what no backend runs at all
+    # Every artefact holds model.onnx. On a GPU all: ONNX Runtime's build for it is often not installed.
     pool = {*(ONNX_BACKENDS if device == "cpu" else BACKENDS), *also}
     present, reasons = [], []
     for name in BACKENDS:
@@ -99,10 +92,7 @@ def fastest_backend(
     candidates: Sequence[str] = BACKENDS,
     repeats: int = 5,
 ) -> tuple[str, str, list[Row]]:
-    """Return the fastest of the candidates that serve an artefact, timed here at batch size 1, and why.
-
-    Also a row per timed backend, fastest first; with a single candidate nothing is timed.
-    """
+    """Return the fastest backend of an artefact at batch 1, why, and a row per timed one, fastest first."""
     artefact = read_artefact(Path(folder))
     if artefact.dtype != dtype:
         raise ValueError(f"dtype={dtype!r}: {folder} is an artefact in {artefact.dtype}")
@@ -120,11 +110,8 @@ def fastest_backend(
     if not runtimes:
         nothing = f"none of {', '.join(candidates)} runs {folder} on {device} (it serves {', '.join(served)})"
         raise RuntimeUnavailable("; ".join([nothing, *missing]))
-    rows = [
-        {name: row[name] for name in ("backend", "median_ms", "times_ms")}
-        for row in interleaved_latency(runtimes, repeats, warm_up=1)
-    ]
-    rows.sort(key=lambda row: row["median_ms"])
+    timed = sorted(interleaved_latency(runtimes, repeats, warm_up=1), key=lambda row: row["median_ms"])
+    rows = [{name: row[name] for name in ("backend", "median_ms", "times_ms")} for row in timed]
     listed = ", ".join(f"{row['backend']} {row['median_ms']:.1f} ms" for row in rows)
     reason = f"fastest measured here: {listed} (median of {repeats} interleaved calls)"
     return rows[0]["backend"], "; ".join([reason, *missing]), rows
@@ -149,19 +136,14 @@ KIND_OF = {operator: kind for kind, operators in _BY_OPERATOR.items() for operat
 FILTER_NAME = re.compile(r"\.(blur\.conv|upsample)$")
 WARM_UP = 2
 Event = tuple[str, str, str, float]  # name, operator, precision, ms
-Profile = tuple[
-    Callable[[], object], Callable[[], list[Event]]
-]  # run once; the events after those for warming up
+# Runs once; the events after those for warming up
+Profile = tuple[Callable[[], object], Callable[[], list[Event]]]
 
 
 def layer_times(
     artefacts: Mapping[str, Path], repeats: int = 5, threads: int | None = None
 ) -> dict[str, list[Row]]:
-    """Return the median time of every executed layer at batch 1, slowest first, for artefacts run in turns.
-
-    ``name`` is the module path where the layer is one of the graph's, ``operator`` the backend's, ``kind``
-    one of :data:`KINDS`. There are no rows for PyTorch's backends, whose profiler we do not read.
-    """
+    """Return the median times of the layers at batch 1, slowest first, but none for PyTorch's backends."""
     whole_number("repeats", repeats, 1)
     profiles: dict[str, Profile] = {}
     for label, folder in artefacts.items():
@@ -181,10 +163,10 @@ def openvino_profile(runtime: OpenVinoRuntime) -> Profile:
     compiled = runtime.prepare(1, PERF_COUNT=True)
     names = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
-        fused = str(node.get_rt_info()["originalLayersNames"].value).split(",")
+        label, fused = str(node.get_friendly_name()), str(node.get_rt_info()["originalLayersNames"].value)
         # .skip: the half of a decoder layer that reads encoder features (split_halves in gpenlib/compile)
-        paths = [name for name in fused if name.endswith((".conv", ".conv.skip", ".upsample"))]
-        names[node.get_friendly_name()] = str(paths[0] if paths else node.get_friendly_name())
+        paths = (name for name in fused.split(",") if name.endswith((".conv", ".conv.skip", ".upsample")))
+        names[label] = next(paths, label)
     request, image = compiled.create_infer_request(), random_batch(1, runtime.in_size)
     calls: list[Any] = []
 
@@ -223,22 +205,16 @@ def onnxruntime_profile(runtime: OnnxRuntimeRuntime) -> Profile:
                 continue
             calls[name] += 1
             if calls[name] > WARM_UP:
-                operator = event["args"]["op_name"]
+                operator, stem = event["args"]["op_name"], re.sub(r"(_nchwc|_token_\d+)+$", "", name)
+                node = producers.get(stem)  # a convolution that was fused is renamed after its output
+                while node is not None and "Conv" in operator and "Conv" not in node.op_type:
+                    node = producers.get(node.input[0])  # the activation that was fused into it
+                path = node.name if node is not None and node.name else stem
                 precision = "int8" if operator == "QLinearConv" else "f32"
-                path = _original_name(name, operator, producers)
                 events.append((path, operator, precision, event["dur"] / 1000))
         return events
 
     return partial(session.run, None, feed), read
-
-
-def _original_name(name: str, operator: str, producers: dict[str, Any]) -> str:
-    """Return the module path of a convolution that ONNX Runtime fused and renamed after its output."""
-    stem = re.sub(r"(_nchwc|_token_\d+)+$", "", name)
-    node = producers.get(stem)
-    while node is not None and "Conv" in operator and "Conv" not in node.op_type:
-        node = producers.get(node.input[0])  # the activation that was fused into the convolution
-    return node.name if node is not None and node.name else stem
 
 
 def kind_of(name: str, operator: str) -> str:
@@ -248,7 +224,7 @@ def kind_of(name: str, operator: str) -> str:
 
 
 def _medians(events: Iterable[Event]) -> list[Row]:
-    """Group events by layer."""
+    """Return a row per layer: the graph's ``name``, the backend's ``operator``, ``kind``, median ``ms``."""
     import pandas as pd
 
     layer = ["name", "operator", "precision"]
@@ -300,18 +276,14 @@ class Combination:
 def run_instances(
     calls: Sequence[Callable[[], object]], repeats: int, seconds: float = 0.0, warm_up: int = 0
 ) -> tuple[list[float], float]:
-    """Run calls over and over, each in a thread of its own; return their times in ms and the wall time in s.
-
-    They share one count of ``repeats`` each: a faster instance makes more, and none is idle before the end.
-    The wall time runs from the common start, after the untimed ``warm_up``, to the end of the last call.
-    """
+    """Run calls in a thread each, and return their times in ms and the wall time in s after the warm-up."""
     started: list[float] = []
     spans: list[tuple[float, float]] = []
     tickets, lock = iter(range(repeats * len(calls))), threading.Lock()
     gate = threading.Barrier(len(calls), action=lambda: started.append(time.perf_counter()))
 
     def take() -> bool:
-        with lock:
+        with lock:  # one count for all: a faster instance makes more calls, and none is idle before the end
             return next(tickets, None) is not None or time.perf_counter() - started[0] < seconds
 
     def serve(call: Callable[[], object]) -> None:
@@ -338,11 +310,10 @@ def run_instances(
 def memory_mib(field: str) -> float:
     """Return the resident memory of this process in MiB: ``"VmRSS"`` now, ``"VmHWM"`` at its highest."""
     # Not getrusage: its ru_maxrss starts at that of the parent process, which may be large.
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        name, _, rest = line.partition(":")
-        if name == field:
-            return int(rest.split()[0]) / 1024
-    raise ValueError(f"/proc/self/status has no field {field!r}")
+    status = re.search(rf"^{field}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if status is None:
+        raise ValueError(f"/proc/self/status has no field {field!r}")
+    return int(status[1]) / 1024
 
 
 def measure(combination: Combination, opener: Callable[..., Runtime] = open_runtime) -> Row:
@@ -401,11 +372,7 @@ def performance_test(
     backend: str | None = None,
     device: str = "cpu",
 ) -> list[Row]:
-    """Measure every :class:`Combination` of batch size, instances and threads, each in a fresh process.
-
-    Nothing is run if a number is out of range; what cannot be opened raises as :func:`open_runtime`, and a
-    process that fails in another way, such as for want of memory, RuntimeError.
-    """
+    """Measure every :class:`Combination` in a fresh process; RuntimeError if one is killed or fails."""
     for name, values in (("batch_sizes", batch_sizes), ("instances", instances), ("threads", threads)):
         if not values:
             raise ValueError(f"{name}={list(values)}: give at least one")
@@ -413,8 +380,7 @@ def performance_test(
         Combination(str(artefact_dir), *numbers, repeats, seconds, warm_up, backend, device)
         for numbers in product(batch_sizes, instances, threads)
     ]
-    bar = progress(combinations, desc="performance", unit="combination")
-    return [measure_in_child(combination) for combination in bar]
+    return [measure_in_child(each) for each in progress(combinations, desc="performance", unit="combination")]
 
 
 def measure_in_child(combination: Combination) -> Row:

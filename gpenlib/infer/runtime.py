@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -54,17 +55,13 @@ def random_batch(size: int, side: int) -> FloatArray:
 def interleaved_times(
     calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, lead_in: int = 0
 ) -> dict[str, list[float]]:
-    """Return ``repeats`` times in ms per labelled call, taken in turns after ``warm_up`` untimed turns.
-
-    ``lead_in`` calls are not timed before each one that is: where the calls belong to several libraries, the
-    threads of the one before may still be spinning, and the caches hold its data.
-    """
+    """Return ``repeats`` times in ms per call, taken in turns, each after ``lead_in`` untimed calls of it."""
     whole_number("repeats", repeats, 1)
     times: dict[str, list[float]] = {label: [] for label in calls}
     for turn in range(warm_up + repeats):
         # Order alternates, so that no call always follows the same other one.
         for label in list(calls)[:: -1 if turn % 2 else 1]:
-            for _ in range(lead_in):
+            for _ in range(lead_in):  # other libraries' threads may still spin, the caches hold their data
                 calls[label]()
             started = time.perf_counter()
             calls[label]()
@@ -118,8 +115,7 @@ def read_artefact(folder: Path) -> Artefact:
         told = f"{path}: {where}{first['msg']}; build the artefact anew with compile_model"
         raise RuntimeUnavailable(told) from None
     if artefact.backend == "tvm_vacc":
-        told = f"{folder}: built for the vendor's chip (tvm_vacc)"
-        raise RuntimeUnavailable(f"{told}; run it with the vendor's runtime")
+        raise RuntimeUnavailable(f"{folder}: built for the vendor's chip (tvm_vacc); run it with its runtime")
     if not (folder / MODEL_FILE).is_file():
         raise FileNotFoundError(missing % MODEL_FILE)
     return artefact
@@ -130,6 +126,7 @@ class Runtime(ABC):
 
     backend: ClassVar[str]
     executed_precision: str  # what the processor really computes in, as the backend reports it
+    prepare: Callable[..., Any]  # by batch size, what runs it; only of backends that need something for each
 
     def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
         self.path, self.threads, self.device = path, threads, device
@@ -158,24 +155,17 @@ class Runtime(ABC):
             self._prepared[size] = self.prepare(size)
         return self._prepared[size]
 
-    def prepare(self, size: int) -> Any:
-        """Return what runs batches of this size; only for backends that need something for each."""
-        raise NotImplementedError
-
     @abstractmethod
     def executed_types(self) -> dict[str, int]:
         """Return how many convolutions (of both kinds) execute in each precision, such as ``{"i8": 28}``."""
 
 
 def scale_rgb_weights(model: Any) -> int:
-    """Let the style scale the weights of an OpenVINO model's ToRGB layers, not their input; return how many.
-
-    ``conv(style * x, w) = conv(x, style * w)`` for one image (of several, each would need its own weights):
-    3 C products and not C H W, so the largest maps are read and written once less. Layers with more outputs
-    are left alone: OpenVINO prepares their weights when it compiles, and can do so for constants only.
-    """
+    """Let the style scale the weights of ToRGB layers, not their input; return how many were changed."""
     from openvino import opset13
 
+    # conv(style * x, w) = conv(x, style * w) for one image: 3 C products, not C H W. Layers with more outputs
+    # stay: OpenVINO prepares their weights when it compiles, and can do so for constants only.
     changed = 0
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Convolution" or node.input_value(1).get_shape()[0] != RGB_CHANNELS:
@@ -183,8 +173,7 @@ def scale_rgb_weights(model: Any) -> int:
         scale, shape = node.input_value(0).get_node(), list(node.input_value(0).get_shape())
         if scale.get_type_name() != "Multiply":
             continue
-        inputs = [scale.input_value(0), scale.input_value(1)]
-        for data, style in (inputs, inputs[::-1]):
+        for data, style in permutations((scale.input_value(0), scale.input_value(1))):
             if list(data.get_shape()) == shape and list(style.get_shape()) == [1, shape[1], 1, 1]:
                 weights = opset13.multiply(node.input_value(1), style)
                 node.input(0).replace_source_output(data)
@@ -207,9 +196,7 @@ class OpenVinoRuntime(Runtime):
 
     backend = "openvino"
     # OpenVINO picks bf16 by itself where the processor has it: every dtype states its precision.
-    HINTS: ClassVar[dict[str, str]] = {
-        "fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16",
-    }  # fmt: skip
+    HINTS: ClassVar = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16"}
     _half_hints: ClassVar[dict[tuple[Any, ...], str]] = {}  # measured once per process, file and threads
 
     def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
@@ -277,8 +264,7 @@ def execution_providers(device: str, dtype: str) -> list[tuple[str, dict[str, An
         # With fp16 it may round float32 layers, too; the build's parity check sees that.
         TENSORRT: {"trt_fp16_enable": dtype == "fp16", "trt_int8_enable": dtype == "int8"},
     }
-    # for operators that TensorRT leaves
-    behind = [CUDA] if device == "tensorrt" and CUDA in present else []
+    behind = [CUDA] if device == "tensorrt" and CUDA in present else []  # for operators that TensorRT leaves
     return [(name, options.get(name, {})) for name in (provider, *behind)]
 
 
@@ -296,8 +282,7 @@ class OnnxRuntimeRuntime(Runtime):
         if self.dtype == "fp16" and device == "cpu":
             self.executed_precision = "fp16 storage, computed in f32"
         elif self.dtype == "int8" and device != "tensorrt":
-            fused = artefact.forms.get(path.name) == "qoperator"
-            self.executed_precision = INT8[fused]
+            self.executed_precision = INT8[artefact.forms.get(path.name) == "qoperator"]
 
     @classmethod
     def check_device(cls, device: str) -> None:
@@ -338,17 +323,14 @@ class OnnxRuntimeRuntime(Runtime):
 
 
 Call = Callable[[Tensor], Tensor]
-GRAPH_WARM_UPS = 3
 TYPE_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 _setting_threads = threading.Lock()
 
 
 def worker_with(threads: int) -> ThreadPoolExecutor:
-    """Return a thread of its own in which PyTorch computes with so many threads, for good.
-
-    The setting belongs to the thread that makes it, but is the default of those that begin later: changed
-    around every call, it would be taken over by calls that run at the same time, and put back wrong.
-    """
+    """Return a thread of its own in which PyTorch computes with so many threads, for good."""
+    # The setting belongs to the thread that makes it, but is the default of those that begin later: changed
+    # around every call, calls at the same time would take it over, and put it back wrong.
     with _setting_threads:
         default = torch.get_num_threads()
         worker = ThreadPoolExecutor(1, thread_name_prefix="torch-runtime")
@@ -429,11 +411,7 @@ class TorchScriptRuntime(TorchRuntime):
 
 
 def record_cuda_graph(module: nn.Module, example: Tensor) -> Call:
-    """Record ``module`` as a CUDA graph for the example's shape; return a call from CPU batch to CPU output.
-
-    It replays all kernels with one launch (small feature maps leave the GPU waiting for Python), and reads
-    and writes fixed memory: batches are copied into ``example``, the output is copied out.
-    """
+    """Record ``module`` for the example's shape; return a call that replays all kernels with one launch."""
     # Float32 means float32, as on the CPU: cuDNN's default is TF32 with 10 bits of mantissa.
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
         # torch.cuda.graph asks for warm-up on a stream of its own: libraries set themselves up and cuDNN
@@ -441,7 +419,7 @@ def record_cuda_graph(module: nn.Module, example: Tensor) -> Call:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(GRAPH_WARM_UPS):
+            for _ in range(3):
                 module(example)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -494,10 +472,7 @@ def serves(dtype: str, extra: Iterable[str]) -> list[str]:
 
 
 def choose_backend(backend: str, dtype: str, device: str = "cpu") -> tuple[str, str]:
-    """Return the backend (for ``"auto"`` the first that runs it) and why, without opening anything.
-
-    ValueError for an unknown name, RuntimeUnavailable for a combination that does not exist.
-    """
+    """Return the backend (for ``"auto"`` the first that runs it) and why, without opening anything."""
     sets = {"backend": ("auto", *BACKENDS), "dtype": DTYPES, "device": DEVICES}
     for (what, allowed), value in zip(sets.items(), (backend, dtype, device), strict=True):
         if value not in allowed:

@@ -1,8 +1,4 @@
-"""Restore faces and score them against their truth, beside baselines; keep outputs, choose faces to look at.
-
-``python -m gpenlib.infer.scoring FOLDER PACK_FOLDER`` scores outputs that lie in npz files, as the vendor's
-``vamp --path_output`` leaves them, with the figures that 04_infer gives for the same outputs.
-"""
+"""Restore faces and score them against their truth, or score outputs in npz files as ``vamp`` writes them."""
 
 from __future__ import annotations
 
@@ -63,19 +59,14 @@ class DataChroma:
 
 
 def data_chroma(pairs: Pairs | Pack, calibration: Pairs | Pack | None = None) -> DataChroma:
-    """Return the mean CIELAB a and b of the calibration truths, which share no picture with ``pairs``.
-
-    If there are none, or if they are grey: of all other faces of ``pairs``; a face alone gets no colour.
-    """
+    """Return the mean CIELAB a and b of calibration truths or, if none or grey, of all other faces."""
     if calibration is not None and len(calibration):
         a, b = _mean_chromas(calibration).mean(axis=0)
         if np.hypot(a, b) >= GREY:
             source = f"mean of {len(calibration)} calibration truths"
             return DataChroma(source, ((float(a), float(b)),) * len(pairs))
     means = _mean_chromas(pairs)
-    others = (means.sum(axis=0) - means) / max(1, len(means) - 1)
-    if len(means) == 1:
-        others[:] = 0
+    others = (means.sum(axis=0) - means) / max(1, len(means) - 1)  # of a face alone: no colour
     return DataChroma("mean of the other faces' truths", tuple((float(a), float(b)) for a, b in others))
 
 
@@ -104,7 +95,9 @@ def _coloured_levels(chroma: Chroma) -> Image:
 # One restored face against its truth, beside its baselines; many faces on all processors.
 
 SCORES = ("psnr", "ssim", "delta_e2000", "chroma_error", "colour_shift")
-BASELINES = ("input", "chroma_baseline")
+BASELINES = ("input", "chroma_baseline")  # the input as the answer (doing nothing), and evenly coloured
+# PSNR in dB. "truncated": uint8 as the vendor makes it; "float": without rounding, but clipped; "lightness"
+# and "lab_*": mean CIELAB colour of the output.
 MEANS = (
     *SCORES,
     *(f"{score}_{baseline}" for baseline in BASELINES for score in SCORES),
@@ -115,16 +108,7 @@ MEANS = (
 
 
 def score(source: Image, truth: Image, output: FloatArray, chroma: Chroma) -> dict[str, float]:
-    """Return the figures of one image, those of :data:`MEANS`.
-
-    ``source`` uint8 [H, W, 3] is the network's input, ``output`` float32 [3, S, S] its answer, nominally in
-    [-1, 1], ``truth`` uint8 [S, S, 3]. ``psnr`` (dB), ``ssim``, ``delta_e2000``, ``chroma_error`` and
-    ``colour_shift`` judge the rounded output; ``*_input`` the input as if it were the answer (doing nothing),
-    ``*_chroma_baseline`` the input coloured evenly with ``chroma``. ``*_truncated`` follow the vendor's uint8
-    convention, ``*_float`` judge the output without any rounding, but clipped as every picture is.
-    ``lightness``, ``lab_a`` and ``lab_b`` are the mean CIELAB colour of the output. PSNR of equal images is
-    given as 100 dB, so that means stay finite.
-    """
+    """Return :data:`MEANS` of an ``output`` float32 [3, S, S] in [-1, 1] for ``source``, uint8 RGB."""
     unrounded = to_levels(output[None])[0]
     rounded, truncated = from_levels(unrounded), from_levels(unrounded, "truncate")
     baseline = resize(source, (truth.shape[1], truth.shape[0]))
@@ -167,14 +151,11 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def in_parallel(jobs: Iterable[Callable[[], Result]], threads: int | None = None) -> Iterator[Result]:
-    """Run jobs on threads (by default one per processor, at most 8), and yield their results in order.
-
-    The next few are only fetched when those before are done: memory stays flat however many there are,
-    and work that the iterable does itself, such as a timed call, never runs beside a job.
-    """
+    """Run jobs on threads (by default one per processor, at most 8), and yield their results in order."""
     threads = threads or min(8, len(os.sched_getaffinity(0)))
     remaining = iter(jobs)
     with ThreadPoolExecutor(threads) as pool:
+        # Few at a time: memory stays flat, and a timed call in the iterable never runs beside a job.
         while few := list(islice(remaining, 4 * threads)):
             yield from pool.map(lambda job: job(), few)
 
@@ -197,10 +178,7 @@ def write_output_npz(folder: str | Path, index: int, name: str, output: FloatArr
 
 
 def output_paths(folder: str | Path, pairs: Pairs | Pack, named: bool = True) -> list[Path]:
-    """Return the output file of every image, in order; DataError names one that is missing or too many.
-
-    ``named=False``: files of the vendor's tool have no names; they are sorted, as by its evaluation.
-    """
+    """Return the file of every image, in order; with ``named=False`` the vendor's, which are only sorted."""
     folder = Path(folder)
     present = sorted(folder.glob("*.npz"))
     if not present:
@@ -221,19 +199,16 @@ def output_paths(folder: str | Path, pairs: Pairs | Pack, named: bool = True) ->
 
 
 def read_output_npz(path: Path, name: str | None, side: int) -> FloatArray:
-    """Read the output of the face ``name`` (None: files carry no names), float32 [(1,) 3, side, side].
-
-    DataError if the file cannot be read, is of another face, or holds anything but such numbers, all finite.
-    """
+    """Read a face's output, float32 [3, side, side]; its ``name`` must agree (None: files carry none)."""
+    keys = [OUTPUT_KEY] if name is None else [OUTPUT_KEY, NAME_KEY]
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            held = archive.files
+            arrays = {key: archive[key] for key in keys if key in held}
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable npz file ({error})") from None
-    keys = [OUTPUT_KEY] if name is None else [OUTPUT_KEY, NAME_KEY]
-    if missing := [key for key in keys if key not in arrays]:
-        held = ", ".join(arrays) or "nothing"
-        raise DataError(f"{path}: holds {held}, expected also {', '.join(missing)}")
+    if missing := [key for key in keys if key not in held]:
+        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}, expected also {', '.join(missing)}")
     output, stored = arrays[OUTPUT_KEY], None if name is None else str(arrays[NAME_KEY])
     if stored != name:
         raise DataError(f"{path}: holds the output of {stored!r}, expected that of {name!r} (another order?)")
@@ -246,9 +221,8 @@ def _check(path: Path, output: np.ndarray, side: int | None = None) -> None:
     """Raise DataError unless ``output`` is finite float32 [3, S, S] (of ``side``, if given)."""
     square = output.ndim == 3 and output.shape[0] == 3 and output.shape[1] == output.shape[2]
     if output.dtype != np.float32 or not square or (side is not None and output.shape[1] != side):
-        size = "S, S" if side is None else f"{side}, {side}"
-        held = f"{output.dtype} {output.shape}"
-        raise DataError(f"{path}: {OUTPUT_KEY} is {held}, expected float32 [3, {size}]")
+        held, size = f"{output.dtype} {output.shape}", "S" if side is None else side
+        raise DataError(f"{path}: {OUTPUT_KEY} is {held}, expected float32 [3, {size}, {size}]")
     if not np.isfinite(output).all():
         raise DataError(f"{path}: {OUTPUT_KEY} holds NaN or infinity")
 
@@ -261,11 +235,7 @@ def restore_pairs(
     npz: Path | None = None,
     chroma: DataChroma | None = None,
 ) -> list[Row]:
-    """Restore every image and score it against its truth; return ``name``, the figures and ``ms`` of each.
-
-    ``ms`` is its share of its batch's time, without reading and scoring. ``images`` and ``npz`` are folders
-    for the outputs as PNG, and as the float arrays that they were; ``chroma`` is of the chroma baseline.
-    """
+    """Restore and score every image: its figures and ``ms``, its share of the batch's time; keep outputs."""
     whole_number("batch_size", batch_size, 1)
     for size in sorted({min(batch_size, len(pairs)), len(pairs) % batch_size or batch_size}):
         runtime(to_tensor([pairs.inputs(0)] * size))  # first calls compile; they are not timed
@@ -311,21 +281,16 @@ class Face:
 
 
 def rank(rows: Sequence[Mapping[str, Any]], order: Order, count: int, key: str = "psnr") -> list[int]:
-    """Return positions of the ``count`` best, most typical or worst rows by ``key`` (higher is better).
-
-    ``"median"`` begins with the middle one (of an even number, the lower). Equal scores stay in order.
-    """
+    """Return positions of ``count`` best, most typical or worst rows (higher is better), equals in order."""
     if order not in ORDERS:
         raise ValueError(choice_error("order", order, ORDERS))
     if rows and key not in rows[0]:
         raise ValueError(choice_error("score", key, list(rows[0])))
-    rising = sorted(range(len(rows)), key=lambda index: rows[index][key])
-    if order == "best":
-        rising = sorted(range(len(rows)), key=lambda index: -rows[index][key])
-    elif order == "median":
+    ranked = sorted(range(len(rows)), key=lambda index: rows[index][key], reverse=order == "best")
+    if order == "median":  # from the middle one outwards
         middle = (len(rows) - 1) // 2
-        rising = [rising[place] for place in sorted(range(len(rows)), key=lambda i: abs(i - middle))]
-    return rising[:count]
+        ranked = [ranked[place] for place in sorted(range(len(rows)), key=lambda i: abs(i - middle))]
+    return ranked[:count]
 
 
 def best_median_worst(rows: Sequence[Mapping[str, Any]], key: str = "psnr") -> dict[int, str]:
@@ -340,10 +305,7 @@ def best_median_worst(rows: Sequence[Mapping[str, Any]], key: str = "psnr") -> d
 def output_reader(
     pairs: Pairs | Pack, images: str | Path | None, artefact: str | Path, device: str = "cpu"
 ) -> Callable[[int], Image]:
-    """Return a function that gives the restored image of a face by position.
-
-    It reads what 04_infer saved in ``images``; with None it opens ``artefact`` and computes it anew.
-    """
+    """Return a reader of restored images by position: from ``images``, or, if None, computed anew."""
     if images is not None:
         return lambda index: read_image(Path(images) / f"{pairs.names[index]}.png")
     runtime = lru_cache(partial(open_runtime, artefact, device=device))

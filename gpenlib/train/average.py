@@ -39,7 +39,7 @@ def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the mean of several weights as fp16 safetensors, with the task that all were trained for."""
-    parser = argparse.ArgumentParser(prog="python -m gpenlib.train.average", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib average", description=main.__doc__)
     parser.add_argument("output", type=Path, help="a .safetensors file")
     parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
     parser.add_argument("--shares", nargs="+", type=float, help="one per weights; by default all count alike")

@@ -192,7 +192,7 @@ class Objective:
             self.generator, groups, self.discriminator = self.build()
         except CheckpointError:
             raise
-        except (FileNotFoundError, ValueError) as error:  # absent, or of another size or width
+        except ValueError as error:  # of another size or width
             names = f"init={config.init}, discriminator_init={config.discriminator_init}"
             raise TrainingError(f"{names}: {error}") from error
         self.generator.set_modulation("activations").to(fabric.device)

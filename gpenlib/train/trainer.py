@@ -138,7 +138,6 @@ class Trainer:
 # Checkpoints hold the original project's entries ``g``, ``d``, ``g_ema``, ``g_optim``, ``d_optim`` and what
 # resuming takes. The original keeps all parameters of an optimiser in one group, in the network's order; ours
 # may have two, which are written as one and taken apart again: either project reads the other's files.
-
 OPTIMIZED = {"g_optim": "g", "d_optim": "d"}
 # These may change on resume without changing what is learned from here on.
 RESUMABLE_CHANGES = {
@@ -293,7 +292,7 @@ def check_log(rows: Sequence[LogRow], steps: int, falls: str | None = None) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
-    parser = argparse.ArgumentParser(prog="python -m gpenlib.train", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib train", description=main.__doc__)
     parser.add_argument("config", help="YAML file with the keys of TrainConfig")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     options = parser.parse_args(arguments)

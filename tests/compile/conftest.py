@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gpenlib.architecture import Gpen
 from gpenlib.compile.calibrate import calibrate
@@ -41,6 +42,37 @@ def calibrated(float_graph, image) -> SimpleNamespace:
     return SimpleNamespace(
         graph=graph, names=names, calibration=calibration, thresholds=thresholds, round=rounded
     )
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[..., onnx.ModelProto]:
+    """Function (nodes, shape, shape of the output, constants) -> model input -> output."""
+
+    def make(nodes, shape, out_shape, constants):
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+            for name, dims in (("input", shape), ("output", out_shape))
+        ]
+        arrays = [numpy_helper.from_array(array.astype("f4"), name) for name, array in constants.items()]
+        graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], arrays)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def two_layers(model_of) -> SimpleNamespace:
+    """``model``: Conv 3x3, LeakyRelu, ConvTranspose 2x2; channels of its ``weights`` differ a hundredfold."""
+    nodes = [
+        helper.make_node("Conv", ["input", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("LeakyRelu", ["a"], ["middle"], "activation", alpha=0.2),
+        helper.make_node("ConvTranspose", ["middle", "w2"], ["output"], "second", strides=[2, 2]),
+    ]
+    rng = np.random.default_rng(1)
+    first = rng.standard_normal((5, 4, 3, 3)) * np.geomspace(0.01, 1, 5)[:, None, None, None]
+    second = rng.standard_normal((5, 6, 2, 2)) * np.geomspace(1, 0.01, 6)[None, :, None, None]
+    weights = {"w1": first.astype(np.float32), "w2": second.astype(np.float32)}
+    return SimpleNamespace(model=model_of(nodes, [1, 4, 6, 6], [1, 6, 12, 12], weights), weights=weights)
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """Thresholds against brute force; the pass over the images; its cache; the images themselves."""
 
 import logging
-import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from gpenlib.architecture.checkpoints import TINY
 from gpenlib.compile.calibrate import (
@@ -24,8 +21,7 @@ from gpenlib.compile.calibrate import (
     open_calibration_data,
     save_calibration,
 )
-from gpenlib.data import DataError, make_pair, open_folder
-from gpenlib.data.faces import embedded_faces
+from gpenlib.data import make_pair, open_folder
 from gpenlib.data.pairs import Pairs, read_pack, write_pack
 from gpenlib.images import resize, to_tensor
 from gpenlib.settings import MODES, BuildConfig
@@ -48,11 +44,6 @@ def quantisation_error(values: np.ndarray, threshold: float) -> float:
     step = threshold / LEVELS
     restored = np.clip(np.rint(values / step), -LEVELS, LEVELS) * step
     return float(np.square(restored - values).mean())
-
-
-def test_max_is_the_exact_largest_magnitude():
-    values = heavy_tailed()
-    assert filled(values, parts=7).threshold("max") == np.abs(values).max()
 
 
 @pytest.mark.parametrize("percentile", [50.0, 99.0, 99.9])
@@ -93,21 +84,21 @@ def test_kl_divergence_agrees_with_a_plain_loop():
     assert histogram.threshold("kl_divergence") == pytest.approx(min(best[1], histogram.largest))
 
 
-def test_kl_divergence_of_equal_distributions_is_zero_and_of_others_positive():
-    p = np.array([1.0, 2.0, 3.0])
-    assert kl_divergence(p, 10 * p) == pytest.approx(0.0)
-    exact = sum(a / 6 * np.log((a / 6) / (1 / 3)) for a in p)
-    assert kl_divergence(p, np.ones(3)) == pytest.approx(exact)
-
-
 def test_order_and_growth_do_not_matter():
     values = heavy_tailed()
     ascending = filled(values[np.argsort(np.abs(values))], parts=50)
     shuffled = filled(values, parts=3)
     assert ascending.counts.sum() == shuffled.counts.sum() == len(values)
-    assert len(ascending.counts) == BINS
+    assert len(ascending.counts) == BINS, "its memory is constant"
+    assert ascending.threshold("max") == shuffled.threshold("max") == np.abs(values).max()
     for mode in MODES:
         assert ascending.threshold(mode) == pytest.approx(shuffled.threshold(mode), rel=0.05)
+
+
+def test_kl_divergence():
+    p = np.array([1.0, 2.0, 3.0])
+    assert kl_divergence(p, 10 * p) == pytest.approx(0.0)
+    assert kl_divergence(p, np.ones(3)) == pytest.approx(sum(a / 6 * np.log(a / 2) for a in p))
 
 
 def test_clipped_share_and_summary_count_every_value():
@@ -130,20 +121,17 @@ def test_errors_name_the_value():
             histogram.threshold(*arguments)
 
 
-@pytest.fixture
-def doubling_model(tmp_path: Path) -> Path:
-    """input -> middle = 2 * input -> output = middle * middle."""
-    nodes = [
-        helper.make_node("Add", ["input", "input"], ["middle"]),
-        helper.make_node("Mul", ["middle", "middle"], ["output"]),
-    ]
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 4, 4]) for name in ("input", "output")
-    ]
-    graph = helper.make_graph(nodes, "doubling", ends[:1], ends[1:])
-    path = tmp_path / "doubling.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-    return path
+DOUBLING = """
+<ir_version: 9, opset_import: ["": 18]>
+doubling (float[n, 3, 4, 4] input) => (float[n, 3, 4, 4] output) {
+    middle = Add(input, input)
+    output = Mul(middle, middle)
+}"""
+
+
+@pytest.fixture(scope="module")
+def doubling_model():
+    return onnx.parser.parse_model(DOUBLING)
 
 
 def flat(value: float) -> np.ndarray:
@@ -162,40 +150,20 @@ def test_one_pass_records_ranges_means_and_outputs(doubling_model):
     np.testing.assert_allclose(seen.output_ranges["output"].high, [2.25, 4.0, 2.25])
 
 
-def test_tensors_that_are_never_alive_are_named(doubling_model):
+def test_tensors_that_give_no_range_are_named(doubling_model):
     """One half of a layer's input may be zero: encoder features that do not exist at this size."""
     seen = calibrate(doubling_model, ["middle", "input"], [], iter([flat(0.0)]))
     assert seen.thresholds("mse", 99.0) == {"middle": 0.0, "input": 0.0}
+    with pytest.raises(CalibrationError, match="no calibration image"):
+        calibrate(doubling_model, ["middle"], [], iter([]))
+    with pytest.raises(CalibrationError, match="middle is not finite on calibration image 1"):
+        calibrate(doubling_model, ["middle"], [], iter([flat(1.0), flat(np.inf)]))
     with pytest.raises(CalibrationError, match="middle, input"):
         seen.check_alive([("middle", "input")])
     seen.histograms["input"].update(flat(0.5))
     seen.check_alive([("middle", "input")])
     with pytest.raises(CalibrationError, match="middle$"):
         seen.check_alive([("input",), ("middle",)])
-
-
-def test_no_image_and_values_that_are_not_finite_are_refused(doubling_model):
-    with pytest.raises(CalibrationError, match="no calibration image"):
-        calibrate(doubling_model, ["middle"], [], iter([]))
-    with pytest.raises(CalibrationError, match="middle is not finite on calibration image 1"):
-        calibrate(doubling_model, ["middle"], [], iter([flat(1.0), flat(np.inf)]))
-
-
-def test_memory_does_not_grow_with_the_number_of_images(doubling_model):
-    """What is kept after 200 images is as large as after 8."""
-
-    def kept(count: int) -> int:
-        rng = np.random.default_rng(0)
-        images = (rng.standard_normal((1, 3, 4, 4)).astype(np.float32) for _ in range(count))
-        tracemalloc.start()
-        seen = calibrate(doubling_model, ["middle", "input"], ["output"], images)
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert seen.images == count
-        return size
-
-    kept(2)  # first use loads libraries
-    assert kept(200) <= 1.05 * kept(8)
 
 
 def test_the_cache_gives_back_what_was_stored(doubling_model, tmp_path):
@@ -212,18 +180,13 @@ def test_the_cache_gives_back_what_was_stored(doubling_model, tmp_path):
     np.testing.assert_array_equal(again.picture_mean, seen.picture_mean)
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "one array", "other arrays", "another's"])
+@pytest.mark.parametrize("damage", ["truncated", "other arrays", "another's"])
 def test_a_cache_file_that_is_damaged_or_anothers_is_not_used(doubling_model, tmp_path, caplog, damage):
     caplog.set_level(logging.WARNING)
     path = tmp_path / "key.npz"
     save_calibration(calibrate(doubling_model, ["middle"], ["output"], iter([flat(0.3)])), path)
-    if damage == "text":
-        path.write_bytes(b"not a zip file")
-    elif damage == "truncated":
+    if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-200])
-    elif damage == "one array":
-        with path.open("wb") as file:
-            np.save(file, np.zeros(3))
     elif damage == "other arrays":
         np.savez(path, counts=np.zeros(4))
     else:  # a copy under another key: other images, other preprocessing
@@ -257,28 +220,20 @@ def test_every_part_of_the_key_counts(picture_folder):
     assert cache_key("model", again.chosen.digest(), again.preprocessing()) == keys[0]
 
 
-def test_coloured_calibration_pictures_become_grey(picture_folder):
-    folder = picture_folder(3)
-    data = data_of(path=str(folder), sampler={"get_data_num": 2})
-    assert np.ptp(open_folder(folder).read(0), axis=2).any(), "the pictures themselves are coloured"
-    images = [*data.calibration(), *data.held_out()]
-    assert len(images) == 3
-    for image in images:
-        assert image.shape == (1, 3, 64, 64) and image.dtype == np.float32
-        assert (image[:, 0] == image[:, 1]).all() and (image[:, 0] == image[:, 2]).all()
-        assert -1 <= image.min() < image.max() <= 1
-
-
+@pytest.mark.parametrize("task", ["color", "restore"])
 @pytest.mark.parametrize("out_size", [64, 128])
-def test_pictures_are_degraded_by_the_task_at_the_size_of_the_output(picture_folder, out_size):
+def test_pictures_are_degraded_by_the_task_at_the_size_of_the_output(picture_folder, task, out_size):
     """For a super-resolution network as well: there the degradation used to act on the small picture."""
-    folder = picture_folder(3)
-    data = data_of(replace(TINY, out_size=out_size), path=str(folder), task="restore")
+    folder = picture_folder(4)
+    sampler = {"get_data_num": 3}
+    data = data_of(replace(TINY, out_size=out_size), path=str(folder), task=task, sampler=sampler)
     for index, (image, (_, truth)) in enumerate(zip(data.calibration(), data.pairs(3), strict=True)):
         picture = open_folder(folder).read(index)
-        degraded, _ = make_pair(picture, "restore", out_size, seed=index)
-        assert np.array_equal(image, to_tensor(resize(degraded, 64)))
-        assert np.array_equal(truth, resize(picture, out_size))
+        degraded, _ = make_pair(picture, task, out_size, seed=index)
+        assert image.dtype == np.float32 and np.array_equal(image, to_tensor(resize(degraded, 64)))
+        assert np.array_equal(truth, resize(picture, out_size)) and np.ptp(truth, axis=2).any()
+    (image,) = data.held_out()
+    assert image.shape == (1, 3, 64, 64) and (task != "color" or not np.ptp(image, axis=1).any())
 
 
 def test_folder_pack_and_pairs_of_a_super_resolution_network_are_alike(picture_folder, tmp_path):
@@ -299,11 +254,3 @@ def test_folder_pack_and_pairs_of_a_super_resolution_network_are_alike(picture_f
     assert all(np.array_equal(a, b) for other in truths for a, b in zip(truths[0], other, strict=True))
     held_out = [len([*data.held_out()]) for data in sources]
     assert held_out == [1, 4, 4, 4], "the rest of a folder, or else embedded faces"
-
-
-def test_embedded_faces_and_too_few_pictures(picture_folder):
-    data = data_of(sampler={"get_data_num": 2})
-    assert data.chosen.label == embedded_faces(2).label and len(data.chosen) == 2
-    folder = picture_folder(3)
-    with pytest.raises(DataError, match="get_data_num asks for 4"):
-        data_of(path=str(folder), sampler={"get_data_num": 4})

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from gpenlib.compile.rounding import (
     LEVELS,
@@ -16,10 +16,8 @@ from gpenlib.compile.rounding import (
     convolution_layers,
     fake_quantised,
     quantisable_layers,
-    quantise_weight,
     round_layers,
     select_layers,
-    sqnr_db,
     weight_scales,
 )
 from gpenlib.compile.write import write_qdq
@@ -28,15 +26,13 @@ from gpenlib.export.graphs import run_onnx
 
 LAYER = "generator.convs.1.conv"  # in halves
 THRESHOLDS = {"input": 2.0, "middle": 1.5}
+PARTS = ["ecd1", "ecd2", "generator.conv1", "generator.convs.0", "generator.convs.10"]
+NAMES = [f"{part}.conv" for part in PARTS]
 
 
 @pytest.fixture(scope="module")
 def joined(float_graph):
     return onnx.load(float_graph)
-
-
-def operators(model, name):
-    return sum(node.op_type == name for node in model.graph.node)
 
 
 def test_halves_compute_the_same(calibrated, float_graph, image, tmp_path):
@@ -47,18 +43,9 @@ def test_halves_compute_the_same(calibrated, float_graph, image, tmp_path):
     np.testing.assert_allclose(run_onnx(tmp_path / "split.onnx", two), expected, atol=1e-5 * expected.std())
 
 
-def test_no_layer_is_behind_a_concat(joined, calibrated):
-    """Every styled layer ends in a Concat, and every one is split away; the given graph is not changed."""
-    styled = sum(
-        ".to_rgb" not in layer.name and ".blur" not in layer.name
-        for layer in convolution_layers(joined)
-        if layer.name.startswith("generator.con")
-    )
-    assert (operators(joined, "Concat"), operators(calibrated.graph, "Concat")) == (styled, 0)
-    assert not any(node.name.endswith(".skip") for node in joined.graph.node)
-
-
-def test_a_layer_stays_one_layer(joined, calibrated):
+def test_every_concat_is_split_away_and_a_layer_stays_one(joined, calibrated):
+    assert any(node.op_type == "Concat" for node in joined.graph.node), "the given graph is not changed"
+    assert not any(node.op_type == "Concat" for node in calibrated.graph.graph.node)
     before, after = convolution_layers(joined), convolution_layers(calibrated.graph)
     assert [(layer.name, layer.output) for layer in after] == [(layer.name, layer.output) for layer in before]
     assert calibrated.names == [layer.name for layer in quantisable_layers(joined)]
@@ -75,13 +62,9 @@ def test_each_half_has_its_own_step(calibrated):
     assert layer.activation_scales[0] != pytest.approx(layer.activation_scales[1], rel=1e-3)
     units = layer.scales * np.array(layer.activation_scales)[:, None]
     np.testing.assert_allclose(units[0], units[1], rtol=1e-6)
+    assert (np.log2(calibrated.round([LAYER], power2=True)[LAYER].scales) % 1 == 0).all()
     each = layer.weight.shape[1] // 2
     np.testing.assert_allclose(layer.input_steps(), np.repeat(np.float32(layer.activation_scales), each))
-    model = copy.deepcopy(calibrated.graph)
-    write_qdq(model, {LAYER: layer})
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    steps = [float(stored[f"{name}_scale"]) for name in layer.report.tensors]
-    assert steps == pytest.approx(layer.activation_scales)
 
 
 def test_bias_correction_is_that_of_both_halves(calibrated):
@@ -106,66 +89,16 @@ def test_steps():
     assert activation_steps([0.0, 12.7], False) == pytest.approx((0.1, 0.1)), "any step serves zeros"
 
 
-def test_power2_scales_in_both_halves(calibrated):
-    layer = calibrated.round([LAYER], power2=True)[LAYER]
-    assert layer.scales.shape[0] == 2 and (np.log2(layer.scales) % 1 == 0).all()
-
-
-def weights(shape=(5, 4, 3, 3)):
-    """Weights whose channels differ in size by a factor of a hundred."""
-    rng = np.random.default_rng(1)
-    return (rng.standard_normal(shape) * np.geomspace(0.01, 1, 5)[:, None, None, None]).astype(np.float32)
-
-
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_power2_scales(axis, per_channel):
-    plain = weight_scales(weights(), axis, per_channel, power2=False)
-    rounded_up = weight_scales(weights(), axis, per_channel, power2=True)
-    assert rounded_up.shape == (weights().shape[axis],)
+def test_power2_scales(two_layers, axis, per_channel):
+    weight = two_layers.weights["w1"]
+    plain = weight_scales(weight, axis, per_channel, power2=False)
+    rounded_up = weight_scales(weight, axis, per_channel, power2=True)
+    assert rounded_up.shape == (weight.shape[axis],)
     assert (np.log2(rounded_up) % 1 == 0).all()
     assert (rounded_up >= plain).all() and (rounded_up < 2 * plain).all()
     assert (weight_scales(np.float32(127) * np.ones((2, 2, 1, 1), np.float32), 0, True, True) == 1).all()
-
-
-def test_a_channel_of_zeros_stays_zero():
-    weight = weights()
-    weight[2] = 0
-    scales = weight_scales(weight, 0, per_channel=True, power2=False)
-    assert np.isfinite(scales).all() and (scales > 0).all()
-    assert not quantise_weight(weight, scales, 0)[2].any()
-
-
-def test_sqnr():
-    signal = np.array([3.0, 4.0])
-    assert sqnr_db(signal, signal) == 200.0
-    assert sqnr_db(signal, signal + np.array([0.3, 0.4])) == pytest.approx(20.0)
-
-
-@pytest.fixture
-def model():
-    """input [1, 4, 6, 6] -> Conv 3x3 -> LeakyRelu -> ConvTranspose 2x2, stride 2 -> output [1, 6, 12, 12]."""
-    nodes = [
-        helper.make_node("Conv", ["input", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
-        helper.make_node("LeakyRelu", ["a"], ["middle"], "activation", alpha=0.2),
-        helper.make_node("ConvTranspose", ["middle", "w2"], ["output"], "second", strides=[2, 2]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "two",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 4, 6, 6])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 6, 12, 12])],
-        [numpy_helper.from_array(weights(), "w1"), numpy_helper.from_array(weights((5, 6, 2, 2)), "w2")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-def test_one_scale_per_layer_costs_small_channels(model):
-    per_layer, per_channel = (
-        round_layers(model, THRESHOLDS, ["first"], choice)["first"].report for choice in (False, True)
-    )
-    assert per_layer.weight_scale_min == per_layer.weight_scale_max == per_channel.weight_scale_max
-    assert per_layer.weight_sqnr_db < per_channel.weight_sqnr_db
 
 
 @pytest.mark.parametrize(
@@ -176,14 +109,16 @@ def test_one_scale_per_layer_costs_small_channels(model):
         (THRESHOLDS, ["computed"], "computed: weight is not constant"),
     ],
 )
-def test_layers_that_cannot_be_rounded(model, thresholds, layers, message):
+def test_layers_that_cannot_be_rounded(two_layers, thresholds, layers, message):
+    model = copy.deepcopy(two_layers.model)
     model.graph.node.append(helper.make_node("Neg", ["w1"], ["negative"]))
     model.graph.node.append(helper.make_node("Conv", ["input", "negative"], ["other"], "computed"))
     with pytest.raises(QuantisationError, match=message):
         round_layers(model, thresholds, layers)
 
 
-def test_quantisable_layers(model):
+def test_quantisable_layers(two_layers):
+    model = copy.deepcopy(two_layers.model)
     assert [layer.name for layer in quantisable_layers(model)] == ["first", "second"]
     rgb, depthwise = np.zeros((3, 6, 1, 1), np.float32), np.zeros((6, 1, 2, 2), np.float32)
     for name, weight, group in (("to_rgb", rgb, 1), ("blur", depthwise, 6)):
@@ -192,15 +127,6 @@ def test_quantisable_layers(model):
             helper.make_node("Conv", ["output", name], [f"{name}_out"], name, group=group)
         )
     assert [layer.name for layer in quantisable_layers(model)] == ["first", "second"]
-
-
-NAMES = [
-    "ecd1.conv",
-    "ecd2.conv",
-    "generator.conv1.conv",
-    "generator.convs.0.conv",
-    "generator.convs.10.conv",
-]
 
 
 @pytest.mark.parametrize(
@@ -221,13 +147,10 @@ def test_select_layers(exclude, kept):
     ("exclude", "message"),
     [
         ([5], r"index 5 is outside 0\.\.4"),
-        ([-1], r"index -1 is outside"),
         (["generator.convs.1.conv"], r"'generator.convs.1.conv'; nearest: generator.convs.10.conv"),
         (["zzz*"], "'zzz\\*'; layers: ecd1.conv, "),
         (["*"], "leaves nothing to quantise"),
-        ([0, 1, 2, 3, 4], "leaves nothing to quantise"),
         (["ecd1.conv", 3, "ecd1.conv"], "'ecd1.conv' is there twice"),
-        ([2, 2], "2 is there twice"),
         ([True], "True is no index"),
     ],
 )
@@ -252,23 +175,6 @@ def test_bias_correction_is_the_mean_error_of_rounding_weights(stride):
         out = torch.nn.functional.conv_transpose2d(x, torch.from_numpy(error), stride=stride)[..., 4:-5, 4:-5]
     assert out.shape[-1] % (stride or 1) == 0
     np.testing.assert_allclose(bias_correction(node, error, means), out.mean((0, 2, 3)).numpy(), rtol=1e-9)
-
-
-@pytest.mark.parametrize("name", ["ecd1.conv", LAYER])  # whole, and in halves
-def test_correction_takes_the_shift_out_of_a_layer(image, calibrated, tiny_model, name):
-    """The mean output of a layer on its float input comes closer to that of the float layer."""
-    deploy = deploy_form(tiny_model)
-    seen = {}
-    handle = deploy.get_submodule(name).register_forward_hook(lambda m, i, o: seen.update(x=i[0], y=o))
-    with torch.inference_mode():
-        deploy(torch.from_numpy(image))
-        handle.remove()
-        shifts = []
-        for options in ({}, {"input_means": calibrated.calibration.input_means}):
-            with fake_quantised(deploy, calibrated.round([name], **options)):
-                output = deploy.get_submodule(name)(seen["x"])
-            shifts.append(float((output - seen["y"]).mean((0, 2, 3)).abs().mean()))
-    assert shifts[1] < 0.5 * shifts[0]
 
 
 def test_what_if_agrees_with_the_written_file(tiny_model, float_graph, image, calibrated, tmp_path):

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
-from gpenlib.compile.calibrate import LEVELS, ChannelRange
-from gpenlib.compile.rounding import QuantisationError, convolution_layers, round_layers
+from gpenlib.compile.calibrate import ChannelRange
+from gpenlib.compile.rounding import QuantisationError, round_layers
 from gpenlib.compile.write import (
     CORRECTED,
     OUTPUT_MARGIN,
@@ -23,23 +23,11 @@ from gpenlib.compile.write import (
     write_qdq,
     write_qoperator,
 )
-from gpenlib.export.graphs import run_onnx
 
 RNG = np.random.default_rng(3)
 LAYER, UP = "generator.convs.1.conv", "generator.convs.0.conv"
 THRESHOLDS = {"input": 2.0, "middle": 1.5}  # below the largest values, so that clipping is tested too
 LAYERS = ["first", "second"]
-
-
-def model_of(nodes, shape, out_shape, constants):
-    """A model input -> output."""
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
-        for name, dims in (("input", shape), ("output", out_shape))
-    ]
-    arrays = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], arrays)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 def run(model, image, names=None):
@@ -59,22 +47,9 @@ def written(graph, layers, form, ranges=None):
     return model
 
 
-def weights():
-    """Weights whose channels differ in size by a factor of a hundred."""
-    rng = np.random.default_rng(1)
-    first = rng.standard_normal((5, 4, 3, 3)) * np.geomspace(0.01, 1, 5)[:, None, None, None]
-    second = rng.standard_normal((5, 6, 2, 2)) * np.geomspace(1, 0.01, 6)[None, :, None, None]
-    return {"w1": first.astype(np.float32), "w2": second.astype(np.float32)}
-
-
 @pytest.fixture
-def model():
-    nodes = [
-        helper.make_node("Conv", ["input", "w1"], ["a"], "first", pads=[1, 1, 1, 1]),
-        helper.make_node("LeakyRelu", ["a"], ["middle"], "activation", alpha=0.2),
-        helper.make_node("ConvTranspose", ["middle", "w2"], ["output"], "second", strides=[2, 2]),
-    ]
-    return model_of(nodes, [1, 4, 6, 6], [1, 6, 12, 12], weights())
+def model(two_layers):
+    return copy.deepcopy(two_layers.model)
 
 
 @pytest.fixture
@@ -98,13 +73,14 @@ def rounded_weight(weight, axis, per_channel, power2):
 
 @pytest.mark.parametrize("power2", [False, True])
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_qdq_agrees_with_the_definition(model, small_image, per_channel, power2):
+def test_qdq_agrees_with_the_definition(model, two_layers, small_image, per_channel, power2):
     def rounded(x, threshold):
         return torch.clamp(torch.round(x / (threshold / 127)), -128, 127) * (threshold / 127)
 
     write_qdq(model, round_layers(model, THRESHOLDS, LAYERS, per_channel, power2))
     first, second = (
-        rounded_weight(weights()[name], axis, per_channel, power2) for name, axis in (("w1", 0), ("w2", 1))
+        rounded_weight(two_layers.weights[name], axis, per_channel, power2)
+        for name, axis in (("w1", 0), ("w2", 1))
     )
     x = F.conv2d(rounded(torch.from_numpy(small_image).double(), 2.0), first, padding=1)
     expected = F.conv_transpose2d(rounded(F.leaky_relu(x, 0.2), 1.5), second, stride=2).numpy()
@@ -114,49 +90,21 @@ def test_qdq_agrees_with_the_definition(model, small_image, per_channel, power2)
     assert np.abs(output - expected).max() < 0.05 * expected.std()
 
 
-def test_scales_lie_along_the_output_channels(model):
-    layers = round_layers(model, THRESHOLDS, LAYERS)
-    write_qdq(model, layers)
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes = {node.name: node for node in model.graph.node}
-    for name, source, axis in (("first", "w1", 0), ("second", "w2", 1)):
-        node, report = nodes[f"{name}.weight_s8_dequantised"], layers[name].report
-        assert [(attribute.name, attribute.i) for attribute in node.attribute] == [("axis", axis)]
-        stored, scales, zeros = (constants[tensor] for tensor in node.input)
-        weight = weights()[source]
-        assert stored.dtype == np.int8 and stored.shape == weight.shape and not zeros.any()
-        other = tuple(i for i in range(4) if i != axis)
-        assert np.allclose(scales, np.abs(weight).max(axis=other) / LEVELS)
-        assert (np.abs(stored.astype(int)).max(axis=other) == LEVELS).all(), "every channel uses its levels"
-        assert (report.weight_scale_min, report.weight_scale_max) == pytest.approx(
-            (scales.min(), scales.max())
-        )
-        assert report.weight_sqnr_db > 35
-    first, second = (layers[name].report for name in LAYERS)
-    assert (first.operator, first.tensors, second.tensors) == ("Conv", ("input",), ("middle",))
-    assert [*first.activation_ranges, *second.activation_ranges] == pytest.approx([2.0, 1.5])
-
-
 def test_only_the_asked_layers_and_counts(model, small_image):
     assert count_quantised(model) == {"Conv": 0, "ConvTranspose": 0}
+    twin = helper.make_node("Conv", ["input", "w1"], ["unused"], "twin", pads=[1, 1, 1, 1])
+    model.graph.node.insert(1, twin)
+    both = written(model, round_layers(model, THRESHOLDS, ["first", "twin"]), "qdq")
+    reads = [node.op_type for node in both.graph.node]
+    assert reads.count("QuantizeLinear") == 1, "readers of one tensor share its rounding"
     one = written(model, round_layers(model, THRESHOLDS, ["second"]), "qdq")
     assert count_quantised(one) == {"Conv": 0, "ConvTranspose": 1}
     names = {tensor.name for tensor in one.graph.initializer}
     assert "w1" in names and "w2" not in names, "float weights are dropped"
     assert run(one, small_image).shape == (1, 6, 12, 12)
-    both = written(model, round_layers(model, THRESHOLDS, LAYERS), "qdq")
-    assert count_quantised(both) == {"Conv": 1, "ConvTranspose": 1}
 
 
-def test_readers_of_one_tensor_share_its_rounding(model, small_image):
-    twin = helper.make_node("Conv", ["input", "w1"], ["unused"], "twin", pads=[1, 1, 1, 1])
-    model.graph.node.insert(1, twin)
-    write_qdq(model, round_layers(model, THRESHOLDS, [*LAYERS, "twin"]))
-    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) == 2
-    assert run(model, small_image).shape == (1, 6, 12, 12)
-
-
-def plain_model():
+def plain_model(model_of):
     sizes = np.geomspace(0.01, 1, 6)  # output channels that differ by a factor of a hundred
     constants = {
         "w": RNG.standard_normal((6, 5, 3, 3)) * sizes[:, None, None, None],
@@ -166,7 +114,7 @@ def plain_model():
     return model_of([node], [1, 5, 7, 7], [1, 6, 4, 4], constants)
 
 
-def up_model(pads=(1, 1, 1, 1), strides=(2, 2)):
+def up_model(model_of, pads=(1, 1, 1, 1), strides=(2, 2)):
     nodes = [
         helper.make_node("ConvTranspose", ["input", "w"], ["raised"], "up", strides=list(strides)),
         helper.make_node("Conv", ["raised", "fir"], ["output"], "blur", pads=list(pads), group=6),
@@ -179,10 +127,10 @@ def up_model(pads=(1, 1, 1, 1), strides=(2, 2)):
 
 
 @pytest.mark.parametrize(("make", "tensor"), [(plain_model, "output"), (up_model, "raised")])
-def test_qoperator_differs_from_qdq_by_half_an_output_step(make, tensor):
+def test_qoperator_differs_from_qdq_by_half_an_output_step(model_of, make, tensor):
     """Beside the rounding of the outputs, per channel, both forms compute the same numbers."""
     image = RNG.uniform(-1, 1, (1, 5, 7, 7)).astype(np.float32)
-    graph = make()
+    graph = make(model_of)
     watched = copy.deepcopy(graph)
     if tensor != "output":
         watched.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
@@ -203,25 +151,11 @@ def test_qoperator_differs_from_qdq_by_half_an_output_step(make, tensor):
 
 
 @pytest.mark.parametrize("options", [{"pads": (2, 2, 2, 2)}, {"strides": (1, 1)}])
-def test_unknown_transposed_convolutions_are_refused(options):
-    model = up_model(**options)
+def test_unknown_transposed_convolutions_are_refused(model_of, options):
+    model = up_model(model_of, **options)
     layers = round_layers(model, {"input": 1.0}, ["up"])
     with pytest.raises(QuantisationError, match=r"up: .*qdq"):
         write_qoperator(model, layers, {"raised": ChannelRange(np.full(6, -9.0), np.full(6, 9.0))})
-
-
-def test_on_a_network_qoperator_is_as_close_as_qdq(calibrated, float_graph, image, tmp_path):
-    """Rounding the outputs costs less than 2 dB of the distance from the float network."""
-    expected, errors = run_onnx(float_graph, image), []
-    for form in ("qdq", "qoperator"):
-        model = written(calibrated.graph, calibrated.round(), form, calibrated.calibration.output_ranges)
-        assert {entry.domain for entry in model.opset_import} <= {"", "ai.onnx"}  # standard operators only
-        onnx.save(model, tmp_path / f"{form}.onnx")
-        two = run_onnx(tmp_path / f"{form}.onnx", np.concatenate([image, image[..., ::-1]]))
-        one = run_onnx(tmp_path / f"{form}.onnx", image)
-        errors.append(np.square(one - expected).mean())
-        np.testing.assert_allclose(two[:1], one, atol=0.02)
-    assert errors[1] < errors[0] * 10**0.2
 
 
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
@@ -237,27 +171,6 @@ def test_halves_are_joined_in_8_bits_and_count_as_one(calibrated, form):
     assert not any(node.name in (f"{LAYER}.skip", f"{LAYER}.sum") for node in model.graph.node)
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_the_joined_convolution_is_the_sum_of_the_rounded_halves(calibrated, image, per_channel):
-    """One convolution with the first half's step stands for both halves with a step each."""
-    layers = calibrated.round([LAYER], per_channel=per_channel)
-    layer = layers[LAYER]
-    parts = next(found for found in convolution_layers(calibrated.graph) if found.name == LAYER)
-    model = written(calibrated.graph, layers, "qdq")
-    names = [*parts.inputs, parts.output]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    *inputs, output = session.run(names, {"input": image})
-    expected = 0
-    for data, step, weight, scales in zip(
-        inputs, layer.activation_scales, layer.weights(), layer.scales, strict=True
-    ):
-        levels = np.clip(np.rint(data / np.float32(step)), -128, 127)
-        whole = torch.from_numpy(weight.astype(np.float64) * scales[:, None, None, None])
-        expected = expected + F.conv2d(torch.from_numpy(levels.astype(np.float64) * step), whole, padding=1)
-    np.testing.assert_allclose(output, expected, atol=1e-5 * float(expected.std()))
-
-
 def test_no_value_of_the_style_path_passes_through_fp16(float_graph):
     """A vector is cast to fp16 only where a feature map takes it up."""
     half, _ = to_half(onnx.load(float_graph))
@@ -268,10 +181,12 @@ def test_no_value_of_the_style_path_passes_through_fp16(float_graph):
     }
     readers = {name: node.op_type for node in half.graph.node for name in node.input if name in narrowed}
     assert narrowed and set(readers.values()) <= {"Mul", "Add", "Conv"}
-    assert join_casts(half) == 0  # nothing is left to join
+    before = half.SerializeToString()
+    join_casts(half)
+    assert half.SerializeToString() == before, "nothing is left to join"
 
 
-def test_the_last_bias_is_changed_and_a_shared_one_keeps_its_value_elsewhere():
+def test_the_last_bias_is_changed_and_a_shared_one_keeps_its_value_elsewhere(model_of):
     nodes = [
         helper.make_node("Add", ["input", "bias"], ["a"]),
         helper.make_node("Mul", ["a", "a"], ["b"]),

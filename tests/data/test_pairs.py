@@ -283,5 +283,3 @@ def test_wrong_answers_are_wrong_in_the_way_they_say():
     soft, grey, wrong = (scores[name] for name in ("soft", "grey", "wrong colours"))
     assert soft["colour_shift"] < 1 < grey["colour_shift"] < wrong["colour_shift"]
     assert grey["ssim"] > soft["ssim"] and grey["psnr"] < soft["psnr"], "the point of the figure in 02_data"
-    turned, original = module.colour_row(answers["wrong colours"]), module.colour_row(truth)
-    assert turned["lightness"] == pytest.approx(original["lightness"], abs=1.5)

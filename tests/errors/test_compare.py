@@ -44,32 +44,21 @@ def brighter(name):
     return picture(name, 3)
 
 
-def test_a_known_offset_is_measured():
-    rows = compare.compare_outputs("int8", make_rows(19.5, 0.88), make_rows(), brighter, picture)
+def test_a_known_offset_is_measured_and_less_quality_is_a_drop_in_every_score():
+    worse = make_rows(19.0, 0.8, delta_e2000=8.5, chroma_error=11.25, lightness=52.0, lab_a=12.0, lab_b=11.0)
+    rows = compare.compare_outputs("int8", worse, make_rows(), brighter, picture)
     assert [row["name"] for row in rows] == list(NAMES)
     for row in rows:
         assert (row["dtype"], row["bias"], row["largest_error"]) == ("int8", 3.0, 3)
         assert row["psnr_to_fp32"] == pytest.approx(20 * np.log10(255 / 3))
+        drops = {score: row[f"{score}_drop"] for score in compare.SCORES}
+        assert drops == pytest.approx({"psnr": 1.0, "ssim": 0.1, "delta_e2000": 0.5, "chroma_error": 0.25})
+        assert row["colour_shift_to_fp32"] == pytest.approx(3.0)
     (darker, _) = compare.compare_outputs("int8", make_rows(), make_rows(), picture, brighter)
     assert darker["bias"] == -3.0 and darker["largest_error"] == 3  # uint8 does not wrap around
     (same, _) = compare.compare_outputs("fp32", make_rows(), make_rows(), picture, picture)
-    assert same["psnr_drop"] == same["ssim_drop"] == same["bias"] == same["colour_shift_to_fp32"] == 0
-    assert (same["largest_error"], same["psnr_to_fp32"]) == (0, PSNR_CEILING)
-
-
-def test_a_drop_is_a_loss_of_quality_in_every_score_and_colour_shift_a_distance():
-    """Less PSNR and SSIM, but more Delta E and chroma error, are worse."""
-    worse = make_rows(19.0, 0.8, delta_e2000=8.5, chroma_error=11.25, lightness=52.0, lab_a=12.0, lab_b=11.0)
-    (row, _) = compare.compare_outputs("int8", worse, make_rows(), picture, picture)
-    drops = {score: row[f"{score}_drop"] for score in compare.SCORES}
-    assert drops == pytest.approx({"psnr": 1.0, "ssim": 0.1, "delta_e2000": 0.5, "chroma_error": 0.25})
-    assert row["colour_shift_to_fp32"] == pytest.approx(3.0)
-
-
-def test_other_faces_are_refused_by_name():
-    for names, said in {("a", "c"): "b, c", ("b", "a"): "their order", ("a",): "b"}.items():
-        with pytest.raises(ValueError, match=f"int8 .*: {said}"):
-            compare.compare_outputs("int8", make_rows(names=names), make_rows(), picture, picture)
+    assert same["psnr_drop"] == same["bias"] == same["colour_shift_to_fp32"] == same["largest_error"] == 0
+    assert same["psnr_to_fp32"] == PSNR_CEILING
 
 
 def test_table_has_one_row_per_dtype_with_verdicts():
@@ -84,13 +73,15 @@ def test_table_has_one_row_per_dtype_with_verdicts():
     rows += compare.compare_outputs("int8", lossy, reference, *readers)
     fp32, row = compare.summarise_comparison(rows, {"fp32": RESULT, "int8": RESULT})
     assert (fp32["dtype"], fp32["psnr_verdict"]) == ("fp32", "reference")
-    assert (row["dtype"], row["images"]) == ("int8", 12)
+    assert (row["dtype"], row["images"], row["largest_error"]) == ("int8", 12, 3)
     assert (row["psnr_drop"], row["worst_psnr_drop"]) == pytest.approx((0.021, 0.022))
-    assert row["largest_error"] == 3 and row["psnr_input"] == row["delta_e2000_chroma_baseline"] == 9.0
     assert row["psnr_verdict"] == "drop" and 0.02 <= row["psnr_drop_low"] < 0.021 < row["psnr_drop_high"]
     assert row["ssim_verdict"] == NOT_SHOWN and row["ssim_drop_low"] < 0 < row["ssim_drop_high"]
-    assert row["delta_e2000_verdict"] == "gain" and row["delta_e2000_drop_high"] < 0
+    assert row["delta_e2000_verdict"] == "gain" and row["psnr_input"] == 9.0
     assert {type(value) for value in row.values()} == {str, int, float}, "goes into JSON"
+    for others, named in {("a", "c"): "b, c", ("b", "a"): "their order", ("a",): "b"}.items():
+        with pytest.raises(ValueError, match=f"int8 .*: {named}"):
+            compare.compare_outputs("int8", make_rows(names=others), make_rows(), picture, picture)
 
 
 # Intervals, verdicts and their correction.
@@ -101,63 +92,37 @@ def sample(mean, count=30, seed=0):
     return mean + 0.1 * (values - values.mean()) / values.std(ddof=1)
 
 
-def test_interval_and_p_value_are_those_of_students_t():
-    values = sample(0.04)
-    estimate = compare.mean_loss(values)
-    ends = stats.t.interval(0.95, 29, values.mean(), stats.sem(values))
-    assert estimate.value == pytest.approx(0.04)
-    assert (estimate.low, estimate.high) == pytest.approx(ends, abs=0.004)
-    assert estimate.p_value == pytest.approx(stats.ttest_rel(values, np.zeros(30)).pvalue)
-
-
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    """95 of 100 for 40 skewed values; a bootstrap of that few covers a little less."""
-    random = np.random.default_rng(0)
-    estimates = [compare.mean_loss(random.exponential(1.0, 40)) for _ in range(200)]
-    assert 0.88 <= np.mean([each.low < 1 < each.high for each in estimates]) <= 0.99
-
-
 @pytest.mark.parametrize(
     ("losses", "verdict"),
     [
-        (sample(0.2), "drop"), (sample(-0.2), "gain"), (sample(0.01), NOT_SHOWN), (sample(0.0), NOT_SHOWN),
+        (sample(0.2), "drop"), (sample(-0.2), "gain"), (sample(0.01), NOT_SHOWN),
         ([1.0, 1.1, 1.2, 0.9, 1.0], "drop"), ([0.0] * 8, NOT_SHOWN), ([0.25] * 8, "drop"),
     ],
 )  # fmt: skip
 def test_verdicts(losses, verdict):
     estimate = compare.mean_loss(losses)
-    assert estimate.verdict == verdict and estimate.excludes_zero == (verdict in ("drop", "gain"))
-    assert (estimate.p_value < 0.05) == estimate.excludes_zero
+    assert estimate.verdict == verdict
+    assert (estimate.p_value < 0.05) == estimate.excludes_zero == (verdict != NOT_SHOWN)
     if np.ptp(losses) == 0:
         assert estimate.low == estimate.high == losses[0]
 
 
-def test_intervals_are_finite_and_repeatable_and_need_five_faces():
+def test_intervals_are_those_of_students_t_finite_and_repeatable_and_need_five_faces():
+    values = sample(0.04)
+    estimate = compare.mean_loss(values)
+    ends = stats.t.interval(0.95, 29, values.mean(), stats.sem(values))
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.04, *ends), abs=0.004)
+    assert estimate.p_value == pytest.approx(stats.ttest_rel(values, np.zeros(30)).pvalue)
     few = compare.mean_loss([1.0] * (compare.FEWEST - 1))
     assert few == compare.Estimate(1.0, None, None, None) and few.verdict == "too few images"
     skewed = compare.mean_loss([0.0] * 30 + [0.1])
     assert 0 <= skewed.low <= skewed.value <= skewed.high < 0.1
-    values = sample(0.02, 12)
-    assert compare.mean_loss(values) == compare.mean_loss(values)
-    assert compare.mean_loss(values).low != compare.mean_loss(values, seed=1).low
+    assert compare.mean_loss(values) == estimate != compare.mean_loss(values, seed=1)
     for unusable in ([], [1.0, math.nan], [math.inf] * 6):
         with pytest.raises(ValueError, match="finite"):
             compare.mean_loss(unusable)
     with pytest.raises(ValueError, match=r"\(3,\).*\(2,\)|\(2,\).*\(3,\)"):
         compare.rank_correlation([1.0, 2.0, 3.0], [1.0, 2.0])
-
-
-def test_rank_correlation_is_spearmans():
-    random = np.random.default_rng(1)
-    x = random.integers(0, 10, 40).astype(float)  # with ties
-    y = x + random.normal(0, 3, 40)
-    estimate = compare.rank_correlation(x, y)
-    assert (estimate.value, estimate.p_value) == pytest.approx(tuple(stats.spearmanr(x, y)))
-    assert -1 <= estimate.low < estimate.value < estimate.high <= 1 and estimate.excludes_zero
-    assert compare.rank_correlation(np.exp(x), y).value == pytest.approx(estimate.value)
-    assert not compare.rank_correlation(random.normal(size=50), random.normal(size=50)).excludes_zero
-    flat = compare.rank_correlation([3.0] * 8, list(range(8)))
-    assert (flat.value, flat.low, flat.high) == (0, 0, 0)
 
 
 def test_holms_correction_by_hand():
@@ -174,23 +139,6 @@ def test_holms_correction_by_hand():
     assert corrected(0.9, 0.9)[0] == (1, 1)
     assert corrected(0.001, low=-0.1)[1] == (NOT_SHOWN,), "as its interval says"
     assert compare.holm([]) == []
-
-
-def null_estimates(random, groups=120, faces=20):
-    """Estimates of groups that share faces, where nothing is lost: intervals and p-values of Student's t."""
-    losses = random.normal(size=(groups, faces)) + 0.3 * random.normal(size=faces)
-    means, errors = losses.mean(axis=1), stats.sem(losses, axis=1) * stats.t.ppf(0.975, faces - 1)
-    p_values = stats.ttest_1samp(losses, 0, axis=1).pvalue
-    return [compare.Estimate(m, m - e, m + e, p) for m, e, p in zip(means, errors, p_values, strict=True)]
-
-
-def test_holm_keeps_the_chance_of_any_false_verdict():
-    """Of 120 tests in which nothing is lost: one or more false verdicts in at most 5 % of the tables."""
-    random = np.random.default_rng(0)
-    tables = [null_estimates(random) for _ in range(400)]
-    alone = np.mean([any(each.excludes_zero for each in table) for table in tables])
-    corrected = np.mean([any(v != NOT_SHOWN for _, v in compare.holm(table)) for table in tables])
-    assert alone > 0.9 and corrected < 0.07
 
 
 # Groups of faces.
@@ -227,7 +175,6 @@ def test_traits_of_pictures(tmp_path):
     for index, colour in enumerate(colours):
         write_image(tmp_path / f"pictures/{index}.png", skin(*colour))
     traits = compare.face_traits(Pairs(open_folder(tmp_path / "pictures"), "color", 64))
-    assert [row["name"] for row in traits] == ["0", "1", "2", "3"]
     assert [row["lightness"] for row in traits] == pytest.approx([40, 60, 75, 60], abs=0.5)
     angles = [math.degrees(math.atan((lightness - 50) / b)) for lightness, _, b in colours[:3]]
     assert [row["ita"] for row in traits[:3]] == pytest.approx(angles, abs=2)
@@ -260,63 +207,41 @@ def test_a_loss_on_one_skin_tone_is_found_there_and_only_there():
     assert (light["group"], light["faces"], light["verdict"]) == ("very light", 6, NOT_SHOWN)
     assert (dark["group"], dark["faces"], dark["verdict"]) == ("dark", 6, "drop")
     assert 0.5 < dark["drop_low"] < dark["drop"] < dark["drop_high"] < 0.51
-    assert dark["fp32"] == 24.0
-    assert {row["dtype"] for row in losses} == {"int8"}
-
-
-def test_the_table_of_groups_is_one_family_and_says_so():
-    random = np.random.default_rng(0)
-    tones = (60.0, 48.0, 35.0, 0.0)
-    traits = [
-        {"name": str(i), "ita": tones[i % 4], "lightness": i * 7 % 40, "colourfulness": i * 11 % 40}
-        for i in range(40)
-    ]
-    scores = make_scores(traits, lambda _: random.normal(), ("fp32", "bf16", "fp16", "int8", "int8_bf16"))
-    table = compare.group_losses(scores, traits)
-    alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in table)
-    assert len(table) == 120 and alone > 0
-    assert {row["verdict"] for row in table} == {NOT_SHOWN}
-    note = compare.groups_note(table)
-    assert note.startswith("120 means") and f"not corrected for that number; {alone} of them" in note
-    assert "corrected (Holm)" in note and "shown: 0." in note
-
-
-def test_thirds_hold_every_face_once_and_few_faces_are_marked():
-    traits = make_traits()
-    losses = only(compare.group_losses(make_scores(traits, lambda row: 0.1), traits), score="ssim")
-    thirds = only(losses, trait="lightness")
-    assert [row["group"] for row in thirds] == list(compare.THIRDS)
-    assert [row["faces"] for row in thirds] == [4, 4, 4]
+    assert dark["fp32"] == 24.0 and {row["dtype"] for row in losses} == {"int8"}
+    thirds = only(losses, trait="lightness", score="psnr")
+    assert [(row["group"], row["faces"]) for row in thirds] == [(third, 4) for third in compare.THIRDS]
     assert all(row["verdict"] == "too few images" and row["drop_low"] is None for row in thirds)
-    (same,) = only(losses, trait="colourfulness")  # all alike: no thirds to be told apart
+    (same,) = only(losses, trait="colourfulness", score="psnr")  # all alike: no thirds to be told apart
     assert same["faces"] == 12
 
 
-def test_trends_follow_what_the_loss_follows():
-    traits = make_traits(20)
-    correlations = compare.trends(make_scores(traits, lambda row: row["lightness"] ** 2), traits)
-    assert len(correlations) == len(compare.TRAITS) * len(compare.GROUP_SCORES)
-    (rising,) = only(correlations, trait="lightness", score="psnr")
-    assert rising["correlation"] == pytest.approx(1.0) and rising["shown"] and rising["low"] > 0.9
-    (flat,) = only(correlations, trait="colourfulness", score="psnr")
-    assert flat["correlation"] == 0 and not flat["shown"]
-
-
-def test_faces_without_skin_tone_are_left_out_of_its_trend():
-    traits = make_traits()
+def test_trends_are_spearmans_over_the_faces_that_have_the_trait():
+    traits, random = make_traits(20), np.random.default_rng(0)
     traits[0]["ita"] = None
-    rows = make_scores(traits, lambda row: row["lightness"])
-    (row,) = only(compare.trends(rows, traits), trait="ita", score="psnr")
-    assert row["faces"] == 11
+    rows = make_scores(traits, lambda row: row["lightness"] // 3 + 3 * random.normal())  # with ties
+    toned, rising, flat = only(compare.trends(rows, traits), score="psnr")
+    drops = [row["psnr_drop"] for row in only(rows, dtype="int8")]
+    lightness = [row["lightness"] for row in traits]
+    assert rising["correlation"] == pytest.approx(stats.spearmanr(lightness, drops).statistic)
+    assert -1 <= rising["low"] < rising["correlation"] < rising["high"] <= 1
+    assert (flat["correlation"], flat["low"], flat["high"], flat["shown"]) == (0, 0, 0, False)
+    assert (rising["faces"], toned["faces"]) == (20, 19)
     groups = only(compare.group_losses(rows, traits), trait="ita", score="psnr")
-    assert [(row["group"], row["faces"]) for row in groups] == [
-        ("very light", 6), ("dark", 5), (compare.NOT_MEASURED, 1)
-    ]  # fmt: skip
-    for row in traits:
-        row["ita"] = None
-    assert only(compare.trends(rows, traits), trait="ita") == []
-    with pytest.raises(ValueError, match=r"fp32: .* f11"):
+    counts = [(row["group"], row["faces"]) for row in groups]
+    assert counts == [("very light", 14), ("dark", 5), (compare.NOT_MEASURED, 1)]
+    assert only(compare.trends(rows, [row | {"ita": None} for row in traits]), trait="ita") == []
+    with pytest.raises(ValueError, match=r"fp32: .* f19"):
         compare.group_losses(make_scores(traits[:-1], lambda row: 0.0), traits)
+
+
+def test_the_verdicts_of_all_groups_are_corrected_together_and_the_note_counts_them():
+    traits, random = make_traits(40), np.random.default_rng(0)
+    scores = make_scores(traits, lambda _: random.normal(), ("fp32", "bf16", "fp16", "int8", "int8_bf16"))
+    table = compare.group_losses(scores, traits)
+    alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in table)
+    assert alone > 0 and {row["verdict"] for row in table} == {NOT_SHOWN}
+    note = compare.groups_note(table)
+    assert note.startswith(f"{len(table)} ") and f" {alone} of " in note and " 0. " in note
 
 
 # The recommended precision: every branch on constructed tables.
@@ -331,76 +256,49 @@ def timed(dtype, ms, high=0.0, spread=0.1, shift=0.0, images=40, **changes):
 
 
 def test_the_fastest_within_the_budget_is_taken():
-    choice = compare.recommend(
-        [timed("fp32", 30.0), timed("bf16", 15.0, 0.02, shift=0.1), timed("int8", 10.0, 0.05, shift=0.2)]
-    )
-    assert choice.dtype == "int8"
-    for words in ("10.0 ms", "3.0 times as fast as fp32 (30.0 ms", "loses 0.025 dB", "at most 0.050 dB",
-                  "ΔE 0.20", "int8 units"):  # fmt: skip
-        assert words in choice.reason
-    assert choice.others.keys() == {"fp32", "bf16"}
-    assert "It loses nothing, but it takes 30.0 ms per image, 3.0 times int8's" in choice.others["fp32"]
-    assert "within the budget, but it takes 15.0 ms per image, 1.5 times" in choice.others["bf16"]
-    assert choice.cautions == ()
-
-
-@pytest.mark.parametrize(
-    ("drop", "high", "words"),
-    [
-        (-0.016, 0.02, "It gains 0.016 dB of PSNR on average and loses at most 0.020 dB"),
-        (-0.016, -0.004, "It gains 0.016 dB of PSNR on average and gains at least 0.004 dB"),
-        (2e-5, 0.02, "It loses 2e-05 dB of PSNR on average"),
-    ],
-)
-def test_a_gain_reads_as_one(drop, high, words):
-    choice = compare.recommend([timed("fp32", 30.0), timed("int8", 10.0, high, psnr_drop=drop)])
-    assert choice.dtype == "int8" and words in choice.reason
-    assert "-" not in choice.reason.replace("2e-05", "")
-    refused = compare.recommend([timed("fp32", 30.0), timed("int8", 10.0, 0.3, psnr_drop=-0.016)])
-    assert "gains 0.016 dB of PSNR on average, and loses up to 0.300 dB" in refused.others["int8"]
+    table = [timed("fp32", 30.0), timed("bf16", 15.0, 0.02), timed("int8", 10.0, 0.05, shift=0.2)]
+    choice = compare.recommend(table)
+    assert choice.dtype == "int8" and choice.cautions == () and choice.others.keys() == {"fp32", "bf16"}
+    for figure in ("10.0 ms", "3.0 times", "30.0 ms", "0.025 dB", "0.050 dB", "ΔE 0.20", "int8 units"):
+        assert figure in choice.reason
+    assert "15.0 ms" in choice.others["bf16"] and "1.5 times" in choice.others["bf16"]
+    gain = compare.recommend([table[0], timed("int8", 10.0, -0.004, psnr_drop=-0.016)]).reason
+    assert "gains 0.016 dB" in gain and "at least 0.004 dB" in gain and "-" not in gain
+    tiny = compare.recommend([table[0], timed("int8", 10.0, 0.02, psnr_drop=2e-5)]).reason
+    assert "loses 2e-05 dB" in tiny
 
 
 def test_a_loss_is_refused_by_the_end_of_its_interval_and_a_shift_of_colour_too():
     """The mean, 0.06 dB, is within the budget; the upper end is not."""
     table = [timed("fp32", 30.0), timed("bf16", 15.0, 0.02), timed("int8", 10.0, 0.12)]
     choice = compare.recommend(table)
-    assert choice.dtype == "bf16"
-    assert "0.060 dB" in choice.others["int8"] and "0.120 dB" in choice.others["int8"]
+    assert choice.dtype == "bf16" and "0.120 dB" in choice.others["int8"]
     assert compare.recommend(table, max_drop_db=0.12).dtype == "int8"
     assert compare.recommend(table, max_drop_db=0.01).dtype == "fp32"
     table = [timed("fp32", 30.0), timed("int8", 10.0, 0.01, shift=0.5)]
     choice = compare.recommend(table)
     assert choice.dtype == "fp32" and "ΔE 0.50" in choice.others["int8"]
-    assert "No other precision within the budget is as fast" in choice.reason
     assert compare.recommend(table, max_colour_shift=0.51).dtype == "int8"
 
 
 def test_of_equally_fast_ones_the_more_accurate_is_taken():
-    table = [
-        timed("fp32", 30.0), timed("bf16", 10.5, 0.01, spread=0.6), timed("int8", 10.0, 0.05, spread=0.2),
-    ]  # fmt: skip
+    table = [timed("fp32", 30.0), timed("bf16", 10.5, 0.01, 0.6), timed("int8", 10.0, 0.05, 0.2)]
     choice = compare.recommend(table)
-    assert choice.dtype == "bf16"
-    assert "not more accurate: int8 (10.0 ms per image)" in choice.reason
-    assert "As fast as bf16 within the spread" in choice.others["int8"]
+    assert choice.dtype == "bf16" and "int8 (10.0 ms" in choice.reason
     table[1] |= {"latency_p10_ms": 10.3}  # no longer overlaps with the 10.2 ms of int8
     assert compare.recommend(table).dtype == "int8"
     choice = compare.recommend([timed("fp32", 10.0, spread=1.0), timed("fp16", 9.8, 0.001, spread=1.0)])
-    assert choice.dtype == "fp32"
-    assert "loses nothing" in choice.reason and "fp16 (9.8 ms per image)" in choice.reason
+    assert choice.dtype == "fp32" and "fp16 (9.8 ms" in choice.reason
 
 
 def test_few_faces_and_times_of_separate_runs_are_cautioned_against():
     table = [timed("fp32", 30.0, images=19), timed("int8", 10.0, images=19)]
-    assert "Only 19 faces" in compare.recommend(table).cautions[0]
-    apart = {"latency_ms": None, "images": 20}
-    choice = compare.recommend([row | apart | {"ms_per_image": row["latency_ms"] / 2} for row in table])
-    assert choice.dtype == "int8" and "5.0 ms" in choice.reason
-    assert len(choice.cautions) == 1 and "separate runs" in choice.cautions[0]
+    assert "19 faces" in compare.recommend(table).cautions[0]
+    choice = compare.recommend([row | {"latency_ms": None, "images": 20} for row in table])
+    assert choice.dtype in ("fp32", "int8") and "100.0 ms" in choice.reason and len(choice.cautions) == 1
     few = {"psnr_drop_low": None, "psnr_drop_high": None, "images": 1}
     choice = compare.recommend([row | few for row in table])
-    assert choice.dtype is None and choice.others.keys() == {"int8"}
-    assert choice.reason.startswith("1 face is too few") and "fp32 is the safe choice" in choice.reason
+    assert choice.dtype is None and choice.others.keys() == {"int8"} and "1 face is" in choice.reason
     with pytest.raises(ValueError, match="int8: fp32"):
         compare.recommend(table[1:])
 
@@ -425,9 +323,7 @@ def result(shift=0.0, dtypes=("fp32", "int8"), digest="same", count=6, reverse=F
 
 def compared(run, *others, dtype="int8", score="psnr", first=None):
     results = {"a": first or result()} | dict(zip("bc", others, strict=False))
-    rows = compare.compare_results(results)
-    assert len(rows) == len({row["dtype"] for row in rows}) * len(compare.SCORES) * len(results)
-    (row,) = only(rows, dtype=dtype, score=score, run=run)
+    (row,) = only(compare.compare_results(results), dtype=dtype, score=score, run=run)
     return row
 
 
@@ -440,10 +336,8 @@ def test_paired_differences_have_an_interval_and_a_verdict():
     assert compared("b", result(0.5), score="delta_e2000")["verdict"] == "worse"
     first = compared("a", result(0.5))
     assert (first["verdict"], first["difference"], first["low"]) == (compare.FIRST, None, None)
-    assert compared("b", result(-0.5), result(), dtype="fp32", score="ssim")["verdict"] == "worse"
-    equal = compared("c", result(-0.5), result(), dtype="fp32", score="ssim")
-    assert (equal["difference"], equal["verdict"]) == (0, NOT_SHOWN)
-    assert compared("b", result(reverse=True))["high"] == 0, "faces are paired by name"
+    equal = compared("c", result(-0.5), result(reverse=True), dtype="fp32", score="ssim")
+    assert (equal["difference"], equal["high"], equal["verdict"]) == (0, 0, NOT_SHOWN), "paired by name"
 
 
 def test_without_the_same_faces_and_dtypes_there_is_no_test():
@@ -453,7 +347,6 @@ def test_without_the_same_faces_and_dtypes_there_is_no_test():
     assert compared("b", result(0.5, count=4), first=result(count=4))["verdict"] == "too few images"
     bf16, int8 = (result(dtypes=("fp32", dtype)) for dtype in ("bf16", "int8"))
     assert compared("b", int8, dtype="bf16", first=bf16)["verdict"] == compare.ABSENT
-    assert compared("a", int8, first=bf16)["verdict"] == compare.ABSENT
     alone = compared("b", int8, first=bf16)
     assert alone["verdict"] == compare.NOT_IN_FIRST and alone["value"] == pytest.approx(27.5)
     with pytest.raises(ValueError, match="'a'"):
@@ -463,7 +356,7 @@ def test_without_the_same_faces_and_dtypes_there_is_no_test():
 # Faces worth looking at.
 
 
-def test_faces_are_those_of_the_dtype_that_loses_most():
+def test_faces_by_loss_and_the_worst_ones():
     drops = {"fp32": (9, 9, 9), "bf16": (0.1, 0.3, 0.2), "int8": (0.5, -0.2, 1.0)}
     rows = [
         {"dtype": dtype, "name": name, "psnr_drop": value}
@@ -471,21 +364,14 @@ def test_faces_are_those_of_the_dtype_that_loses_most():
         for name, value in zip("abc", values, strict=True)
     ]
     roles = {"c": "loses most", "a": "median loss", "b": "loses least"}
-    assert compare.faces_by_loss(rows) == ("int8", roles)
+    assert compare.faces_by_loss(rows) == ("int8", roles), "of the dtype that loses most"
+    assert compare.worst_faces(rows, "int8", 2) == {"c": "1: +1.000 dB", "a": "2: +0.500 dB"}
+    assert list(compare.worst_faces(rows, "bf16", 9)) == ["b", "c", "a"]
     with pytest.raises(ValueError, match="fp32"):
         compare.faces_by_loss(rows[:3])
-
-
-def test_worst_faces_come_worst_first():
-    drops = zip("abcd", (0.1, 0.4, -1, 0.2), strict=True)
-    rows = [{"dtype": "int8", "name": name, "psnr_drop": drop} for name, drop in drops]
-    rows.append({"dtype": "bf16", "name": "a", "psnr_drop": 9.0})
-    assert compare.worst_faces(rows, "int8", 2) == {"b": "1: +0.400 dB", "d": "2: +0.200 dB"}
-    assert list(compare.worst_faces(rows, "int8", 9)) == ["b", "d", "a", "c"]
-    with pytest.raises(ValueError, match=r"int9.*bf16, int8"):
-        compare.worst_faces(rows, "int9", 2)
-    with pytest.raises(ValueError, match="count=0"):
-        compare.worst_faces(rows, "int8", 0)
+    for dtype, count, named in (("int9", 2, "int9.*bf16, fp32, int8"), ("int8", 0, "count=0")):
+        with pytest.raises(ValueError, match=named):
+            compare.worst_faces(rows, dtype, count)
 
 
 @pytest.mark.parametrize(("row", "column"), [(30, 50), (0, 0), (63, 63), (63, 0)])
@@ -504,9 +390,8 @@ def test_face_errors_hold_outputs_maps_and_the_input_where_asked():
     for pair in ((output, expected), (expected, output)):
         np.testing.assert_array_equal(compare.error_map(*pair), [[0, 200], [0, 0]])
     readers = {"fp32": picture, "int8": brighter}
-    (face,) = compare.open_face_errors({"b": "loses most"}, readers)
-    assert (face.name, face.role, list(face.outputs), face.source) == ("b", "loses most", ["int8"], None)
-    np.testing.assert_array_equal(face.expected, picture("b"))
-    assert (face.errors["int8"] == 3).all() and set(face.hotspots) == {"int8"}
-    (face,) = compare.open_face_errors({"a": ""}, readers, lambda _: picture("b"))
-    np.testing.assert_array_equal(face.source, picture("b"))
+    faces = [compare.open_face_errors({"b": "worst"}, readers, *more)[0] for more in ((), (brighter,))]
+    for face in faces:
+        assert (face.name, face.role, list(face.outputs)) == ("b", "worst", ["int8"])
+        assert (face.expected == picture("b")).all() and (face.errors["int8"] == 3).all()
+    assert faces[0].source is None and (faces[1].source == brighter("b")).all()

@@ -2,26 +2,25 @@
 
 import copy
 import random
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from gpenlib import gpen_from_onnx
 from gpenlib.architecture import Gpen, GpenConfig
 from gpenlib.architecture import model as ops
-from gpenlib.architecture.checkpoints import random_network
+from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.export import RecoverError, export_training_form
 from gpenlib.export.graphs import example_input
 
 CONFIGS = {
-    "tiny": GpenConfig(64, 64, 1, 0.0625),
     "multiplier 2": GpenConfig(64, 64, 2, 0.03125),
     "widths differ": GpenConfig(128, 128, 1, 0.0625),  # 8, 16, then 32 channels
     "super-resolution": GpenConfig(64, 128, 1, 0.0625),
@@ -40,17 +39,9 @@ def network(config: GpenConfig) -> Gpen:
 
 
 def export_torchscript_onnx(model: Gpen, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (example_input(model.config),),
-            path,
-            dynamo=False,
-            opset_version=17,
-            input_names=["input"],
-            output_names=["output"],
-        )
+    image = example_input(model.config)
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(model, (image,), path, dynamo=False, opset_version=17)
 
 
 EXPORTERS: dict[str, Callable[[Gpen, Path], object]] = {
@@ -86,21 +77,13 @@ def anonymise(path: Path) -> None:
 def shuffle(path: Path) -> None:
     """Put the nodes into another topological order."""
     model = onnx.load(path)
-    chooser = random.Random(0)
-    producer = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
-    needs = [{producer[name] for name in node.input if name in producer} for node in model.graph.node]
-    readers: dict[int, list[int]] = {}
-    for index, wanted in enumerate(needs):
-        for other in wanted:
-            readers.setdefault(other, []).append(index)
-    ready, order = [index for index, wanted in enumerate(needs) if not wanted], []
-    while ready:
-        index = ready.pop(chooser.randrange(len(ready)))
-        order.append(copy.deepcopy(model.graph.node[index]))
-        for reader in readers.get(index, ()):
-            needs[reader].discard(index)
-            if not needs[reader]:
-                ready.append(reader)
+    chooser, waiting, order = random.Random(0), list(model.graph.node), []
+    known = {"", *(value.name for value in (*model.graph.initializer, *model.graph.input))}
+    while waiting:
+        node = chooser.choice([node for node in waiting if known.issuperset(node.input)])
+        waiting.remove(node)
+        known.update(node.output)
+        order.append(copy.deepcopy(node))
     del model.graph.node[:]
     model.graph.node.extend(order)
     onnx.checker.check_model(model)
@@ -108,10 +91,9 @@ def shuffle(path: Path) -> None:
 
 
 def assert_recovered(path: Path, model: Gpen) -> None:
-    found = gpen_from_onnx(path)
-    assert found.config == model.config
-    assert not found.training
-    own = found.state_dict()
+    recovered = gpen_from_onnx(path)
+    assert recovered.config == model.config and not recovered.training
+    state = recovered.state_dict()
     unknown = {
         f"generator.convs.{2 * level - 6 + i}.noise.weight"
         for level in range(model.config.log_in + 1, model.config.log_out + 1)
@@ -120,10 +102,10 @@ def assert_recovered(path: Path, model: Gpen) -> None:
     for name, expected in model.state_dict().items():
         if name not in unknown:
             limit = 1e-5 * max(1.0, float(expected.abs().max()))  # the mapping network's entries reach 400
-            assert (own[name] - expected).abs().max() <= limit, name
+            assert (state[name] - expected).abs().max() <= limit, name
     image = example_input(model.config, 2)
     with torch.inference_mode():
-        torch.testing.assert_close(found(image), model(image), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(recovered(image), model(image), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -131,44 +113,33 @@ def anonymous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Gpen,
     """The tiny network, exported by both exporters, without names."""
     folder, files = tmp_path_factory.mktemp("anonymous"), {}
     for exporter, export in EXPORTERS.items():
-        model, path = network(CONFIGS["tiny"]), folder / f"{exporter}.onnx"
+        model, path = network(TINY), folder / f"{exporter}.onnx"
         export(model, path)
         anonymise(path)
         files[exporter] = (model, path)
     return files
 
 
+@pytest.mark.parametrize("order", ["as written", "shuffled"])
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_recovers_without_names(anonymous, exporter):
-    model, path = anonymous[exporter]
-    assert "generator" not in str(onnx.load(path).graph.node)
-    assert_recovered(path, model)
-
-
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "tiny"])
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_recovers_other_widths_and_sizes(tmp_path, exporter, name):
-    model, path = network(CONFIGS[name]), tmp_path / "any.onnx"
-    EXPORTERS[exporter](model, path)
-    anonymise(path)
-    assert_recovered(path, model)
-
-
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_dropped_zero_biases_and_equal_tensors(tmp_path, tiny_model, exporter):
-    """A fresh network's zero biases are left out or shared by exporters."""
-    model, path = copy.deepcopy(tiny_model), tmp_path / "any.onnx"
-    EXPORTERS[exporter](model, path)
-    anonymise(path)
-    assert_recovered(path, model)
-
-
-@pytest.mark.parametrize("exporter", EXPORTERS)
-def test_the_order_of_nodes_does_not_matter(anonymous, tmp_path, exporter):
+def test_recovers_without_names_whatever_the_order(anonymous, tmp_path, exporter, order):
     model, source = anonymous[exporter]
-    path = tmp_path / "shuffled.onnx"
+    path = tmp_path / "any.onnx"
     path.write_bytes(source.read_bytes())
-    shuffle(path)
+    assert "generator" not in str(onnx.load(path).graph.node)
+    if order == "shuffled":
+        shuffle(path)
+    assert_recovered(path, model)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "zero biases"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_recovers_other_widths_sizes_and_biases(tmp_path, tiny_model, exporter, name):
+    """A fresh network's zero biases are left out or shared by exporters."""
+    path = tmp_path / "any.onnx"
+    model = network(CONFIGS[name]) if name in CONFIGS else copy.deepcopy(tiny_model)
+    EXPORTERS[exporter](model, path)
+    anonymise(path)
     assert_recovered(path, model)
 
 
@@ -190,7 +161,7 @@ def test_native_operators_of_the_original_code(tmp_path, monkeypatch):
         y = x @ (layer.weight * layer.scale).T
         return F.leaky_relu(y + layer.bias * layer.lr_mul, ops.LEAKY_SLOPE) * ops.LEAKY_GAIN
 
-    model, path = network(CONFIGS["tiny"]), tmp_path / "native.onnx"
+    model, path = network(TINY), tmp_path / "native.onnx"
     x = torch.randn(1, 3, 8, 8)
     torch.testing.assert_close(
         native(x, ops.fir_kernel(), 2, 1, (2, 1)), fast(x, ops.fir_kernel(), 2, (2, 1))
@@ -209,87 +180,128 @@ def first_weight(model: onnx.ModelProto) -> TensorProto:
     return next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [16, 3, 1, 1])
 
 
-def transpose_weight(model: onnx.ModelProto) -> None:
+def transpose_weight(model: onnx.ModelProto) -> str:
     first_weight(model).dims[:] = [3, 16, 1, 1]
+    return "damaged.onnx"
 
 
-def truncate_weight(model: onnx.ModelProto) -> None:
+def truncate_weight(model: onnx.ModelProto) -> str:
     tensor = first_weight(model)
     tensor.raw_data = tensor.raw_data[:40]
+    return tensor.name
 
 
-def remove_weight(model: onnx.ModelProto) -> None:
+def remove_weight(model: onnx.ModelProto) -> str:
+    name = first_weight(model).name
     model.graph.initializer.remove(first_weight(model))
+    return name
 
 
-def narrow_a_bias(model: onnx.ModelProto) -> None:
-    bias = next(tensor for tensor in model.graph.initializer if list(tensor.dims) == [1, 16, 1, 1])
-    bias.CopyFrom(numpy_helper.from_array(np.zeros((1, 5, 1, 1), np.float32), bias.name))
-
-
-def remove_linear(model: onnx.ModelProto) -> None:
-    """Take one layer out of the mapping network."""
-    gemms = [node for node in model.graph.node if node.op_type == "Gemm"]
-    third, fourth = gemms[3], gemms[4]
-    third.input[0], fourth.input[0] = fourth.input[0], third.input[0]
-    fourth.input[0] = gemms[3].output[0]
-    model.graph.node.remove(fourth)
+def remove_linear(model: onnx.ModelProto) -> str:
+    """Take one layer out of the mapping network, so that the last one is missing."""
+    linear = [node for node in model.graph.node if node.op_type == "Gemm"][4]
+    model.graph.node.remove(linear)
     for node in model.graph.node:
-        node.input[:] = [third.output[0] if name == fourth.output[0] else name for name in node.input]
-    third.input[0] = gemms[2].output[0]
+        node.input[:] = [linear.input[0] if name == linear.output[0] else name for name in node.input]
+    return "missing: generator.style.8.weight"
 
 
-def other_slope(model: onnx.ModelProto) -> None:
+def other_slope(model: onnx.ModelProto) -> str:
     for node in model.graph.node:
         if node.op_type == "LeakyRelu":
             node.attribute[0].f = 0.5
+    return "do not reproduce the file"
+
+
+def second_input(model: onnx.ModelProto) -> str:
+    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
+    return "mask"
+
+
+DAMAGES = (transpose_weight, truncate_weight, remove_weight, remove_linear, other_slope, second_input)
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (transpose_weight, "for 3 channels"),
-        (truncate_weight, "damaged initialiser"),
-        (remove_weight, "neither an initialiser nor"),
-        (narrow_a_bias, r"shape \(1, 5, 1, 1\) for 16 channels"),
-        (remove_linear, "8 linear layers before the decoder instead of 9"),
-        (other_slope, r"do not reproduce the file.*standard deviation"),
-    ],
-)
-def test_damaged_graph(anonymous, tmp_path, exporter, damage, message):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_graph(anonymous, tmp_path, exporter, damage):
     model = onnx.load(anonymous[exporter][1])
-    damage(model)
+    named = damage(model)
     path = tmp_path / "damaged.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(RecoverError, match=message):
+    with pytest.raises(RecoverError, match=re.escape(named)):
         gpen_from_onnx(path)
 
 
+def write_identity(path: Path, kind: int) -> Path:
+    """Write a graph that gives back its input."""
+    value = [helper.make_tensor_value_info(name, kind, [1, 3, 64, 64]) for name in ("input", "output")]
+    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], "g", value[:1], value[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
 def test_other_networks_are_refused(tmp_path, tiny_onnx):
-    value = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 64, 64]) for name in ("input", "output")
-    ]
-    weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w")
-    node = helper.make_node("Conv", ["input", "w"], ["output"])
-    graph = helper.make_graph([node], "other", value[:1], value[1:], [weight])
-    onnx.save(helper.make_model(graph), tmp_path / "other.onnx")
-    for path in (tmp_path / "other.onnx", *tiny_onnx.values()):
+    for path in (write_identity(tmp_path / "other.onnx", TensorProto.FLOAT), *tiny_onnx.values()):
         with pytest.raises(RecoverError, match="not a GPEN training form"):
             gpen_from_onnx(path)
-
-
-def test_half_precision_is_refused(anonymous, tmp_path):
-    model = onnx.load(anonymous["dynamo"][1])
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    onnx.save(model, tmp_path / "half.onnx")
-    with pytest.raises(RecoverError, match="not float32"):
-        gpen_from_onnx(tmp_path / "half.onnx")
-
-
-def test_not_a_graph(tmp_path):
+    with pytest.raises(RecoverError, match=r"half.onnx.*not float32"):
+        gpen_from_onnx(write_identity(tmp_path / "half.onnx", TensorProto.FLOAT16))
     (tmp_path / "text.onnx").write_text("no protobuf")
     with pytest.raises(RecoverError, match=r"text.onnx"):
         gpen_from_onnx(tmp_path / "text.onnx")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"absent.onnx"):
         gpen_from_onnx(tmp_path / "absent.onnx")
+
+
+# External data: tensors in files beside the ONNX file
+
+
+def write_external(source: Path, path: Path, together: bool = True) -> Path:
+    """Move every tensor, those of constant nodes too, out of the ONNX file."""
+    path.parent.mkdir()
+    onnx.save(
+        onnx.load(source), path, save_as_external_data=True, all_tensors_to_one_file=together,
+        location="weights.data" if together else None, size_threshold=0, convert_attribute=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_tensors_in_side_files_are_read(anonymous, tmp_path, monkeypatch, exporter, together):
+    model, source = anonymous[exporter]
+    path = write_external(source, tmp_path / "here" / "external.onnx", together)
+    assert len(list(path.parent.iterdir())) == 2 if together else len(list(path.parent.iterdir())) > 50
+    assert path.stat().st_size < source.stat().st_size / 10
+    assert_recovered(path, model)
+    monkeypatch.chdir(path.parent)
+    state, expected = (gpen_from_onnx(file).state_dict() for file in (path.name, source))
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("place", ["../weights.data", "{folder}/weights.data", "link.data"])
+def test_side_files_outside_the_folder_are_refused(anonymous, tmp_path, place):
+    path = write_external(anonymous["dynamo"][1], tmp_path / "here" / "external.onnx")
+    moved = (path.parent / "weights.data").rename(tmp_path / "weights.data")
+    (path.parent / "link.data").symlink_to(moved)
+    place = place.format(folder=tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in (*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(RecoverError, match=re.escape(place)):
+        gpen_from_onnx(path)
+
+
+@pytest.mark.parametrize("size", [None, 100])
+def test_side_files_that_are_missing_or_cut_are_named(anonymous, tmp_path, size):
+    path = write_external(anonymous["dynamo"][1], tmp_path / "here" / "external.onnx")
+    data = path.parent / "weights.data"
+    content = data.read_bytes()
+    data.unlink()
+    if size is not None:
+        data.write_bytes(content[:size])
+    with pytest.raises(RecoverError, match=r"external.onnx"):
+        gpen_from_onnx(path)

@@ -1,8 +1,5 @@
 """Artefacts of the tiny network, one per backend and dtype, built once for all tests of this folder."""
 
-import shutil
-
-import numpy as np
 import pytest
 
 from gpenlib.compile import compile_model
@@ -14,23 +11,22 @@ from gpenlib.infer import open_runtime
 
 
 @pytest.fixture(scope="session")
-def artefact(tiny_model, tmp_path_factory):
+def graph(tiny_model, tmp_path_factory):
+    """The tiny network's float ONNX file."""
+    return export_onnx(tiny_model, tmp_path_factory.mktemp("graph") / "float.onnx")
+
+
+@pytest.fixture(scope="session")
+def artefact(tiny_model, graph, tmp_path_factory):
     """Function (backend, dtype) -> artefact folder."""
     root = tmp_path_factory.mktemp("artefacts")
-    graph = export_onnx(tiny_model, root / "float.onnx")
 
     def build(backend, dtype):
         folder = root / f"{backend}_{dtype}"
         if not folder.exists():
-            settings = {
-                "backend": {"type": backend, "dtype": dtype},
-                "dataset": {"sampler": {"get_data_num": 4}},
-            }
-            try:
-                compile_model(tiny_model, settings, folder, graph)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            dataset = {"sampler": {"get_data_num": 4}}
+            settings = {"backend": {"type": backend, "dtype": dtype}, "dataset": dataset}
+            compile_model(tiny_model, settings, folder, graph)
         return folder
 
     return build
@@ -53,6 +49,4 @@ def pack(tmp_path_factory):
 @pytest.fixture(scope="session")
 def faces(pack):
     """The pack's inputs as float32 [5, 3, 64, 64]."""
-    batch = to_tensor([pack.inputs(index) for index in range(len(pack))])
-    assert batch.dtype == np.float32
-    return batch
+    return to_tensor([pack.inputs(index) for index in range(len(pack))])

@@ -6,71 +6,39 @@ import sys
 import textwrap
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
 import pytest
-from matplotlib.figure import Figure
 
 from gpenlib.files import repository_root, write_json
-from gpenlib.infer import RuntimeUnavailable, fastest_backend, performance
+from gpenlib.infer import RuntimeUnavailable, performance
 from gpenlib.infer.performance import (
-    KINDS,
-    TABLE,
     Combination,
     auto_candidates,
-    available_cores,
-    interleaved_latency,
-    kind_of,
+    fastest_backend,
     layer_times,
-    main,
-    measure_in_child,
-    memory_mib,
-    performance_test,
     run_instances,
     summary_row,
 )
 from gpenlib.infer.runtime import MODEL_FILE, MOST_THREADS, TorchRuntime
-from gpenlib.plots.compile import performance_figure
 
 NAP = 0.02
 NOTHING = SimpleNamespace(backend="none", dtype="fp32", executed_precision="f32")
-MEMORY = {"base_memory_mib": 60.0, "peak_memory_mib": 200.0}
 
 
 # Several runtimes in turn
 
 
-def test_runtimes_are_called_in_turn_and_warm_up_is_not_timed():
-    calls = []
-
-    def recorder(name):
-        def call(batch):
-            calls.append((name, batch.shape, str(batch.dtype)))
-
-        call.in_size, call.backend, call.dtype, call.executed_precision = 8, "none", "fp32", "f32"
-        return call
-
-    rows = interleaved_latency({name: recorder(name) for name in "ab"}, repeats=3, warm_up=1, batch_size=2)
-    turns = ["".join(name for name, _, _ in calls[i : i + 2]) for i in range(0, len(calls), 2)]
-    assert len(turns) == 4 and set(turns) == {"ab", "ba"}  # both orders, so that neither is favoured
-    assert {call[1:] for call in calls} == {((2, 3, 8, 8), "float32")}
-    assert [len(row["times_ms"]) for row in rows] == [3, 3]
-
-
 def test_a_real_runtime_is_timed(fp32):
-    (row,) = interleaved_latency({"tiny": fp32}, repeats=5, warm_up=1, batch_size=2)
-    assert (row["label"], row["backend"], row["dtype"], row["batch_size"]) == ("tiny", "openvino", "fp32", 2)
-    assert row["executed_precision"] == "f32"
+    (row,) = performance.interleaved_latency({"tiny": fp32}, repeats=5, warm_up=1, batch_size=2)
+    ran = [row[name] for name in ("label", "backend", "dtype", "executed_precision", "batch_size")]
+    assert ran == ["tiny", "openvino", "fp32", "f32", 2]
     assert 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] <= max(row["times_ms"])
     assert row["median_ms"] == pytest.approx(sorted(row["times_ms"])[2])
-
-
-def test_impossible_counts_are_refused(fp32):
     with pytest.raises(ValueError, match="batch_size=0"):
-        interleaved_latency({"tiny": fp32}, batch_size=0)
-    with pytest.raises(ValueError, match="repeats=0"):
-        layer_times({}, repeats=0)
+        performance.interleaved_latency({"tiny": fp32}, batch_size=0)
 
 
 # The measured choice of a backend
@@ -78,71 +46,41 @@ def test_impossible_counts_are_refused(fp32):
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Function that fixes the times in ms per backend; returns the list of calls that were made."""
+    """Function that fixes the times in ms per backend; returns the stand-in for the measurement."""
 
     def fix(**milliseconds):
-        made = []
-
-        def times(calls, repeats, warm_up):
-            for name, call in calls.items():
-                assert call().shape == (1, 3, 64, 64)
-                made.append(name)
-            return {name: [milliseconds[name]] * repeats for name in calls}
-
+        times = Mock(side_effect=lambda calls, repeats, _: {n: [milliseconds[n]] * repeats for n in calls})
         monkeypatch.setattr(performance, "interleaved_times", times)
-        return made
+        return times
 
     return fix
 
 
 @pytest.mark.parametrize(
-    ("times", "fastest"),
-    [
-        ({"openvino": 31.24, "onnxruntime": 45.0}, "openvino"),
-        ({"openvino": 50.0, "onnxruntime": 45.0}, "onnxruntime"),
-    ],
+    "times", [{"openvino": 31.24, "onnxruntime": 45.0}, {"openvino": 50.0, "onnxruntime": 45.0}]
 )
-def test_the_fastest_is_taken_and_the_reason_names_all(artefact, slow, times, fastest):
+def test_the_fastest_is_taken_and_the_reason_names_all(artefact, slow, times):
     made = slow(**times)
     backend, reason, rows = fastest_backend(artefact("openvino", "fp32"), "fp32")
-    assert backend == fastest and made == ["openvino", "onnxruntime"]
     order = sorted(times, key=times.get)
+    assert backend == order[0] and list(made.call_args.args[0]) == ["openvino", "onnxruntime"]
     listed = ", ".join(f"{name} {times[name]:.1f} ms" for name in order)
     assert reason == f"fastest measured here: {listed} (median of 5 interleaved calls)"
-    assert rows == [
-        {"backend": name, "median_ms": times[name], "times_ms": [times[name]] * 5} for name in order
-    ]
-
-
-def test_real_times(artefact):
-    backend, reason, rows = fastest_backend(artefact("torch", "fp32"), "fp32", repeats=3)
-    assert {row["backend"] for row in rows} == {"openvino", "onnxruntime", "torch"}
-    assert rows[0]["backend"] == backend and "median of 3" in reason
-    medians = [row["median_ms"] for row in rows]
-    assert medians == sorted(medians) and medians[0] > 0
-
-
-def test_a_single_candidate_is_not_timed(artefact, slow):
-    made = slow()
-    backend, reason, rows = fastest_backend(artefact("openvino", "bf16"), "bf16")
-    assert (backend, rows, made) == ("openvino", [], []) and "only backend" in reason
+    assert rows == [{"backend": n, "median_ms": times[n], "times_ms": [times[n]] * 5} for n in order]
 
 
 def test_a_backend_that_the_machine_lacks_is_left_out_with_the_reason(artefact, slow, monkeypatch):
     slow(openvino=2.0, onnxruntime=1.0)
-
-    def absent(cls, device):
-        raise RuntimeUnavailable("nothing here")
-
     folder = artefact("torch", "fp32")
-    monkeypatch.setattr(TorchRuntime, "check_device", classmethod(absent))
+    monkeypatch.setattr(TorchRuntime, "check_device", Mock(side_effect=RuntimeUnavailable("nothing here")))
     backend, reason, rows = fastest_backend(folder, "fp32")
-    assert backend == "onnxruntime" and len(rows) == 2
-    assert reason.endswith("; torch left out: nothing here")
+    assert backend == "onnxruntime" and len(rows) == 2 and reason.endswith("; torch left out: nothing here")
 
 
-def test_nothing_to_choose_from(artefact):
-    folder = artefact("openvino", "fp32")
+def test_nothing_to_choose_from(artefact, slow):
+    made, folder = slow(), artefact("openvino", "fp32")
+    backend, _, rows = fastest_backend(folder, "fp32", candidates=["onnxruntime"])
+    assert (backend, rows, made.called) == ("onnxruntime", [], False), "a single candidate is not timed"
     with pytest.raises(RuntimeUnavailable, match="none of torch .* serves openvino, onnxruntime"):
         fastest_backend(folder, "fp32", candidates=["torch"])
     with pytest.raises(ValueError, match="dtype='bf16': .* fp32"):
@@ -177,23 +115,20 @@ def test_layer_times(artefact):
         named = {row["name"] for row in rows if "conv" in row["kind"] or "filter" in row["kind"]}
         assert len(expected) > 20 and expected <= named | {"generator.to_rgbs.0.upsample"}
         assert [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
-        assert all(np.isfinite(row["ms"]) and row["ms"] >= 0 and row["kind"] in KINDS for row in rows)
+        assert all(0 <= row["ms"] < np.inf and row["kind"] in performance.KINDS for row in rows)
         precisions = {row["precision"] for row in rows if row["kind"] == "convolution"}
         assert "int8" in precisions and "f32" in precisions  # the layers at the ends stay in float
         assert sum(row["precision"] == "int8" for row in rows) > 10
 
 
-@pytest.mark.parametrize(
-    ("name", "operator", "kind"),
-    [
-        ("generator.convs.0.conv", "ConvTranspose", "transposed convolution"),
-        ("generator.convs.0.blur.conv", "Conv", "depthwise filter"),
-        ("x_bf16_generator.convs.0.blur.conv", "Reorder", "rounding and layout"),
-        ("something", "TopK", "other"),
-    ],
-)
-def test_kinds(name, operator, kind):
-    assert kind_of(name, operator) == kind
+def test_kinds():
+    kinds = {
+        ("generator.convs.0.conv", "ConvTranspose"): "transposed convolution",
+        ("generator.convs.0.blur.conv", "Conv"): "depthwise filter",
+        ("x_bf16_generator.convs.0.blur.conv", "Reorder"): "rounding and layout",
+        ("something", "TopK"): "other",
+    }
+    assert {layer: performance.kind_of(*layer) for layer in kinds} == kinds
 
 
 # Instances at work at the same time
@@ -203,25 +138,19 @@ def nap():
     time.sleep(NAP)
 
 
-def test_two_instances_overlap():
+def test_two_instances_overlap_and_go_on_for_the_seconds_asked_for():
     alone, alone_s = run_instances([nap], repeats=10)
     both, both_s = run_instances([nap, nap], repeats=10)
-    assert (len(alone), len(both)) == (10, 20)
-    assert alone_s >= 10 * NAP
+    assert (len(alone), len(both)) == (10, 20) and alone_s >= 10 * NAP
     assert 1.5 < (len(both) / both_s) / (len(alone) / alone_s) < 2.5
+    times, wall = run_instances([nap, nap], repeats=1, seconds=0.2)
+    assert 0.2 <= wall < 1 and len(times) > 4
 
 
 def test_a_fast_instance_does_not_wait_for_a_slow_one():
-    made = {"fast": 0, "slow": 0}
-
-    def call(name, pause):
-        made[name] += 1
-        time.sleep(pause)
-
-    times, wall = run_instances([lambda: call("fast", 0.005), lambda: call("slow", 0.05)], repeats=10)
-    assert len(times) == 20 == sum(made.values())
-    assert made["fast"] > made["slow"]
-    assert wall < 10 * 0.05
+    times, wall = run_instances([lambda: time.sleep(0.005), lambda: time.sleep(0.05)], repeats=10)
+    assert len(times) == 20 and wall < 10 * 0.05
+    assert sum(ms < 50 for ms in times) > 10, "the fast one makes more calls"
 
 
 def test_warm_up_is_not_timed_and_each_latency_is():
@@ -231,81 +160,48 @@ def test_warm_up_is_not_timed_and_each_latency_is():
     assert sum(times) <= wall * 1000 < 400
 
 
-def test_calls_go_on_for_the_seconds_asked_for():
-    times, wall = run_instances([nap, nap], repeats=1, seconds=0.2)
-    assert 0.2 <= wall < 1
-    assert len(times) > 4
-
-
 @pytest.mark.parametrize("warm_up", [0, 1])
 def test_a_failing_instance_raises_its_own_error(warm_up):
-    def fail():
-        raise OSError("out of order")
-
     with pytest.raises(OSError, match="out of order"):
-        run_instances([nap, fail], repeats=2, warm_up=warm_up)
-
-
-def test_memory_is_that_of_this_process():
-    held = np.ones(64 << 17)  # 64 MiB
-    assert held.nbytes / 2**20 < memory_mib("VmRSS") <= memory_mib("VmHWM") + 1
-    with pytest.raises(ValueError, match="no field 'VmNone'"):
-        memory_mib("VmNone")
+        run_instances([nap, Mock(side_effect=OSError("out of order"))], repeats=2, warm_up=warm_up)
 
 
 # Combinations
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("name", "value"),
     [
-        ({"repeats": 0}, "repeats=0: must be a whole number, at least 1"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"instances": -1}, "instances=-1"),
-        ({"threads": 1.5}, "threads=1.5"),
-        ({"threads": 1_000_000}, f"threads=1000000: .* 1 to {MOST_THREADS}"),
-        ({"warm_up": -1}, "warm_up=-1: must be a whole number, at least 0"),
-        ({"seconds": -0.1}, "seconds=-0.1"),
-        ({"seconds": float("nan")}, "seconds=nan"),
+        ("repeats", 0), ("batch_size", 0), ("instances", -1), ("threads", 1.5), ("threads", MOST_THREADS + 1),
+        ("warm_up", -1), ("seconds", -0.1), ("seconds", float("nan")),
     ],
-)
-def test_impossible_numbers_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        Combination("anywhere", **wrong)
-
-
-def test_lists_are_checked_before_anything_runs():
+)  # fmt: skip
+def test_impossible_numbers_are_refused_before_anything_runs(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        Combination("nowhere", **{name: value})
     with pytest.raises(ValueError, match=r"threads=\[\]: give at least one"):
-        performance_test("nowhere", threads=[])
-    with pytest.raises(ValueError, match="instances=0"):
-        performance_test("nowhere", instances=[1, 0])
+        performance.performance_test("nowhere", threads=[])
 
 
-def test_percentiles_are_numpys():
+def test_percentiles_are_numpys_and_rows_say_what_they_cannot_support():
     times = list(np.random.default_rng(0).gamma(2.0, 10.0, 100))
-    row = summary_row(Combination("a", batch_size=4, instances=2), NOTHING, times, 5.0, MEMORY)
-    for q in (50, 95, 99):
-        assert row[f"p{q}_ms"] == pytest.approx(np.percentile(times, q))
-    assert row["mean_ms"] == pytest.approx(np.mean(times))
-    assert row["images_per_s"] == pytest.approx(100 * 4 / 5)
-    assert row["calls"] == 100 and row["enough_for_p99"] is True
-    assert row["times_ms"] == times
-
-
-def test_rows_say_what_they_cannot_support():
-    cores = available_cores()
-    row = summary_row(Combination("a", instances=cores, threads=1), NOTHING, [1.0] * 99, 1.0, MEMORY)
-    assert row["enough_for_p99"] is False and row["oversubscribed"] is False
-    row = summary_row(Combination("a", instances=cores, threads=2), NOTHING, [1.0], 1.0, MEMORY)
-    assert row["oversubscribed"]
+    row = summary_row(Combination("a", batch_size=4, instances=2), NOTHING, times, 5.0, {})
+    figures = [row[name] for name in ("p50_ms", "p95_ms", "p99_ms", "mean_ms", "images_per_s")]
+    assert figures == pytest.approx([*np.percentile(times, (50, 95, 99)), np.mean(times), 100 * 4 / 5])
+    assert (row["calls"], row["enough_for_p99"], row["times_ms"]) == (100, True, times)
+    for threads in (1, 2):
+        combination = Combination("a", instances=performance.available_cores(), threads=threads)
+        row = summary_row(combination, NOTHING, times[:99], 1.0, {})
+        assert (row["enough_for_p99"], row["oversubscribed"]) == (False, threads == 2)
 
 
 # Child processes
 
 
-def peak_of_a_child(mib):
-    """Memory of a process whose runtime holds so many MiB, from a parent of several hundred."""
-    code = f"""
+def test_peak_memory_of_a_child_is_what_it_holds():
+    """Read from getrusage, it would begin at that of its parent."""
+    held = np.ones(300 << 17)  # 300 MiB here, which must not show there
+    code = """
         import json
         import numpy as np
         from gpenlib.infer.performance import Combination, measure
@@ -314,100 +210,49 @@ def peak_of_a_child(mib):
             backend = dtype = executed_precision = "none"
             in_size = 8
             def __init__(self):
-                self.held = np.ones({mib} << 17)
+                self.held = np.ones(201 << 17)
             def __call__(self, batch):
                 return batch
 
         print(json.dumps(measure(Combination("a", repeats=2), lambda *_, **__: Hungry())))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        check=True, capture_output=True, text=True, cwd=repository_root(),
-    )  # fmt: skip
-    return json.loads(done.stdout)
-
-
-def test_peak_memory_of_a_child_is_what_it_holds():
-    held = np.ones(300 << 17)  # 300 MiB here, which must not show there
-    small, large = peak_of_a_child(1), peak_of_a_child(201)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=repository_root())
+    row = json.loads(done.stdout)
     assert held.nbytes == 300 << 20
-    assert large["peak_memory_mib"] - small["peak_memory_mib"] == pytest.approx(200, abs=15)
-    assert large["peak_memory_mib"] - large["base_memory_mib"] == pytest.approx(201, abs=15)
-    assert small["peak_memory_mib"] - small["base_memory_mib"] == pytest.approx(1, abs=15)
+    assert row["peak_memory_mib"] - row["base_memory_mib"] == pytest.approx(201, abs=15)
 
 
-def test_rows_are_complete(artefact):
-    folder = artefact("onnxruntime", "fp32")
-    rows = performance_test(folder, [1, 2], [1, 2], [1], repeats=3, warm_up=1)
-    assert [(r["batch_size"], r["instances"], r["threads"]) for r in rows] == [
-        (1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1),
-    ]  # fmt: skip
-    for row in rows:
-        assert set(TABLE) <= set(row)
-        assert (row["backend"], row["dtype"], row["device"]) == ("onnxruntime", "fp32", "cpu")
-        assert row["executed_precision"] == "fp32"
-        assert row["calls"] == 3 * row["instances"] == len(row["times_ms"])
-        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= max(row["times_ms"])
-        assert row["images_per_s"] == pytest.approx(row["calls"] * row["batch_size"] / row["wall_s"])
-        assert 0 < row["base_memory_mib"] < row["peak_memory_mib"]
-    json.dumps(rows, allow_nan=False)
-
-
-def broken_artefact(folder, backend):
-    """An artefact folder whose graph no backend can read."""
-    manifest = {"backend": backend, "dtype": "fp32", "in_size": 64, "out_size": 64}
-    write_json(folder / "manifest.json", manifest)
-    (folder / "model.onnx").write_bytes(b"not a graph")
-    return folder
-
-
-def test_what_cannot_be_opened_is_told_as_by_open_runtime(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):
-        performance_test(tmp_path)
+def test_faults_of_a_child_are_told(tmp_path):
+    """What a user can put right as by open_runtime, anything else with its traceback."""
+    manifest = {"backend": "onnxruntime", "dtype": "fp32", "in_size": 64, "out_size": 64}
+    write_json(tmp_path / "manifest.json", manifest)
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(RuntimeUnavailable, match="openvino does not run fp32 on cuda"):
-        performance_test(broken_artefact(tmp_path, "openvino"), device="cuda")
-
-
-def test_another_fault_ends_with_its_traceback(tmp_path):
-    combination = Combination(str(broken_artefact(tmp_path, "onnxruntime")), batch_size=3)
+        performance.performance_test(tmp_path, backend="openvino", device="cuda")
     with pytest.raises(RuntimeError, match=r"batch 3, 1 instances of 1 threads: the process failed") as fault:
-        measure_in_child(combination)
+        performance.performance_test(tmp_path, batch_sizes=[3])
     assert "InvalidProtobuf" in str(fault.value)
 
 
-# Command line and figure
+# The command
 
 
-def test_command_prints_a_table_and_writes_rows(artefact, tmp_path, capsys):
-    target = tmp_path / "sub" / "performance.json"
-    folder = str(artefact("onnxruntime", "fp32"))
-    arguments = [folder, "--batch", "2", "--instances", "1", "2", "--repeats", "4", "--json", str(target)]
-    assert main(arguments) == 0
-    printed = capsys.readouterr().out
-    assert all(title in printed for title in TABLE.values())
+def test_command_prints_a_table_and_writes_complete_rows(artefact, tmp_path, capsys):
+    target, folder = tmp_path / "sub" / "performance.json", str(artefact("onnxruntime", "fp32"))
+    arguments = [folder, "--batch", "1", "2", "--instances", "2", "--repeats", "3", "--json", str(target)]
+    assert performance.main(arguments) == 0
+    printed, stored = capsys.readouterr().out, json.loads(target.read_text(encoding="utf-8"))
+    assert all(title in printed for title in performance.TABLE.values())
     assert "onnxruntime, fp32" in printed and "fewer than 100 calls" in printed
-    stored = json.loads(target.read_text(encoding="utf-8"))
-    assert [row["instances"] for row in stored["rows"]] == [1, 2]
-    assert {"numpy", "onnxruntime"} <= set(stored["packages"])
-    assert stored["artefact"] == folder
-
-
-def test_command_tells_an_error_in_one_line(tmp_path, capsys):
-    assert main([str(tmp_path), "--repeats", "0"]) == 1
+    assert stored["artefact"] == folder and {"numpy", "onnxruntime"} <= set(stored["packages"])
+    assert [(r["batch_size"], r["instances"], r["threads"]) for r in stored["rows"]] == [(1, 2, 1), (2, 2, 1)]
+    for row in stored["rows"]:
+        assert set(performance.TABLE) <= set(row)
+        assert (row["backend"], row["dtype"], row["device"]) == ("onnxruntime", "fp32", "cpu")
+        assert row["executed_precision"] == "fp32" and row["calls"] == 6 == len(row["times_ms"])
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= max(row["times_ms"])
+        assert row["images_per_s"] == pytest.approx(6 * row["batch_size"] / row["wall_s"])
+        assert 0 < row["base_memory_mib"] < row["peak_memory_mib"]
+    assert performance.main([folder, "--repeats", "0"]) == 1
     assert capsys.readouterr().out == "error: repeats=0: must be a whole number, at least 1\n"
-
-
-@pytest.mark.parametrize("count", [1, 4, 12])
-def test_figure_names_every_combination(count):
-    grid = [(b, i, t) for b in (1, 2, 4) for i in (1, 2) for t in (1, 2)][:count]
-    rows = [
-        summary_row(Combination("a", *numbers), NOTHING, [20.0 * numbers[0], 22.0], 1.0, MEMORY)
-        for numbers in grid
-    ]
-    figure = performance_figure(rows)
-    assert isinstance(figure, Figure)
-    speed, memory = figure.axes
-    names = {f"{b} × {i} × {t}" for b, i, t in grid}
-    assert {text.get_text().removesuffix(" *") for text in speed.texts} == names
-    assert {text.get_text().removesuffix(" *") for text in memory.get_yticklabels()} == names
-    assert len([patch for patch in memory.patches if patch.get_width() > 0]) == 2 * count

@@ -4,6 +4,8 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -13,22 +15,13 @@ import torch
 
 from gpenlib.compile import compile_model
 from gpenlib.compile.write import count_quantised, quantised_nodes
-from gpenlib.export import export_onnx, parity
-from gpenlib.export.graphs import run_onnx
+from gpenlib.export import parity
 from gpenlib.files import read_json, sha256, write_json
-from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, fastest_backend, open_runtime
+from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, open_runtime
 from gpenlib.infer import runtime as runtimes
-from gpenlib.infer.runtime import (
-    MOST_THREADS,
-    TABLE,
-    OpenVinoRuntime,
-    faster,
-    interleaved_times,
-    scale_rgb_weights,
-    write_torch_files,
-)
+from gpenlib.infer.runtime import MOST_THREADS, TABLE, OpenVinoRuntime, interleaved_times
 from gpenlib.metrics import psnr
-from gpenlib.settings import BACKENDS, DTYPES
+from gpenlib.settings import DTYPES
 
 TORCH = ("torch", "torchscript")
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -47,31 +40,22 @@ def tolerance(executed, outputs):
 # What goes together
 
 
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        (("openvin", "fp32", "cpu"), "backend='openvin'.*did you mean 'openvino'"),
-        (("openvino", "int3", "cpu"), "dtype='int3'.*did you mean 'int8'"),
-        (("openvino", "fp32", "cuda0"), "device='cuda0'.*did you mean 'cuda'"),
-    ],
-)
-def test_unknown_names_are_refused_with_the_nearest(values, said):
-    with pytest.raises(ValueError, match=said):
-        check_support(*values)
+def test_unknown_names_are_refused_with_the_nearest():
+    names = {"backend": "openvino", "dtype": "int8", "device": "cuda"}
+    for what, near in names.items():
+        with pytest.raises(ValueError, match=f"{what}='{near}0'.*did you mean '{near}'"):
+            check_support(**{**names, what: f"{near}0"})
 
 
 @pytest.mark.parametrize(
     ("backend", "dtype", "device", "able"),
     [
-        ("onnxruntime", "bf16", "cpu", "openvino"),
-        ("openvino", "fp32", "cuda", "onnxruntime"),
-        ("onnxruntime", "bf16", "cuda", "torch"),
-        ("torch", "fp16", "cpu", "openvino"),
-        ("torch", "fp32", "tensorrt", "onnxruntime"),
-        ("torch", "int8", "cpu", "openvino"),
-        ("torchscript", "int8_bf16", "cpu", "openvino"),
+        ("onnxruntime", "bf16", "cpu", "openvino"), ("openvino", "fp32", "cuda", "onnxruntime"),
+        ("onnxruntime", "bf16", "cuda", "torch"), ("torch", "fp16", "cpu", "openvino"),
+        ("torch", "fp32", "tensorrt", "onnxruntime"), ("torch", "int8", "cpu", "openvino"),
+        ("torchscript", "int8_bf16", "cpu", "openvino"), ("onnxruntime", "bf16", "tensorrt", "onnxruntime"),
     ],
-)
+)  # fmt: skip
 def test_unsupported_combinations_name_what_there_is(backend, dtype, device, able):
     with pytest.raises(RuntimeUnavailable, match=rf"{backend} does not run {dtype} on {device}.*{able} \("):
         check_support(backend, dtype, device)
@@ -79,9 +63,8 @@ def test_unsupported_combinations_name_what_there_is(backend, dtype, device, abl
 
 def test_auto_takes_the_first_that_runs_it():
     assert {choose_backend("auto", dtype)[0] for dtype in DTYPES} == {"openvino"}
-    assert choose_backend("auto", "int8", "cuda")[0] == "onnxruntime"
-    assert choose_backend("auto", "bf16", "cuda")[0] == "torch"
-    assert choose_backend("onnxruntime", "fp16") == ("onnxruntime", "asked for")
+    on_cuda = [choose_backend("auto", dtype, "cuda")[0] for dtype in ("int8", "bf16")]
+    assert on_cuda == ["onnxruntime", "torch"]
     with pytest.raises(RuntimeUnavailable, match="no backend runs int8_bf16 on cuda"):
         choose_backend("auto", "int8_bf16", "cuda")
 
@@ -101,9 +84,19 @@ def test_runtime_reproduces_the_network_at_every_batch_size(backend, dtype, arte
     for size in (1, 2):
         parts = np.concatenate([runtime(faces[i : i + size]) for i in range(0, len(faces), size)])
         np.testing.assert_allclose(parts, whole, atol=tolerance(runtime.executed_precision, whole))
+    alone = open_runtime(artefact(backend, dtype), threads=1)(faces[:1])
+    np.testing.assert_allclose(alone, whole[:1], atol=tolerance(runtime.executed_precision, whole))
+    view = faces[::2]  # not contiguous
+    np.testing.assert_array_equal(runtime(view), runtime(np.ascontiguousarray(view)))
+    if backend in TORCH:
+        (name,) = types = runtime.executed_types()
+        assert name == dtype.replace("fp", "f") and types[name] > 25
+        assert runtime.executed_precision.startswith(name)
 
 
-def test_int8_is_executed_in_int8(artefact):
+def test_what_is_asked_for_is_executed(artefact, fp32):
+    # OpenVINO takes bf16 by itself where the processor has it, unless told otherwise.
+    assert fp32.executed_precision == "f32" and set(fp32.executed_types()) == {"f32"}
     folder = artefact("openvino", "int8")
     executed = open_runtime(folder).executed_types()
     quantised = len(quantised_nodes(onnx.load(folder / "model.onnx")))
@@ -115,18 +108,7 @@ def test_int8_is_executed_in_int8(artefact):
     assert runtime.executed_precision == "int8 convolutions, rest f32"
 
 
-def test_fp32_is_executed_in_fp32(fp32):
-    """OpenVINO takes bf16 by itself where the processor has it, unless told otherwise."""
-    assert fp32.executed_precision == "f32" and set(fp32.executed_types()) == {"f32"}
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_number_of_threads_does_not_change_the_result(backend, artefact, faces):
-    one, two = (open_runtime(artefact(backend, "fp32"), threads=count) for count in (1, 2))
-    np.testing.assert_allclose(one(faces[:2]), two(faces[:2]), atol=1e-4)
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, MOST_THREADS + 1, 1_000_000])
+@pytest.mark.parametrize("threads", [0, 1.5, True, MOST_THREADS + 1])
 def test_impossible_threads_are_refused_before_any_library_sees_them(threads):
     with pytest.raises(ValueError, match=rf"threads={threads}: .* 1 to {MOST_THREADS}"):
         open_runtime("nowhere", threads=threads)
@@ -135,23 +117,14 @@ def test_impossible_threads_are_refused_before_any_library_sees_them(threads):
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [
-        ((1, 3, 64, 64), np.float64),
-        ((1, 3, 64, 64), np.uint8),
-        ((1, 3, 32, 64), np.float32),
-        ((1, 64, 64, 3), np.float32),
-        ((3, 64, 64), np.float32),
-        ((0, 3, 64, 64), np.float32),
-        ((), np.float32),
+        ((1, 3, 64, 64), "float64"), ((1, 3, 64, 64), "uint8"), ((1, 3, 32, 64), "float32"),
+        ((1, 64, 64, 3), "float32"), ((3, 64, 64), "float32"), ((0, 3, 64, 64), "float32"), ((), "float32"),
     ],
-)
+)  # fmt: skip
 def test_wrong_input_is_refused_with_its_shape(shape, dtype, fp32):
     with pytest.raises(ValueError, match=r"expected float32 \[N, 3, 64, 64\]") as caught:
         fp32(np.zeros(shape, dtype))
-    assert str(shape) in str(caught.value) and np.dtype(dtype).name in str(caught.value)
-
-
-def test_a_view_that_is_not_contiguous_is_accepted(fp32, faces):
-    np.testing.assert_array_equal(fp32(faces[::2]), fp32(np.ascontiguousarray(faces[::2])))
+    assert str(shape) in str(caught.value) and dtype in str(caught.value)
 
 
 def test_calls_are_timed_in_turns_of_both_orders(monkeypatch):
@@ -168,52 +141,32 @@ def test_calls_are_timed_in_turns_of_both_orders(monkeypatch):
 # Half floats: in the faster arithmetic
 
 
-@pytest.mark.parametrize(
-    ("milliseconds", "taken"),
-    [
-        ({"f32": 950.0, "f16": 1420.0}, "f32"),
-        ({"f32": 950.0, "f16": 600.0}, "f16"),
-        ({"f32": 950.0, "f16": 940.0}, "f32"),  # noise decides nothing
-    ],
-)
-def test_the_faster_arithmetic_is_taken(milliseconds, taken, monkeypatch):
-    now = [0.0]
+# Noise decides nothing.
+@pytest.mark.parametrize(("f16_ms", "taken"), [(1420.0, "f32"), (600.0, "f16"), (940.0, "f32")])
+def test_the_faster_arithmetic_is_taken(f16_ms, taken, monkeypatch):
+    now, milliseconds = [0.0], {"f32": 950.0, "f16": f16_ms}
 
     def call(label):
         now[0] += milliseconds[label] / 1000
 
     monkeypatch.setattr(runtimes.time, "perf_counter", lambda: now[0])
-    assert faster({label: lambda label=label: call(label) for label in milliseconds}) == taken
+    assert runtimes.faster({label: partial(call, label) for label in milliseconds}) == taken
 
 
 @pytest.mark.parametrize("winner", ["f32", "f16"])
-def test_a_processor_with_fp16_runs_what_was_faster_there(winner, artefact, faces, monkeypatch):
-    folder, asked, measured = artefact("openvino", "fp16"), [], []
-    prepare = OpenVinoRuntime.prepare
-
-    def spy(self, size, **properties):
-        hint = {**self._properties, **properties}["INFERENCE_PRECISION_HINT"]
-        asked.append((size, hint))
-        return prepare(self, size, **properties)
+def test_a_processor_with_fp16_runs_what_was_faster_there(winner, artefact, monkeypatch):
+    folder, measured = artefact("openvino", "fp16"), []
 
     def choose(calls):
         measured.append({label: call()[0].shape for label, call in calls.items()})
         return winner
 
     monkeypatch.setattr("openvino.Core.get_property", lambda *_: ["FP32", "FP16"])
-    monkeypatch.setattr(OpenVinoRuntime, "prepare", spy)
     monkeypatch.setattr(OpenVinoRuntime, "_half_hints", {})
     monkeypatch.setattr(runtimes, "faster", choose)
-    runtime = open_runtime(folder)
-    runtime(faces[:2])
+    for _ in range(2):  # measured once per process
+        assert open_runtime(folder)._properties["INFERENCE_PRECISION_HINT"] == winner
     assert measured == [dict.fromkeys(("f32", "f16"), (1, 3, 64, 64))]
-    assert asked == [(1, "f32"), (1, "f16"), (2, winner)]
-    open_runtime(folder)  # once per process
-    assert len(measured) == 1 and asked[3:] == [(1, winner)]
-    monkeypatch.undo()
-    if winner == "f32":
-        assert runtime.executed_precision == "f32"
-        np.testing.assert_array_equal(runtime(faces[:1]), open_runtime(folder)(faces[:1]))
 
 
 # Artefact folders
@@ -252,13 +205,6 @@ def test_missing_files_are_named(tmp_path, copied):
         open_runtime(folder)
 
 
-@pytest.mark.parametrize("backend", TORCH)
-def test_a_folder_without_the_file_says_what_it_serves(artefact, backend):
-    said = rf"serves openvino, onnxruntime; {backend} needs model\.\w+.*backend\.also: \[{backend}\]"
-    with pytest.raises(RuntimeUnavailable, match=said):
-        open_runtime(artefact("openvino", "fp32"), backend=backend)
-
-
 def test_manifests_from_before_there_were_others_stay_valid(copied, faces, fp32):
     old = copied(files=None, torch_files=None, files_sha256=None, model_sha256=None)
     np.testing.assert_array_equal(open_runtime(old)(faces[:1]), fp32(faces[:1]))
@@ -269,23 +215,15 @@ def test_manifests_from_before_there_were_others_stay_valid(copied, faces, fp32)
 @pytest.mark.parametrize(
     ("backend", "name", "kept"),
     [
-        ("openvino", "model.onnx", "model_sha256"),
-        ("openvino", "model.onnx", "files_sha256"),
-        ("torch", "model.safetensors", "torch_files"),
-        ("torchscript", "model.pt", "files_sha256"),
+        ("openvino", "model.onnx", "model_sha256"), ("openvino", "model.onnx", "files_sha256"),
+        ("torch", "model.safetensors", "torch_files"), ("torchscript", "model.pt", "files_sha256"),
     ],
-)
-def test_a_file_that_was_changed_is_refused_by_every_record_of_it(backend, name, kept, copied, faces):
-    records = dict.fromkeys(("model_sha256", "files_sha256", "torch_files"))
-    folder = copied(backend, **records)
-    digest = sha256(folder / name)
-    record = {
-        "model_sha256": digest,
-        "files_sha256": {name: digest},
-        "torch_files": {name: {"sha256": digest}},
-    }
-    manifest = {**read_json(folder / "manifest.json"), kept: record[kept]}
-    write_json(folder / "manifest.json", manifest)
+)  # fmt: skip
+def test_a_changed_file_is_refused_by_every_record_of_it(backend, name, kept, artefact, copied, faces):
+    digest = sha256(artefact(backend, "fp32") / name)
+    digests, torch_files = {name: digest}, {name: {"sha256": digest}}
+    records = {"model_sha256": digest, "files_sha256": digests, "torch_files": torch_files}
+    folder = copied(backend, **dict.fromkeys(records) | {kept: records[kept]})
     assert open_runtime(folder)(faces[:1]).shape == (1, 3, 64, 64)
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -302,8 +240,6 @@ def test_a_manifest_that_is_no_object_is_refused(content, copied):
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(RuntimeUnavailable, match=r"manifest\.json.*compile_model"):
         open_runtime(folder)
-    with pytest.raises(RuntimeUnavailable, match=r"manifest\.json"):
-        fastest_backend(folder, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -334,36 +270,23 @@ def test_the_form_of_int8_is_not_believed_without_a_record(quantisation, copied)
     assert open_runtime(folder).executed_precision == "f32 on values rounded to int8"
 
 
-def test_nothing_is_loaded_for_a_dtype_that_the_backend_lacks(artefact, monkeypatch):
-    folder = artefact("openvino", "int8")
-    monkeypatch.setattr(runtimes, "runtime_class", lambda name: pytest.fail(f"{name} was loaded"))
-    with pytest.raises(RuntimeUnavailable, match="torch does not run int8"):
-        open_runtime(folder, backend="torch")
-
-
 # OpenVINO's graph of one batch size: the style scales the weights of ToRGB layers
 
 
-def test_one_image_has_scaled_weights_and_the_same_result(tiny_model, tmp_path):
+def test_for_one_image_the_style_scales_the_weights(graph):
+    """The results are compared above, at every batch size."""
     import openvino
 
-    path = export_onnx(tiny_model, tmp_path / "float.onnx")
-    one, two = (openvino.Core().read_model(path) for _ in range(2))
+    one, two = (openvino.Core().read_model(graph) for _ in range(2))
     one.reshape([1, 3, 64, 64])
     two.reshape([2, 3, 64, 64])
-    assert (scale_rgb_weights(one), scale_rgb_weights(two)) == (5, 0)  # levels of 4 to 64 px
+    assert [runtimes.scale_rgb_weights(model) for model in (one, two)] == [5, 0]  # levels of 4 to 64 px
     for node in one.get_ordered_ops():
         if node.get_type_name() == "Convolution":
-            data, weights = (node.input_value(i).get_node() for i in (0, 1))
-            if "to_rgb" in node.get_friendly_name():
-                assert (data.get_type_name() != "Multiply", weights.get_type_name()) == (True, "Multiply")
-                assert list(weights.get_output_shape(0))[::2] == [3, 1]
-            else:
-                assert weights.get_type_name() == "Constant", node.get_friendly_name()
-    image = np.random.default_rng(5).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
-    expected = run_onnx(path, image)
-    compiled = openvino.Core().compile_model(one, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    np.testing.assert_allclose(compiled(image)[0], expected, atol=1e-4 * expected.std())
+            data, weights = (node.input_value(i).get_node().get_type_name() for i in (0, 1))
+            to_rgb = "to_rgb" in node.get_friendly_name()
+            assert weights == ("Multiply" if to_rgb else "Constant"), node.get_friendly_name()
+            assert data != "Multiply" or not to_rgb
 
 
 # ONNX Runtime's providers by device; the sessions are stand-ins, no GPU is needed
@@ -375,18 +298,13 @@ def opened(monkeypatch):
     asked = []
 
     def claim(present, started=None):
-        class Session:
-            def __init__(self, path, options, providers):
-                asked.append(providers)
-
-            def get_inputs(self):
-                return [type("Input", (), {"name": "input"})]
-
-            def get_providers(self):
-                return started or [name for name, _ in asked[-1]]
+        def session(path, options, providers):
+            asked.append(providers)
+            names = started or [name for name, _ in providers]
+            return Mock(get_inputs=lambda: [Mock()], get_providers=lambda: names)
 
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: present)
-        monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
         return asked
 
     return claim
@@ -402,62 +320,37 @@ NO_TF32 = (CUDA, {"use_tf32": 0})
 @pytest.mark.parametrize(
     ("device", "dtype", "expected"),
     [
-        ("cpu", "fp32", [(CPU, {})]),
-        ("cuda", "fp32", [NO_TF32]),
-        ("cuda", "fp16", [NO_TF32]),
+        ("cpu", "fp32", [(CPU, {})]), ("cuda", "fp32", [NO_TF32]), ("cuda", "fp16", [NO_TF32]),
         ("tensorrt", "fp32", [tensorrt(fp16=False, int8=False), NO_TF32]),
         ("tensorrt", "fp16", [tensorrt(fp16=True, int8=False), NO_TF32]),
         ("tensorrt", "int8", [tensorrt(fp16=False, int8=True), NO_TF32]),
     ],
-)
+)  # fmt: skip
 def test_providers_in_order(artefact, opened, device, dtype, expected):
     folder = artefact("onnxruntime", dtype)
     asked = opened([TENSORRT, CUDA, CPU])
     runtime = open_runtime(folder, device=device)
     assert asked == [expected] and (runtime.device, runtime.backend) == (device, "onnxruntime")
-
-
-def test_tensorrt_without_cuda_stands_alone(artefact, opened):
-    folder = artefact("onnxruntime", "fp32")
-    asked = opened([TENSORRT, CPU])
-    open_runtime(folder, device="tensorrt")
-    assert [name for name, _ in asked[0]] == [TENSORRT]
+    if device == "tensorrt":  # without CUDA it stands alone
+        opened([TENSORRT, CPU])
+        open_runtime(folder, device=device)
+        assert asked[1] == expected[:1]
+        assert runtime.executed_precision == dtype and runtime.executed_types() == {}
 
 
 @pytest.mark.parametrize(("device", "absent"), [("cuda", CUDA), ("tensorrt", TENSORRT)])
-def test_a_provider_that_is_absent_is_named_with_those_present(artefact, opened, device, absent):
+def test_a_provider_that_is_absent_or_does_not_start_is_named(artefact, opened, device, absent):
     folder = artefact("onnxruntime", "fp32")
     asked = opened(["AzureExecutionProvider", CPU])
     with pytest.raises(RuntimeUnavailable, match=rf"no {absent} .*AzureExecutionProvider, {CPU}"):
         open_runtime(folder, device=device)
     assert asked == []
-
-
-def test_a_silent_fallback_is_refused(artefact, opened):
-    folder = artefact("onnxruntime", "fp32")
-    opened([CUDA, CPU], started=[CPU])
-    with pytest.raises(RuntimeUnavailable, match=f"could not start {CUDA} and fell back to {CPU}"):
-        open_runtime(folder, device="cuda")
-
-
-def test_int8_claims_integer_arithmetic_only_under_tensorrt(artefact, opened):
-    folder = artefact("onnxruntime", "int8")
-    opened([TENSORRT, CUDA, CPU])
-    under_tensorrt = open_runtime(folder, device="tensorrt")
-    assert under_tensorrt.executed_precision == "int8" and under_tensorrt.executed_types() == {}
+    opened([absent, CPU], started=[CPU])  # as ONNX Runtime does in silence
+    with pytest.raises(RuntimeUnavailable, match=f"could not start {absent} and fell back to {CPU}"):
+        open_runtime(folder, device=device)
 
 
 # PyTorch
-
-
-@pytest.mark.parametrize("backend", TORCH)
-@pytest.mark.parametrize(("dtype", "name"), [("fp32", "f32"), ("bf16", "bf16")])
-def test_every_convolution_has_the_type_asked_for(artefact, backend, dtype, name):
-    runtime = open_runtime(artefact(backend, dtype))
-    types = runtime.executed_types()
-    assert set(types) == {name} and types[name] > 25
-    assert runtime.executed_precision.startswith(name)
-    assert types == open_runtime(artefact("torch", dtype)).executed_types()
 
 
 @pytest.mark.parametrize("backend", TORCH)
@@ -467,7 +360,7 @@ def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact
     before = torch.get_num_threads()
     assert before == 2
 
-    def watched(count):
+    def work(count):
         runtime = open_runtime(artefact(backend, "fp32"), threads=count)
         call = runtime._for_batch(1)
 
@@ -477,15 +370,14 @@ def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact
             return call(batch)
 
         runtime._prepared[1] = watch
-        return runtime
+        for _ in range(3):
+            runtime(faces[:1])
 
-    both_runtimes = [watched(count) for count in (1, 2)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda runtime: [runtime(faces[:1]) for _ in range(3)], both_runtimes))
+        list(pool.map(work, used))
     assert used == {1: [1] * 3, 2: [2] * 3}
     with ThreadPoolExecutor(1) as pool:
-        later = pool.submit(torch.get_num_threads).result()
-    assert torch.get_num_threads() == before == later
+        assert pool.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
 
 
 def test_a_call_is_prepared_once_per_batch_size(artefact, faces):
@@ -497,14 +389,6 @@ def test_a_call_is_prepared_once_per_batch_size(artefact, faces):
     assert seen == [1, 1, 1, 2, 2, 2, 1, 2]  # it is optimised in the second call of a shape
 
 
-def test_outputs_do_not_share_memory(artefact, faces):
-    runtime = open_runtime(artefact("torch", "fp32"))
-    first = runtime(faces[:1])
-    kept = first.copy()
-    runtime(faces[1:2])
-    np.testing.assert_array_equal(first, kept)
-
-
 def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
     """The logic around the graph; a stand-in replays it on the CPU."""
     example, output, replays = torch.zeros(2, 3), torch.zeros(2, 3), []
@@ -513,21 +397,9 @@ def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
         assert batch is example, "a graph reads only the memory that it was recorded with"
         return torch.mul(batch, 2, out=output)
 
-    class Graph:
-        def replay(self):
-            replays.append(module(example))
-
-    class Stream:
-        def wait_stream(self, other):
-            assert isinstance(other, Stream)
-
-    stand_ins = {
-        "CUDAGraph": Graph,
-        "Stream": Stream,
-        "stream": lambda stream: nullcontext(),
-        "current_stream": Stream,
-        "graph": lambda graph: nullcontext(),
-    }
+    graph, stream = Mock(replay=lambda: replays.append(module(example))), Mock()
+    stand_ins = {"CUDAGraph": lambda: graph, "Stream": lambda: stream, "current_stream": lambda: stream}
+    stand_ins |= dict.fromkeys(("stream", "graph"), lambda stream: nullcontext())
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     before = torch.backends.cudnn.allow_tf32
@@ -536,13 +408,6 @@ def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
     for value in (1.0, 3.0):
         assert (call(torch.full((2, 3), value)) == 2 * value).all()
     assert len(replays) == 2
-
-
-@pytest.mark.parametrize("backend", TORCH)
-def test_cuda_without_a_gpu_says_so(artefact, backend, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(RuntimeUnavailable, match=r"PyTorch .* sees no CUDA device here.*device='cpu'"):
-        open_runtime(artefact(backend, "fp32"), device="cuda")
 
 
 @pytest.mark.parametrize("backend", TORCH)
@@ -557,11 +422,3 @@ def test_on_cuda(tiny_model, faces, tmp_path, backend, dtype):
     for _ in range(2):  # recorded, then replayed
         for size in (5, 2):
             assert parity(expected[:size], runtime(faces[:size])).psnr > LEAST_PSNR[dtype]
-
-
-def test_files_are_written_only_for_those_asked_for(tiny_model, tmp_path):
-    assert write_torch_files(tiny_model, "int8", tmp_path, ["openvino", "onnxruntime"]) == []
-    (written,) = write_torch_files(tiny_model, "bf16", tmp_path, ["torch", "openvino"])
-    assert written.name == "model.safetensors" and list(tmp_path.iterdir()) == [written]
-    with pytest.raises(ValueError, match="dtype='int8'"):
-        write_torch_files(tiny_model, "int8", tmp_path, ["torch"])

@@ -2,41 +2,19 @@
 
 import csv
 import json
-import threading
+import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, embedded_faces
-from gpenlib.data.pairs import Pairs, write_pack
-from gpenlib.images import from_tensor, read_image, to_grey, to_tensor
+from gpenlib.data.pairs import Pairs, read_pack, write_pack
+from gpenlib.images import from_tensor, read_image, resize, to_grey, to_tensor
 from gpenlib.infer import scoring
-from gpenlib.infer.scoring import (
-    MEANS,
-    SCORES,
-    coloured_with,
-    data_chroma,
-    evaluate_npz,
-    in_parallel,
-    main,
-    output_paths,
-    rank,
-    read_output_npz,
-    restore_pairs,
-    score,
-    summarise,
-    write_output_npz,
-)
-from gpenlib.metrics import (
-    PSNR_CEILING,
-    chroma_error,
-    colour_shift,
-    delta_e2000,
-    mean_colour,
-    psnr,
-    ssim,
-    to_lab,
-)
+from gpenlib.infer.scoring import MEANS, data_chroma, evaluate_npz, output_paths, read_output_npz, score
+from gpenlib.metrics import PSNR_CEILING, mean_colour, psnr, ssim, to_lab
 
 CHROMA = (9.0, 14.0)
 COLOURS = ((200, 120, 100), (120, 160, 90), (90, 110, 180))
@@ -61,49 +39,34 @@ def test_every_answer_is_judged_by_every_score(truth):
     row = score(source, truth, output, CHROMA)
     assert set(row) == set(MEANS)
     answers = {"": from_tensor(output[None])[0], "_input": source}
-    for suffix, answer in {**answers, "_chroma_baseline": coloured_with(source, CHROMA)}.items():
+    for suffix, answer in {**answers, "_chroma_baseline": scoring.coloured_with(source, CHROMA)}.items():
         lab, truth_lab = to_lab(answer), to_lab(truth)
-        values = (
-            psnr(answer, truth),
-            ssim(answer, truth),
-            delta_e2000(lab, truth_lab),
-            chroma_error(lab, truth_lab),
-            colour_shift(answer, truth),
-        )
-        for name, value in zip(SCORES, values, strict=True):
+        values = [psnr(answer, truth), ssim(answer, truth)]
+        values += [metrics.delta_e2000(lab, truth_lab), metrics.chroma_error(lab, truth_lab)]
+        values.append(metrics.colour_shift(answer, truth))
+        for name, value in zip(scoring.SCORES, values, strict=True):
             assert row[f"{name}{suffix}"] == pytest.approx(value, abs=1e-6), name + suffix
 
 
 def test_a_perfect_answer_scores_finite(truth):
-    row = score(truth, truth, as_output(truth), CHROMA)
-    assert row["psnr"] == row["psnr_input"] == PSNR_CEILING
+    row = score(resize(truth, 32), truth, as_output(truth), CHROMA)  # a smaller input is enlarged
+    assert row["psnr"] == PSNR_CEILING and row["psnr_input"] == psnr(resize(resize(truth, 32), 64), truth)
     assert row["ssim"] == pytest.approx(1.0)
     assert row["colour_shift"] == row["delta_e2000"] == row["chroma_error"] == 0.0
-    assert set(summarise([row])) == {f"{name}_mean" for name in MEANS}  # without times, no time
-
-
-def test_a_smaller_input_is_enlarged_for_the_baselines():
-    large = np.full((64, 64, 3), 90, np.uint8)
-    row = score(np.full((32, 32, 3), 90, np.uint8), large, as_output(large), (0.0, 0.0))
-    assert row["psnr_input"] == row["psnr_chroma_baseline"] == PSNR_CEILING
+    assert set(scoring.summarise([row])) == {f"{name}_mean" for name in MEANS}  # no times, no mean
+    times = {10.0: 1.0, 20.0: 2.0, 30.0: 90.0}
+    summary = scoring.summarise([{**row, "psnr": value, "ms": ms} for value, ms in times.items()])
+    assert (summary["psnr_mean"], summary["ms_per_image"]) == (20.0, 2.0)
 
 
 def test_each_rounding_scores_its_own_image():
-    even = np.full((32, 32, 3), 100, np.uint8)
-    output = as_output(even) + np.float32(0.4 / 127.5)  # 100.4: rounds to 100, truncates to 100
+    even, white = (np.full((32, 32, 3), level, np.uint8) for level in (100, 255))
+    output = as_output(even) + np.float32(0.8 / 127.5)  # 100.8: rounds to 101, truncates to 100
     row = score(even, even, output, CHROMA)
-    assert row["psnr"] == row["psnr_truncated"] == PSNR_CEILING
-    assert row["psnr_float"] == pytest.approx(20 * np.log10(255 / 0.4), abs=1e-2)
-    row = score(even, even, output + np.float32(0.4 / 127.5), CHROMA)  # 100.8: to 101 and to 100
-    assert row["psnr"] == pytest.approx(20 * np.log10(255))
-    assert row["psnr_truncated"] == PSNR_CEILING
-    assert row["psnr_float"] == pytest.approx(20 * np.log10(255 / 0.8), abs=1e-2)
+    decibels = [row[name] for name in ("psnr", "psnr_float", "psnr_truncated")]
+    assert decibels == pytest.approx([20 * np.log10(255), 20 * np.log10(255 / 0.8), PSNR_CEILING], abs=1e-2)
     assert row["ssim"] < row["ssim_float"] < row["ssim_truncated"]
-
-
-def test_values_out_of_range_are_clipped_in_every_rounding():
-    white = np.full((32, 32, 3), 255, np.uint8)
-    row = score(white, white, as_output(white) * 1.5, CHROMA)
+    row = score(white, white, as_output(white) * 1.5, CHROMA)  # out of range: clipped in every rounding
     assert row["psnr"] == row["psnr_float"] == row["psnr_truncated"] == PSNR_CEILING
 
 
@@ -115,29 +78,17 @@ def test_mean_colour_of_the_output(truth):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_results_come_in_order_and_few_jobs_wait(threads):
-    taken = done = most = 0
-    lock = threading.Lock()
-
-    def work(number):
-        nonlocal done
-        with lock:
-            done += 1
-        return number
+    done, waiting = [], []
 
     def jobs():
-        nonlocal taken, most
         for number in range(50):
-            most = max(most, taken - done)
-            taken += 1
-            yield lambda number=number: work(number)
+            waiting.append(number - len(done))
+            yield lambda number=number: done.append(number) or number
 
-    assert list(in_parallel(jobs(), threads)) == list(range(50))
-    assert 0 < most < 4 * threads
-
-
-def test_an_error_in_a_job_is_raised():
+    assert list(scoring.in_parallel(jobs(), threads)) == list(range(50))
+    assert 0 < max(waiting) < 4 * threads
     with pytest.raises(ZeroDivisionError):
-        list(in_parallel([lambda: 1 / 0]))
+        list(scoring.in_parallel([lambda: 1 / 0], threads))
 
 
 # The baseline of one even colour
@@ -165,16 +116,13 @@ def test_without_coloured_calibration_it_is_that_of_the_other_faces(calibration)
     assert "other faces" in chroma.source
     a, b, c = chromas_of(*COLOURS)
     np.testing.assert_allclose(chroma.per_face, [(b + c) / 2, (a + c) / 2, (a + b) / 2], atol=1e-4)
-
-
-def test_a_face_alone_gets_no_colour():
-    assert data_chroma(even_pairs(COLOURS[0])).per_face == ((0.0, 0.0),)
+    assert data_chroma(even_pairs(COLOURS[0]), calibration).per_face == ((0.0, 0.0),)  # alone: no colour
 
 
 def test_lightness_stays_and_chroma_is_the_given_one(truth):
     grey = to_grey(truth)
-    np.testing.assert_array_equal(coloured_with(grey, (0.0, 0.0)), grey)
-    lab = to_lab(coloured_with(grey.clip(60, 190), (12.0, 18.0)))
+    np.testing.assert_array_equal(scoring.coloured_with(grey, (0.0, 0.0)), grey)
+    lab = to_lab(scoring.coloured_with(grey.clip(60, 190), (12.0, 18.0)))
     np.testing.assert_allclose(lab[..., 0], to_lab(grey.clip(60, 190))[..., 0], atol=0.5)
     np.testing.assert_allclose(lab[..., 1], 12, atol=1.0)
     np.testing.assert_allclose(lab[..., 2], 18, atol=1.5)
@@ -185,102 +133,63 @@ def test_lightness_stays_and_chroma_is_the_given_one(truth):
 
 @pytest.fixture(scope="module")
 def saved(fp32, pack, tmp_path_factory):
-    """Rows at batch size 1 and the folder of the images."""
+    """Rows at batch size 1, and the folder of the images in ``png`` and of the outputs in ``npz``."""
     folder = tmp_path_factory.mktemp("restored")
-    return restore_pairs(fp32, pack, 1, folder), folder
+    return scoring.restore_pairs(fp32, pack, 1, folder / "png", folder / "npz"), folder
 
 
 def test_rows_are_scores_of_the_saved_images(saved, pack, fp32, faces):
     rows, folder = saved
     assert [row["name"] for row in rows] == list(pack.names)
-    assert sorted(path.stem for path in folder.iterdir()) == sorted(pack.names)
+    assert sorted(path.stem for path in (folder / "png").iterdir()) == sorted(pack.names)
     for index, row in enumerate(rows):
         assert row["ms"] > 0 and all(np.isfinite(row[name]) for name in MEANS)
-        image, source, truth = (
-            read_image(folder / f"{row['name']}.png"),
-            pack.inputs(index),
-            pack.truths(index),
-        )
+        image, truth = read_image(folder / "png" / f"{row['name']}.png"), pack.truths(index)
         np.testing.assert_array_equal(image, from_tensor(fp32(faces[index : index + 1]))[0])
         assert (row["psnr"], row["ssim"]) == (psnr(image, truth), ssim(image, truth))
-        assert (row["psnr_input"], row["ssim_input"]) == (psnr(source, truth), ssim(source, truth))
 
 
-@pytest.mark.parametrize("batch_size", [2, 5, 8])
+@pytest.mark.parametrize("batch_size", [2, 8])
 def test_scores_do_not_depend_on_the_batch_size_nor_on_packing(batch_size, fp32, saved):
-    rows = restore_pairs(fp32, Pairs(embedded_faces(5, 64), "color", 64), batch_size)
+    rows = scoring.restore_pairs(fp32, Pairs(embedded_faces(5, 64), "color", 64), batch_size)
     for row, expected in zip(rows, saved[0], strict=True):
         for name in MEANS:
             assert row[name] == pytest.approx(expected[name], abs=2e-3), name
 
 
-@pytest.mark.parametrize("batch_size", [0, -1, 1.5])
-def test_batch_size_below_one_is_refused(batch_size, fp32, pack):
-    with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
-        restore_pairs(fp32, pack, batch_size)
-
-
-def test_output_that_is_not_finite_is_refused(fp32, pack):
-    class Broken:
-        dtype = "fp32"
-
-        def __call__(self, batch):
-            return np.full_like(fp32(batch), np.nan)
-
+def test_impossible_batches_and_outputs_are_refused(fp32, pack):
+    for batch_size in (0, 1.5):
+        with pytest.raises(ValueError, match=f"batch_size={batch_size}"):
+            scoring.restore_pairs(fp32, pack, batch_size)
+    broken = Mock(dtype="fp32", return_value=np.full((1, 3, 64, 64), np.nan, np.float32))
     with pytest.raises(ValueError, match="NaN"):
-        restore_pairs(Broken(), pack.take([0]))
-
-
-def test_npz_files_hold_the_unrounded_outputs(fp32, pack, faces, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    restore_pairs(fp32, pack, 2, npz=tmp_path / "npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["npz"]  # nothing else is written
-    for index, path in enumerate(output_paths(tmp_path / "npz", pack)):
-        output = read_output_npz(path, pack.names[index], 64)
-        np.testing.assert_allclose(output, fp32(faces[index : index + 1])[0], atol=1e-5)
-
-
-def test_summary_is_means_and_the_median_time(saved):
-    times = {10.0: 1.0, 20.0: 2.0, 30.0: 90.0}
-    summary = summarise([{**saved[0][0], "psnr": value, "ms": ms} for value, ms in times.items()])
-    assert (summary["psnr_mean"], summary["ms_per_image"]) == (20.0, 2.0)
+        scoring.restore_pairs(broken, pack.take([0]))
 
 
 # Outputs in npz files
 
 
 @pytest.fixture
-def outputs(pack):
-    random, truths = np.random.default_rng(0), [as_output(pack.truths(i)) for i in range(len(pack))]
-    return [(truth + random.normal(0, 0.1, truth.shape)).astype(np.float32) for truth in truths]
+def folder(tmp_path, saved):
+    """A copy of the outputs that were saved."""
+    return shutil.copytree(saved[1] / "npz", tmp_path / "npz")
 
 
-@pytest.fixture
-def folder(tmp_path, pack, outputs):
-    for index, (name, output) in enumerate(zip(pack.names, outputs, strict=True)):
-        write_output_npz(tmp_path / "npz", index, name, output)
-    return tmp_path / "npz"
-
-
-def test_what_is_written_is_read_bit_for_bit(folder, pack, outputs):
+def test_files_hold_the_outputs_bit_for_bit_and_their_figures_are_those_of_the_direct_path(
+    folder, pack, saved, fp32, faces
+):
     paths = output_paths(folder, pack)
     assert [path.name for path in paths] == [f"{i:06d}_{name}.npz" for i, name in enumerate(pack.names)]
-    for path, name, output in zip(paths, pack.names, outputs, strict=True):
-        np.testing.assert_array_equal(read_output_npz(path, name, 64), output)
+    for index, (path, name) in enumerate(zip(paths, pack.names, strict=True)):
+        np.testing.assert_array_equal(read_output_npz(path, name, 64), fp32(faces[index : index + 1])[0])
         with np.load(path) as archive:
             assert set(archive.files) == {"output_0", "name"}
+    times = [{"ms": row["ms"]} for row in saved[0]]
+    assert [row | ms for row, ms in zip(evaluate_npz(folder, pack), times, strict=True)] == saved[0]
 
 
-def test_figures_of_files_are_exactly_those_of_the_direct_path(folder, pack, outputs):
-    chromas = data_chroma(pack).per_face
-    assert evaluate_npz(folder, pack) == [
-        {"name": name, **score(pack.inputs(i), pack.truths(i), outputs[i], chromas[i])}
-        for i, name in enumerate(pack.names)
-    ]
-
-
-def test_files_that_do_not_belong_are_named(folder, pack, outputs):
-    surplus = write_output_npz(folder, 5, "stranger", outputs[0])
+def test_files_that_do_not_belong_are_named(folder, pack, faces):
+    surplus = scoring.write_output_npz(folder, 5, "stranger", faces[0])
     with pytest.raises(DataError, match=surplus.name):
         output_paths(folder, pack)
     surplus.unlink()
@@ -300,24 +209,21 @@ def test_files_that_do_not_belong_are_named(folder, pack, outputs):
 
 
 @pytest.mark.parametrize(
-    ("array", "held"),
+    ("shape", "dtype", "value", "held"),
     [
-        (np.zeros((3, 64, 64)), "float64"),
-        (np.zeros((3, 64, 64), np.float16), "float16"),
-        (np.zeros((3, 32, 32), np.float32), r"\(3, 32, 32\), expected float32 \[3, 64, 64\]"),
-        (np.zeros((64, 64, 3), np.float32), r"\(64, 64, 3\)"),
-        (np.full((3, 64, 64), np.nan, np.float32), "NaN or infinity"),
-        (np.full((3, 64, 64), -np.inf, np.float32), "NaN or infinity"),
+        ((3, 64, 64), "float64", 0, "float64"), ((64, 64, 3), "float32", 0, r"\(64, 64, 3\)"),
+        ((3, 64, 64), "float32", np.nan, "NaN or infinity"),
+        ((3, 32, 32), "float32", 0, r"\(3, 32, 32\), expected float32 \[3, 64, 64\]"),
     ],
-)
-def test_other_arrays_are_refused(tmp_path, array, held):
-    path = tmp_path / "000000_a.npz"
+)  # fmt: skip
+def test_other_arrays_are_refused(tmp_path, shape, dtype, value, held):
+    path, array = tmp_path / "000000_a.npz", np.full(shape, value, dtype)
     np.savez(path, output_0=array, name=np.array("a"))
     with pytest.raises(DataError, match=f"000000_a.npz: output_0 .*{held}"):
         read_output_npz(path, "a", 64)
-    if array.shape != (3, 32, 32):
+    if shape != (3, 32, 32):
         with pytest.raises(DataError, match="output_0"):
-            write_output_npz(tmp_path, 0, "a", array)
+            scoring.write_output_npz(tmp_path, 0, "a", array)
 
 
 def test_files_without_the_keys_or_damaged_are_refused(tmp_path):
@@ -325,18 +231,21 @@ def test_files_without_the_keys_or_damaged_are_refused(tmp_path):
     np.savez(path, output_0=np.zeros((3, 64, 64), np.float32))
     with pytest.raises(DataError, match="a.npz: holds output_0, expected also name"):
         read_output_npz(path, "a", 64)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="a.npz: not a readable npz file"):
-        read_output_npz(path, "a", 64)
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    for damaged in (path.read_bytes()[:100], b"", (tmp_path / "b.npy").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="a.npz: not a readable npz file"):
+            read_output_npz(path, "a", 64)
 
 
-def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, outputs):
-    for index, output in enumerate(outputs):
-        np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None])
+def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, faces):
+    for index, output in enumerate(faces):
+        extra = np.array([{}], object)  # what else a file holds is not read
+        np.savez(tmp_path / f"output_{index:06d}.npz", output_0=output[None], other=extra)
     with pytest.raises(DataError, match="is missing"):
         evaluate_npz(tmp_path, pack)
     paths = output_paths(tmp_path, pack, named=False)
-    np.testing.assert_array_equal(read_output_npz(paths[3], None, 64), outputs[3])
+    np.testing.assert_array_equal(read_output_npz(paths[3], None, 64), faces[3])
     assert [row["name"] for row in evaluate_npz(tmp_path, pack, named=False)] == list(pack.names)
     paths[4].unlink()
     with pytest.raises(DataError, match="4 npz files for 5 images"):
@@ -346,21 +255,19 @@ def test_files_of_the_vendors_tool_go_by_their_order(tmp_path, pack, outputs):
 # Faces to look at
 
 
-@pytest.mark.parametrize(
-    ("order", "expected"), [("best", [1, 3, 0]), ("worst", [2, 4, 0]), ("median", [0, 4, 3])]
-)
-def test_rank(order, expected):
-    assert rank(ROWS, order, 3) == expected
-    assert rank([], order, 3) == [] and len(rank(ROWS[:2], order, 9)) == 2
+def test_rank():
+    ranks = {order: scoring.rank(ROWS, order, 2) for order in scoring.ORDERS}
+    assert ranks == {"best": [1, 3], "worst": [2, 4], "median": [0, 4]}
+    assert scoring.rank([], "best", 3) == [] and scoring.rank(ROWS[:2], "best", 9) == [1, 0]
 
 
 def test_equal_scores_stay_in_order_and_unknown_names_are_refused():
     rows = [{"psnr": 1.0}] * 4
-    assert rank(rows, "best", 2) == rank(rows, "worst", 2) == [0, 1]
+    assert scoring.rank(rows, "best", 2) == scoring.rank(rows, "worst", 2) == [0, 1]
     with pytest.raises(ValueError, match="bets.*best, median, worst"):
-        rank(ROWS, "bets", 1)
+        scoring.rank(ROWS, "bets", 1)
     with pytest.raises(ValueError, match="did you mean 'psnr'"):
-        rank(ROWS, "best", 1, "psn")
+        scoring.rank(ROWS, "best", 1, "psn")
 
 
 def test_best_median_worst_shows_no_face_twice():
@@ -371,7 +278,7 @@ def test_best_median_worst_shows_no_face_twice():
 
 def test_recomputed_outputs_are_the_saved_ones(saved, pack, artefact):
     rows, images = saved
-    stored = scoring.output_reader(pack, images, "/not/used")
+    stored = scoring.output_reader(pack, images / "png", "/not/used")
     computed = scoring.output_reader(pack, None, artefact("openvino", "fp32"))
     chosen = scoring.best_median_worst(rows)
     first = scoring.open_faces(pack, rows, chosen, stored)
@@ -389,27 +296,20 @@ def test_recomputed_outputs_are_the_saved_ones(saved, pack, artefact):
 # The command
 
 
-def test_command_prints_means_and_writes_rows(folder, pack, capsys):
-    assert main([str(folder), str(pack.folder)]) == 0
-    printed, rows = capsys.readouterr().out, evaluate_npz(folder, pack)
-    mean = np.mean([row["psnr"] for row in rows])
-    assert f"{mean:.4f}" in printed and "chroma_baseline" in printed and "other faces" in printed
-    results = json.loads((folder.parent / "rows.json").read_text())
-    assert results["rows"] == rows and results["psnr_mean"] == pytest.approx(mean)
-    with (folder.parent / "rows.csv").open(newline="") as file:
-        written = list(csv.DictReader(file))
-    assert [float(row["psnr"]) for row in written] == [row["psnr"] for row in rows]
-
-
-def test_command_takes_the_calibration_beside_the_pack_and_names_a_missing_file(
-    folder, pack, tmp_path, capsys
-):
-    """As 02_data lays them out, and as the figures of 04_infer are made."""
+def test_command_prints_means_writes_rows_and_names_a_missing_file(folder, tmp_path, capsys):
+    """With the calibration beside the pack, as 02_data lays them out and 04_infer takes it."""
     for name, count in (("evaluation", 5), ("calibration", 2)):
         write_pack(tmp_path / name, Pairs(embedded_faces(count, 64), "color", 64))
-    assert main([str(folder), str(tmp_path / "evaluation")]) == 0
-    assert "mean of 2 calibration truths" in capsys.readouterr().out
+    assert scoring.main([str(folder), str(tmp_path / "evaluation")]) == 0
+    pack, calibration = (read_pack(tmp_path / name) for name in ("evaluation", "calibration"))
+    rows = evaluate_npz(folder, pack, chroma=data_chroma(pack, calibration))
+    printed, mean = capsys.readouterr().out, np.mean([row["psnr"] for row in rows])
+    assert f"{mean:.4f}" in printed and "mean of 2 calibration truths" in printed
+    results = json.loads((tmp_path / "rows.json").read_text())
+    assert results["rows"] == rows and results["psnr_mean"] == pytest.approx(mean)
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert [float(row["psnr"]) for row in csv.DictReader(file)] == [row["psnr"] for row in rows]
     missing = sorted(folder.iterdir())[2]
     missing.unlink()
-    assert main([str(folder), str(pack.folder), "--out", str(tmp_path / "none")]) == 1
+    assert scoring.main([str(folder), str(pack.folder), "--out", str(tmp_path / "none")]) == 1
     assert missing.name in capsys.readouterr().err and not (tmp_path / "none").exists()

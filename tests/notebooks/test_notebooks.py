@@ -144,9 +144,18 @@ def test_parameter_files_hold_only_known_parameters(params):
     check_parameters(read_yaml(ROOT / f"params/{params}.yaml"), NOTEBOOKS)
 
 
-def test_a_wrong_dtype_stops_the_notebook_with_the_allowed_values(tmp_path, run_folder):
-    with pytest.raises(NotebookError, match=r"int3.*fp32.*bf16.*fp16.*int8"):
-        execute(FOLDER / "04_infer.ipynb", tmp_path / "out.ipynb", {**SMOKE, "run": "bad", "dtype": "int3"})
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"dtype": "int3"}, r"int3.*fp32.*bf16.*fp16.*int8"),
+        ({"dtpye": "int8"}, r"dtpye.*did you mean 'dtype'"),
+    ],
+)
+def test_wrong_parameters_stop_the_notebook_with_what_is_allowed(wrong, said, tmp_path, run_folder):
+    """papermill itself only warns of a name that the notebook does not have."""
+    values = {"run": "bad", "weights": "tiny-random", **wrong}
+    with pytest.raises(NotebookError, match=said):
+        execute(FOLDER / "04_infer.ipynb", tmp_path / "out.ipynb", values)
     assert not (run_folder.parent / "bad").exists()
 
 

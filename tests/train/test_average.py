@@ -18,17 +18,20 @@ def test_every_weight_is_the_mean(shares, factors):
         torch.testing.assert_close(tensor, sum(parts), msg=name)
 
 
-@pytest.mark.parametrize("shares", [[1.0], [1.0, 0.0], [1.0, 1.0, 1.0]])
-def test_shares_that_do_not_fit_are_refused(shares):
-    with pytest.raises(ValueError, match="one positive number for each of 2"):
-        average_weights([random_network(TINY, seed) for seed in range(2)], shares)
-
-
-def test_one_network_or_networks_of_two_kinds_are_refused():
-    with pytest.raises(ValueError, match="1 networks.*at least two"):
-        average_weights([random_network(TINY)])
-    with pytest.raises(ValueError, match="channel_multiplier=2"):
-        average_weights([random_network(TINY), random_network(GpenConfig(64, 64, 2, 0.0625))])
+@pytest.mark.parametrize(
+    ("configs", "shares", "named"),
+    [
+        *(
+            [(TINY, TINY), shares, "one positive number for each of 2"]
+            for shares in ([1.0], [1.0, 0.0], [1] * 3)
+        ),
+        [(TINY,), None, "1 networks.*at least two"],
+        [(TINY, GpenConfig(64, 64, 2, 0.0625)), None, "channel_multiplier=2"],
+    ],
+)
+def test_networks_and_shares_that_do_not_fit_are_refused(configs, shares, named):
+    with pytest.raises(ValueError, match=named):
+        average_weights([random_network(config) for config in configs], shares)
 
 
 def test_the_command_keeps_the_task_and_refuses_another(tmp_path, capsys):

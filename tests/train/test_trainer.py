@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils._pytree import tree_flatten
 
 from gpenlib.architecture import Discriminator, Generator, Gpen, load_checkpoint, load_generator
 from gpenlib.architecture.checkpoints import CheckpointError, discriminator_file, find_discriminator
@@ -19,7 +20,7 @@ from gpenlib.images import read_image, write_image
 from gpenlib.settings import TrainConfig
 from gpenlib.train import trainer as module
 from gpenlib.train.batches import TrainingFaces, open_training_faces
-from gpenlib.train.trainer import Trainer, TrainingError, load_moments, read_log, series
+from gpenlib.train.trainer import Trainer, TrainingError, read_log, series
 from tests.train.conftest import CONTENT_ONLY, SMALL, MakeConfig
 
 EVERY_TERM: dict[str, Any] = {  # both penalties within the few steps of a test
@@ -33,21 +34,15 @@ def log(run_dir: Path | str, name: str) -> list[float]:
     return series(read_log(Path(run_dir)), name)[1]
 
 
-def entries(path: Path | str) -> dict[str, Any]:
+def entries(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
 def assert_equal(first: Any, second: Any, where: str = "") -> None:
     """Compare nested entries of checkpoints bit for bit."""
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict | list | tuple):
-        keys = first.keys() if isinstance(first, dict) else range(len(first))
-        assert len(first) == len(second), where
-        for key in keys:
-            assert_equal(first[key], second[key], f"{where}.{key}")
-    else:
-        assert first == second, where
+    (one, form), (two, other) = tree_flatten(first), tree_flatten(second)
+    same = [bool(np.array_equal(a, b)) for a, b in zip(one, two, strict=True)]
+    assert form == other and all(same), f"{where}: {same.count(False)} of {len(same)} differ"
 
 
 def test_content_loss_falls_and_what_is_not_finite_stops(configure: MakeConfig) -> None:
@@ -57,7 +52,11 @@ def test_content_loss_falls_and_what_is_not_finite_stops(configure: MakeConfig) 
     history = log(trainer.run_dir, "content")
     assert np.mean(history[-5:]) < 0.5 * np.mean(history[:5])
     assert load_checkpoint(trainer.checkpoint).config.in_size == 64  # picks g_ema
-    assert "d" not in entries(trainer.checkpoint)
+    saved, parameters = entries(trainer.checkpoint), list(Gpen(SMALL).parameters())
+    assert "d" not in saved
+    plain = torch.optim.Adam(parameters)  # takes moments as the original writes them: one group, in order
+    plain.load_state_dict(saved["g_optim"])
+    assert [plain.state[p]["exp_avg"].shape for p in parameters] == [p.shape for p in parameters]
     good = trainer.checkpoint.read_bytes()
     with torch.no_grad():
         next(trainer.objective.generator.parameters()).fill_(float("nan"))
@@ -130,11 +129,9 @@ def test_a_resumed_run_ends_with_the_same_bits_wherever_it_was_stopped(
     shared = EVERY_TERM | {"stage": stage, "steps": 8, "fade_in": 6, "checkpoint_every": 1}
     whole, kept = Trainer(configure(run_dir=str(tmp_path / "whole"), init=init, **shared)), {}
     save = module.save_state
-    monkeypatch.setattr(module, "save_state", lambda *_: kept.update({_[2]: (save(*_), entries(_[0]))[1]}))
-    whole.run()
-    monkeypatch.undo()
-    monkeypatch.setattr(Trainer, "_evaluate", lambda *_: None)
-    assert list(kept) == list(range(1, 9))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_state", lambda *_: kept.update({_[2]: (save(*_), entries(_[0]))[1]}))
+        whole.run()
     for step in stops:
         state, run_dir = dict(kept[step]), tmp_path / f"from_{step}"
         if stage == "prior" and step == 4:  # as it was saved before; after each fourth step that was enough
@@ -143,7 +140,7 @@ def test_a_resumed_run_ends_with_the_same_bits_wherever_it_was_stopped(
         torch.save(state, run_dir / "checkpoint.pt")
         # A prior needs its init no more: what fades out is in the checkpoint.
         now = None if stage == "prior" and step != 4 else init
-        stop = 5 if step < 4 else 8
+        stop = min(8, step + 1 + step % 2)  # before and after the adaptations, at 4 and 8
         Trainer(configure(run_dir=str(run_dir), init=now, **shared)).run_until(stop)
         state = entries(run_dir / "checkpoint.pt")
         assert_equal(kept[stop] | {"config": None}, state | {"config": None}, f"from step {step}")
@@ -159,7 +156,8 @@ def test_a_killed_process_goes_on_from_its_checkpoint_and_log(configure: MakeCon
     run_dir = Path(config.run_dir)
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     kill = (
-        "import os; from gpenlib.train import trainer as t\n"
+        "import os, torch; from gpenlib.train import trainer as t\n"
+        f"torch.set_num_threads({torch.get_num_threads()})\n"  # sums depend on their number
         "save = t.save_state\n"
         "t.save_state = lambda *all: (save(*all), os._exit(9))\n"
         f"t.main([{str(file)!r}])"
@@ -207,22 +205,6 @@ def test_what_may_change_on_resume(configure: MakeConfig) -> None:
     longer = Trainer(configure(losses=CONTENT_ONLY, steps=3))  # the rate is constant
     longer.run()
     assert longer.step == 3
-
-
-def test_optimisers_are_written_as_the_original_keeps_them(configure: MakeConfig) -> None:
-    """One group over the parameters in the network's order, which plain Adam takes."""
-    rates = {"generator": 2e-3, "decoder_factor": 0.1}
-    trainer = Trainer(configure(losses=CONTENT_ONLY, learning_rates=rates, steps=2))
-    trainer.run()
-    saved, parameters = entries(trainer.checkpoint)["g_optim"], list(Gpen(SMALL).parameters())
-    plain = torch.optim.Adam(parameters, lr=2e-3)
-    plain.load_state_dict(saved)
-    assert [plain.state[p]["exp_avg"].shape for p in parameters] == [p.shape for p in parameters]
-    ours = trainer.objective.optimizers["g_optim"]
-    before = ours.state_dict()
-    load_moments(ours, saved["state"], trainer.objective.generator)
-    assert [group["initial_lr"] for group in ours.param_groups] == [2e-4, 2e-3]
-    assert_equal(before, ours.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -322,26 +304,23 @@ def test_repeated_steps_count_once_and_torn_lines_are_passed_over(tmp_path: Path
         read_log(tmp_path / "absent")
 
 
-def test_moving_mean_keeps_length_constants_and_ends() -> None:
+def test_a_log_is_smoothed_and_judged() -> None:
     assert module.smooth([2.0] * 7) == pytest.approx([2.0] * 7)
     assert module.smooth([0.0, 3.0, 6.0, 9.0], window=3) == pytest.approx([1.5, 3.0, 6.0, 7.5])
     assert module.smooth([0.0, 2.0, 4.0, 6.0], window=2) == pytest.approx([0.0, 1.0, 3.0, 5.0])
     assert len(module.smooth([1.0, 3.0])) == 2 and len(module.smooth(list(range(200)))) == 200
-
-
-def test_unsound_logs_are_refused() -> None:
     rows = [{"step": i, "content": 5.0 - i} for i in range(1, 11)]
-    assert module.beginning_and_end(rows, "content") == (3.5, -4.5)  # of fifths
-    with pytest.raises(ValueError, match="'r1' was never logged; logged were content"):
-        module.beginning_and_end(rows, "r1")
     module.check_log(rows, 10, "content")
-    with pytest.raises(ValueError, match="10 steps, not each of 1 to 11"):
-        module.check_log(rows, 11)
-    with pytest.raises(ValueError, match=r"content was 1\.5 and is 9\.5"):
-        module.check_log([{**row, "content": float(row["step"])} for row in rows], 10, "content")
-    rows[2]["content"] = float("nan")
-    with pytest.raises(ValueError, match="content is not finite at step 3"):
-        module.check_log(rows, 10)
+    assert module.beginning_and_end(rows, "content") == (3.5, -4.5)  # of fifths
+    rising, broken = ([row | {"content": value} for row in rows] for value in (1.0, float("nan")))
+    for log_rows, steps, falls, named in (
+        (rows, 10, "r1", "'r1' was never logged; logged were content"),
+        (rows, 11, None, "10 steps, not each of 1 to 11"),
+        (rising, 10, "content", "content was 1 and is 1"),
+        (broken, 10, None, "content is not finite at step 1"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            module.check_log(log_rows, steps, falls)
 
 
 def test_samples_are_spread_over_the_run(tmp_path: Path) -> None:

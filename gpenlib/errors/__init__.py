@@ -1,1 +1,0 @@
-"""What each precision costs: comparison of outputs on the same faces."""

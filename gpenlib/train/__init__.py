@@ -1,1 +1,0 @@
-"""Training: batches, objectives, trainer, averages (``python -m gpenlib train``)."""
