@@ -95,7 +95,7 @@ def compare_outputs(
 def summarise_comparison(
     rows: Sequence[Row], results: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return per dtype means, drops with interval and verdict (not corrected for their number), and how run."""
+    """Return means per dtype, and drops with interval and verdict, not corrected for their number."""
     frame = pd.DataFrame(rows)
     means = [*SCORES, *PLAIN, *OF_BASELINES, "psnr_to_fp32", "colour_shift_to_fp32", "bias"]
     table = []
@@ -352,9 +352,10 @@ def pareto_rows(table: Sequence[Row], latency: Sequence[Row]) -> list[dict[str, 
     return [{key: row[key] for key in losses} | timed[row["dtype"]] | {"mode": None} for row in table]
 
 
-# Which precision to take: the fastest one whose loss is acceptable, and in a sentence why. A loss is acceptable
-# if the upper end of its interval is within the budget (one may be all but sure that no more is lost) and the
-# mean colour moves less than its own. Times that overlap (10th to 90th percentile) count as equally fast.
+# Which precision to take: the fastest one whose loss is acceptable, and in a sentence why. Acceptable means
+# that the upper end of the loss's interval is within its budget (one may be all but sure that no more is
+# lost), and that the mean colour moves less than its budget. Times that overlap (10th to 90th percentile)
+# count as equally fast.
 
 
 @dataclass(frozen=True)
@@ -486,7 +487,7 @@ ABSENT, NOT_IN_FIRST = "not in this run", "not in the first run"
 
 
 def compare_results(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the scores of every run beside the first one's, paired face by face where the faces are equal."""
+    """Return every run's scores beside the first one's; equal faces are paired, and give the verdict."""
     if len(results) < 2:
         raise ValueError(f"runs {list(results)}: two or more are needed for a comparison")
     first = next(iter(results.values()))

@@ -39,7 +39,8 @@ def analyse_layers(
     images: Sequence[FloatArray],
     ranking: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return every feature map's errors, and what leaving the layers that 03_compile ranked in float heals."""
+    """Return every feature map's errors, and what leaving the first layers of ``ranking`` in float heals."""
+    # The ranking comes from calibration images; what heals is measured on faces that had no part in it.
     if missing := sorted(layers.keys() - {row["name"] for row in ranking}):
         raise ValueError(f"the ranking of 03_compile lacks {', '.join(missing[:5])}: measure it again")
     ranked = {row["name"]: row["psnr"] for row in ranking if row["name"] in layers}  # the build's own layers
@@ -250,12 +251,12 @@ def in_groups(maps: Sequence[FeatureMap], limit: int = WATCHED_BYTES) -> Iterato
 
 # Stress fp16 with styles far from 1: the original formulation breaks, the deploy form does not. Demodulation
 # divides the size of a style out again, so that in exact arithmetic large and tiny styles give the same
-# picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish. ToRGB has
-# no demodulation: its style is a real change of the picture.
+# picture (up to the 1e-8 under the root). In fp16, sums of squares leave its range (65504) or vanish. ToRGB
+# has no demodulation: its style is a real change of the picture.
 
 
 def stress_half(model: Gpen, images: Tensor, factors: Sequence[float]) -> list[dict[str, Any]]:
-    """Compare both forms in fp16 with float32 for styles times each factor: PSNR, and what overflows first."""
+    """Compare both forms in fp16 with float32 for styles times each factor: PSNR, and the first overflow."""
     rows = []
     with torch.inference_mode():
         unscaled = model(images)

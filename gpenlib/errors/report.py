@@ -36,7 +36,7 @@ def write_report(
     command: str,
     comparison: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a run's page: ``gallery`` is a dtype and the faces it loses most on, ``command`` repeats the run."""
+    """Write a run's page; ``gallery`` is a dtype and the faces on which it loses most."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,

@@ -1,20 +1,16 @@
 """Every figure draws from small rows of the shape that the stages write, and can be read."""
 
-import inspect
-import io
 import re
 from dataclasses import dataclass
+from inspect import isfunction
 from itertools import combinations, product
-from math import radians, sin
-from types import SimpleNamespace
 
-import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from gpenlib import files, plots
+from gpenlib import plots
 from gpenlib.architecture import inspect as costs
 from gpenlib.architecture.model import GpenConfig
 from gpenlib.compile.build import LEAST_PSNR
@@ -22,21 +18,17 @@ from gpenlib.errors.compare import FaceErrors
 from gpenlib.infer.scoring import Face
 from gpenlib.plots import architecture, compile, data, errors, export, infer, train
 
-# ---------------------------------------------------------------- samples
-
 FACE = re.findall(
     r"\w+",
     "psnr psnr_input psnr_drop ssim ssim_input ssim_drop ms detail detail_input sharpness sharpness_input "
     "bias sharpness_truth colourfulness colourfulness_truth colour_shift colour_shift_to_fp32 lightness "
     "chroma lab_a lab_b red_mean green_mean blue_mean",
 )  # scores of a face, of stages 02, 04 and 05 together
-TRAITS = {
-    "ita": ("very light", "tan", "brown", "dark", "no skin colour found"),
-    "lightness": ("lowest third",),
-}
+TRAITS = {"ita": ("very light", "tan", "brown", "dark", "no skin colour found"), "lightness": ("lowest",)}
+NO_INTERVAL = dict.fromkeys(("drop_low", "low", "drop_high", "high"))
 LAYER = {"weight_scale_min": 1e-4, "weight_scale_max": 4e-3, "weight_sqnr_db": 38.0}
+DEPLOYED = {"deploy_psnr": 62.0, "deploy_overflow": None}
 NONE = ("isolated_sqnr_db", "output_psnr_alone", "output_psnr_without", "clipped_share", "saturation")
-OVERFLOW = "Gpen.generator.convs.13.conv: aten.linalg_vector_norm [2, 4, 4, 3, 3]"
 MEASURED = {
     "median_ms": 41.0, "p10_ms": 40.0, "p90_ms": 45.5, "times_ms": [41.0] * 15, "batch_size": 1, "mode": None,
     "model_bytes": 30 << 20, "executed_precision": "bf16 in 8 bits", "psnr_mean": 48.0, "psnr_worst": 44.0,
@@ -44,26 +36,21 @@ MEASURED = {
 }  # fmt: skip
 
 
-def picture(seed=0, side=40):
-    return np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
-
-
-def walks(*shape):
-    return np.random.default_rng(0).integers(0, 255, (*shape, 8, 8, 3), dtype=np.uint8)
+def picture(seed=0, side=40, *shape):
+    return np.random.default_rng(seed).integers(0, 255, (*shape, side, side, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Rows of every stage; ``length`` fills names up, ``dtypes`` are those beside fp32."""
+    """Rows of every stage; ``dtypes`` are those beside fp32."""
 
     count: int  # of faces, files, combinations
     dtypes: tuple[str, ...]
-    length: int
     depth: int  # layers
     config: GpenConfig
 
     def name(self, text):
-        return text.ljust(self.length, "x")
+        return text.ljust(60, "x") if self.count > 1 else text
 
     def faces(self, seed=0, **more):
         values = np.random.default_rng(seed).uniform(0.1, 1, (self.count, len(FACE)))
@@ -74,17 +61,12 @@ class Case:
     def compared(self):
         return [row for seed, d in enumerate(("fp32", *self.dtypes)) for row in self.faces(seed, dtype=d)]
 
-    def table(self):
-        ends = {f"{key}_drop{end}": 0.1 for key in ("psnr", "ssim") for end in ("", "_low", "_high")}
-        return [{"dtype": dtype, **ends, "psnr_drop_low": None} for dtype in self.dtypes]
-
     def groups(self):
         """Groups and trends; the first group has too few faces for an interval."""
-        low, high = ("drop_low", "low"), ("drop_high", "high")
         value = {"score": "psnr", "fp32": 25.0, "drop": 0.1, "correlation": 0.3}
+        value |= {"drop_low": -0.1, "low": -0.1, "drop_high": 0.4, "high": 0.4}
         return [
-            {"dtype": d, "trait": t, "group": g, "faces": 4 + i, **value}
-            | dict.fromkeys(low, None if i == 0 else -0.1) | dict.fromkeys(high, None if i == 0 else 0.4)
+            {"dtype": d, "trait": t, "group": g, "faces": 4 + i} | (value if i else value | NO_INTERVAL)
             for d in self.dtypes for t, names in TRAITS.items() for i, g in enumerate(names)
         ]  # fmt: skip
 
@@ -95,13 +77,11 @@ class Case:
     def maps(self):
         outputs = {dtype: picture(place) for place, dtype in enumerate(self.dtypes)}
         errors_of = {dtype: output.max(axis=2).astype(np.int16) // 9 for dtype, output in outputs.items()}
-        spots = dict.fromkeys(outputs, (0.13, 0.87))
-        rest = ("worst", picture(9), outputs, errors_of, spots, picture(8, 20))
-        return [FaceErrors(face.name, *rest) for face in self.shown()]
+        rest = (picture(9), outputs, errors_of, dict.fromkeys(outputs, (0.13, 0.87)), picture(8, 20))
+        return [FaceErrors(face.name, "worst", *rest) for face in self.shown()]
 
     def modules(self):
-        names = [f"ecd{i}" for i in range(8)] + [f"generator.convs.{i}" for i in range(22)]
-        return names[-self.depth :]
+        return [*(f"ecd{i}" for i in range(8)), *(f"generator.convs.{i}" for i in range(22))][-self.depth :]
 
     def feature_maps(self):
         """Per stage a quantised convolution, its activation, and a convolution in float."""
@@ -116,10 +96,14 @@ class Case:
     def layers(self):
         """Every other layer is in halves."""
         return [
-            {"name": name, "operator": "Conv" if i % 3 else "ConvTranspose", **LAYER,
+            {"name": name, "operator": "Conv" if i % 3 else "ConvTranspose", **LAYER, "psnr": 30.0 + i,
              "tensors": (f"t{i}", f"s{i}")[: 1 + i % 2], "activation_ranges": (9.0, 3.0)[: 1 + i % 2]}
             for i, name in enumerate(self.modules())
         ]  # fmt: skip
+
+    def steps(self):
+        counts = enumerate([None, *self.modules()[1:9]])
+        return [{"in_float": i, "excluded": i, "name": n, "psnr": 30.0, "drop_db": 0.3} for i, n in counts]
 
     def histograms(self):
         counts = (1e6 * np.exp(-np.arange(128) / 9)).astype(int).tolist()
@@ -130,9 +114,6 @@ class Case:
     def artefacts(self):
         equal = {"dtype": "fp32", **MEASURED, "psnr_mean": None, "psnr_worst": None}
         return [equal, *({"dtype": dtype, **MEASURED} for dtype in self.dtypes)]
-
-    def modes(self):
-        return self.artefacts() + [{"dtype": "int8", **MEASURED, "mode": mode} for mode in compile.MODES]
 
     def performance(self):
         return [
@@ -149,31 +130,22 @@ class Case:
         return dict.fromkeys(self.dtypes, rows)
 
     def graphs(self):
-        operators = {f"Operator{i}": 40 - i for i in range(self.depth)}
-        summary = {"operators": operators, "nodes": 400}
-        summary |= {"constant_convolutions": 20, "runtime_convolutions": 7}
+        summary = {"nodes": 400, "constant_convolutions": 20, "runtime_convolutions": 7}
+        summary["operators"] = {f"Operator{i}": 40 - i for i in range(self.depth)}
         return dict.fromkeys([*export.LABELS, self.name("other.onnx")][-self.count :], summary)
 
     def stress(self):
-        lost = {"original_psnr": None, "original_overflow": OVERFLOW}
-        lost |= {"deploy_psnr": 62.0, "deploy_overflow": None}
-        fine = lost | {"original_psnr": 71.0, "original_overflow": None}
+        overflow = "Gpen.generator.convs.13.conv: aten.linalg_vector_norm [2, 4, 4, 3, 3]"
+        fine = {"original_psnr": 71.0, "original_overflow": None, **DEPLOYED}
+        lost = fine | {"original_psnr": None, "original_overflow": overflow}
         return [{"factor": 10.0**i, **(lost if i > 2 else fine)} for i in range(-3, self.count - 1, 2)]
 
     def log(self):
         terms = [term for *_, panel in train.PANELS for term in panel]
         return [{"step": step, **dict.fromkeys(terms, step**-0.5)} for step in range(1, 40 * self.depth, 40)]
 
-    def tasks(self):
-        row = {"given": picture(), "truth": picture(1), "psnr": 21.5}
-        seeds = {"color": [None], self.name("mild"): range(self.count)}
-        return [row | {"task": task, "seed": seed} for task in seeds for seed in seeds[task]]
-
     def features(self):
         return {side: np.random.default_rng(0).random((3, side, side)) for side in (4, 8, 16)[: self.count]}
-
-    def grown(self):
-        return {side: picture(0, side) for side in self.features()}
 
     def growth(self):
         family = (GpenConfig(256, 256), self.config)[-self.count :]
@@ -182,72 +154,60 @@ class Case:
 
 
 CASES = {
-    "many": Case(6, ("bf16", "fp16", "int8", "int8_bf16"), 60, 30, GpenConfig(512, 1024)),
-    "single": Case(1, ("int8_bf16",), 0, 1, GpenConfig(32, 32)),
+    "many": Case(6, ("bf16", "fp16", "int8", "int8_bf16"), 30, GpenConfig(512, 1024)),
+    "single": Case(1, ("int8_bf16",), 1, GpenConfig(32, 32)),
 }
+STYLES = ("(4 px)", "(16 px and up)")
+MAP = picture().max(axis=2) * 1e-8
+INT8 = {"dtype": "int8", **MEASURED}
+DROPS = dict.fromkeys(("psnr_drop", "ssim_drop", "ssim_drop_low", "ssim_drop_high"), 0.1)
 SCORE = {"psnr": 21.0, "ssim": 0.91, "colour_shift": 3.0}
+TASK = {"given": picture(), "truth": picture(1), "psnr": 21.5, "task": "color", "seed": None}
+PARITY = {"1": {"relative": 0.0}, "2": {"relative": 2e-6}}
 SAMPLES = {
     architecture.cost_bars: lambda c: (costs.stage_costs(costs.block_costs(c.config)),),
     architecture.memory_timeline: lambda c: (costs.live_activations(c.config), 2**28),
     architecture.cost_growth: Case.growth,
     architecture.feature_grid: lambda c: (c.features(), c.features()),
-    architecture.growing_image: lambda c: (c.grown(), c.grown()),
+    architecture.growing_image: lambda c: [{side: picture(0, side) for side in c.features()}] * 2,
     architecture.before_and_after: lambda c: (picture(), picture(1)),
     architecture.block_diagram: lambda c: (c.config,),
-    export.operator_figure: lambda c: (c.graphs(),),
-    export.convolution_figure: lambda c: (c.graphs(),),
-    export.parity_figure: lambda c: (
-        {name: {"1": {"relative": 0.0}, "2": {"relative": 2e-6}} for name in c.graphs()}, 1e-4,
-    ),
-    export.difference_figure: lambda c: (
-        {c.name("input"): picture(), "training form": picture(1)},
-        dict.fromkeys(c.graphs(), picture().max(axis=2) * 1e-8),
-    ),
+    **dict.fromkeys((export.operator_figure, export.convolution_figure), lambda c: (c.graphs(),)),
+    export.parity_figure: lambda c: (dict.fromkeys(c.graphs(), PARITY), 1e-4),
+    export.difference_figure: lambda c: ({c.name("input"): picture()}, dict.fromkeys(c.graphs(), MAP)),
     data.pairs_figure: lambda c: (*[[picture()] * c.count] * 2, [r["name"] for r in c.faces()]),
-    data.tasks_figure: lambda c: (c.tasks(),),
+    data.tasks_figure: lambda c: [[TASK, *(dict(TASK, task=c.name("mild"), seed=i) for i in range(c.count))]],
     data.split_figure: lambda c: ([picture()] * c.count, [picture()] * (c.depth - 1), (99, c.depth - 1)),
     data.colour_figure: lambda c: (c.faces(0, subset="evaluation") + c.faces(1, subset="calibration"),),
     data.baseline_figure: lambda c: (c.faces(), c.faces(1)),
     data.answers_figure: lambda c: ({"truth": picture(), c.name("soft"): picture()}, {c.name("soft"): SCORE}),
-    compile.size_figure: lambda c: (c.artefacts(),),
-    compile.latency_figure: lambda c: (c.artefacts(),),
+    **dict.fromkeys((compile.size_figure, compile.latency_figure), lambda c: (c.artefacts(),)),
     compile.parity_figure: lambda c: (c.artefacts(), LEAST_PSNR),
     compile.layer_figure: lambda c: (c.layers(),),
     compile.calibration_figure: lambda c: (c.layers(), c.histograms(), "percentile"),
-    compile.sensitivity_figure: lambda c: (
-        [{"name": name, "psnr": 30.0 + i} for i, name in enumerate(c.modules())],
-        [{"excluded": i, "drop_db": 0.3 / (i + 1), "psnr": 40.0} for i in range(min(9, c.depth))], 0.1,
-    ),
+    compile.sensitivity_figure: lambda c: (c.layers(), c.steps(), 0.1),
     compile.times_figure: lambda c: (c.times(),),
-    compile.pareto_figure: lambda c: (c.modes(),),
+    compile.pareto_figure: lambda c: ([*c.artefacts(), *(INT8 | {"mode": mode} for mode in compile.MODES)],),
     compile.performance_figure: lambda c: (c.performance(),),
     infer.strips_figure: lambda c: (c.shown(),),
-    infer.distribution_figure: lambda c: (c.faces(), c.dtypes[-1]),
     infer.extremes_figure: lambda c: (c.shown(), c.shown()),
     infer.latency_figure: lambda c: (c.faces(), c.dtypes[-1], "onnxruntime on tensorrt, batch size 16"),
     infer.colourfulness_figure: lambda c: (c.faces(), c.dtypes[-1]),
-    infer.detail_figure: lambda c: (c.faces(), c.dtypes[-1]),
-    errors.drops_figure: lambda c: (c.compared(), c.table()),
-    errors.agreement_figure: lambda c: (c.compared(),),
-    errors.colour_figure: lambda c: (c.compared(),),
+    **dict.fromkeys((infer.distribution_figure, infer.detail_figure), lambda c: (c.faces(), c.dtypes[-1])),
+    errors.drops_figure: lambda c: (c.compared(), [DROPS | {"dtype": dtype} for dtype in c.dtypes]),
+    **dict.fromkeys((errors.agreement_figure, errors.colour_figure), lambda c: (c.compared(),)),
     errors.error_maps_figure: lambda c: (c.maps(),),
     errors.worst_figure: lambda c: (c.maps(), "int8_bf16"),
-    errors.groups_figure: lambda c: (c.groups(),),
-    errors.trends_figure: lambda c: (c.groups(),),
+    **dict.fromkeys((errors.groups_figure, errors.trends_figure), lambda c: (c.groups(),)),
     errors.depth_figure: lambda c: (c.feature_maps(),),
-    errors.healing_figure: lambda c: (
-        [{"in_float": i, "name": n, "psnr": 30.0} for i, n in enumerate([None, *c.modules()[1:9]])],
-    ),
+    errors.healing_figure: lambda c: (c.steps(),),
     errors.half_stress_figure: lambda c: (c.stress(),),
     train.losses_figure: lambda c: (c.log(), c.name("prior")),
     train.samples_figure: lambda c: (dict.fromkeys((10, 99), picture()), ("given", "truth"), c.name("prior")),
-    train.interpolation_figure: lambda c: (walks(c.count, 8),),
-    train.mixing_figure: lambda c: (walks(3), walks(c.count), walks(3, c.count), "(4 px)", "(16 px and up)"),
+    train.interpolation_figure: lambda c: (picture(0, 8, c.count, 8),),
+    train.mixing_figure: lambda c: [*(picture(0, 8, *s) for s in ((3,), (c.count,), (3, c.count))), *STYLES],
 }  # fmt: skip
 
-# ---------------------------------------------------------------- what is asked of a figure
-
-SLACK = 2  # pixels
 UNITS = re.compile(
     r"\[.+\]|\b(ms|dB|MiB|GFLOPs|millions|pixels|images?|nodes|convolutions|layers|step|L1|latent)\b|"
     r"share|loss|part of|SSIM|CIELAB|ΔE|correlation|deviation|factor|units|magnitude|variance|olourful|logit|"
@@ -257,15 +217,13 @@ UNITS = re.compile(
 
 def drawn(figure, monkeypatch):
     """Draw with Agg; return the picture, and the box of every text that was drawn."""
-    texts, draw = [], Text.draw
-    canvas, buffer = FigureCanvasAgg(figure), io.BytesIO()
+    texts, draw, canvas = [], Text.draw, FigureCanvasAgg(figure)
     with monkeypatch.context() as patch:
         patch.setattr(Text, "draw", lambda text, *args: (texts.append(text), draw(text, *args)))
-        canvas.print_png(buffer)
-    buffer.seek(0)
-    texts = [text for text in texts if text.get_visible() and text.get_text().strip()]
-    boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in texts}
-    return matplotlib.image.imread(buffer)[..., :3], boxes
+        canvas.draw()
+    seen = [text for text in texts if text.get_visible() and text.get_text().strip()]
+    boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in seen}
+    return np.asarray(canvas.buffer_rgba())[..., :3] / 255, boxes
 
 
 def meet(boxes, first, second):
@@ -274,7 +232,7 @@ def meet(boxes, first, second):
     if angle % 90:
         ends = [text.get_transform().transform(text.get_position())[0] for text in (first, second)]
         height = first.get_fontsize() * first.get_figure(root=True).dpi / 72
-        return abs(ends[0] - ends[1]) * sin(radians(angle)) < 0.9 * height
+        return abs(ends[0] - ends[1]) * np.sin(np.radians(angle)) < 0.9 * height
     width, height = np.minimum(one.max, two.max) - np.maximum(one.min, two.min)
     return min(width, height) > 0.5
 
@@ -282,8 +240,8 @@ def meet(boxes, first, second):
 def label_of(axis, every, name):
     """Return an axis's label, or that of a panel in the same column (x) or row (y), which speaks for it."""
     span, place = {"x": "colspan", "y": "rowspan"}[name], axis.get_subplotspec()
-    specs = [(other, other.get_subplotspec()) for other in every]
-    same = [o for o, spec in specs if spec and place and getattr(spec, span) == getattr(place, span)]
+    specs = ((other, other.get_subplotspec()) for other in every if place)
+    same = [other for other, spec in specs if spec and getattr(spec, span) == getattr(place, span)]
     return next(filter(None, (getattr(one, f"get_{name}label")() for one in (axis, *same))), "")
 
 
@@ -295,9 +253,8 @@ def faults(figure, monkeypatch):
     titles = [text for axis in every for text in (axis.title, axis._left_title) if text in boxes]
     if not titles and not any(part.get_suptitle() for part in (figure, *figure.subfigs)):
         found.append("no title")
-    for text, box in boxes.items():
-        if min(*box.min, *(figure.bbox.max - box.max)) < -SLACK:
-            found.append(f"outside the canvas: {text.get_text()}")
+    far = [text for text, box in boxes.items() if min(*box.min, *(figure.bbox.max - box.max)) < -2]  # pixels
+    found += [f"outside the canvas: {text.get_text()}" for text in far]
     groups = [titles]
     for axis, name in product(every, "xy"):
         ticks = [text for text in getattr(axis, f"{name}axis").get_ticklabels(which="both") if text in boxes]
@@ -317,15 +274,9 @@ def test_figure_can_be_read(draw, case, monkeypatch):
 
 
 def test_every_figure_has_a_sample():
-    modules = (plots, architecture, compile, data, errors, export, infer, train)
-    public = {
-        f
-        for module in modules
-        for name, f in inspect.getmembers(module, inspect.isfunction)
-        if name[0] != "_"
-    }
-    figures = {f for f in public if f.__annotations__.get("return") == "Figure"} - {plots.empty_figure}
-    assert figures == set(SAMPLES)
+    modules = (architecture, compile, data, errors, export, infer, train)
+    functions = [f for m in modules for name, f in vars(m).items() if isfunction(f) and name[0] != "_"]
+    assert {f for f in functions if f.__annotations__.get("return") == "Figure"} == set(SAMPLES)
 
 
 def test_faults_are_found(monkeypatch):
@@ -335,27 +286,18 @@ def test_faults_are_found(monkeypatch):
     axes[0, 0].set_xticks(range(3), ["a" * 30] * 3)
     told = " ".join(faults(figure, monkeypatch))
     assert all(fault in told for fault in ("outside the canvas: TTT", "overlap: aaa", "no unit: y of TTT"))
-    empty = plots.empty_figure(1, 1)
-    assert faults(empty, monkeypatch) == ["blank", "no title"]
-
-
-def test_backends_without_a_profile_leave_a_note(monkeypatch):
-    assert faults(compile.times_figure({}), monkeypatch) == []
+    assert faults(plots.empty_figure(1, 1), monkeypatch) == ["blank", "no title"]
+    assert faults(compile.times_figure({}), monkeypatch) == []  # backends without a profile leave a note
 
 
 def test_a_widget_is_made_only_where_somebody_looks(monkeypatch):
-    pytest.importorskip("ipywidgets")
     faces = CASES["single"].shown()
     assert plots.before_after(faces) is None
-    shell = SimpleNamespace(get_parent=lambda: {"metadata": {"cellId": "abc"}})
-    monkeypatch.setattr(files, "_kernel_shell", lambda: shell)
+    monkeypatch.setattr(plots, "front_end_is_live", lambda: True)
     assert bytes(plots.before_after(faces).children[1].value[1:4]) == b"PNG"
     both = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2)]
-    assert [plots.wipe(*both, share)[0, :, 0].tolist() for share in (0, 0.5, 1)] == [
-        [1] * 4,
-        [2, 255, 255, 1],
-        [2] * 4,
-    ]
+    lines = [plots.wipe(*both, share)[0, :, 0].tolist() for share in (0, 0.5, 1)]
+    assert lines == [[1] * 4, [2, 255, 255, 1], [2] * 4]
 
 
 def test_tables_hold_titles_formats_and_gaps():
@@ -366,17 +308,11 @@ def test_tables_hold_titles_formats_and_gaps():
     assert "two" in plots.facts({"a": "two"}).to_html()
 
 
-# ---------------------------------------------------------------- 06: what is shown, and where
-
-
 def test_only_logged_terms_have_panels_and_evaluations_are_dots():
     rows = [{"step": s, "real_logit": 0.5, "fake_logit": -0.5, "r1": 0.1 * s**2} for s in range(1, 21)]
     rows[9]["held_out_logit"] = 0.2
     said, slope = (axis for axis in train.losses_figure(rows).axes if axis.get_visible())
-    assert (said.get_title(), slope.get_title()) == (
-        "what the discriminator says",
-        "R1: slope of D at real faces",
-    )
+    assert said.get_title() == "what the discriminator says" and slope.get_title()[:2] == "R1"
     assert len(said.get_legend().get_texts()) == 3
     assert said.lines[-1].get_marker() == "o" and said.lines[-1].get_xdata().tolist() == [10]
     assert (said.get_yscale(), slope.get_yscale()) == ("linear", "log")
@@ -384,19 +320,11 @@ def test_only_logged_terms_have_panels_and_evaluations_are_dots():
 
 
 def test_samples_walks_and_mixtures_stand_in_their_places():
-    samples = train.samples_figure(
-        {step: np.full((30, 40, 3), step, np.uint8) for step in (20, 40)}, ("a", "b")
-    )
+    samples = train.samples_figure({s: np.full((30, 40, 3), s, np.uint8) for s in (20, 40)}, ("a", "b"))
     assert [axis.get_title() for axis in samples.axes] == ["step 20", "step 40"]
     assert samples.axes[1].images[0].get_array()[0, 0, 0] == 40
-    titles = [axis.get_title() for axis in train.interpolation_figure(walks(2, 3)).axes]
+    titles = [axis.get_title() for axis in train.interpolation_figure(picture(0, 8, 2, 3)).axes]
     assert titles == ["0.00", "0.50", "1.00", "", "", ""]
-    left, top, mixed = (
-        np.full((*shape, 4, 4, 3), v, np.uint8) for v, shape in ((1, (2,)), (2, (3,)), (3, (2, 3)))
-    )
-    shown = [
-        axis.images[0].get_array()[0, 0, 0]
-        for axis in train.mixing_figure(left, top, mixed).axes
-        if axis.images
-    ]
+    sources = [np.full((*shape, 4, 4, 3), v, np.uint8) for v, shape in ((1, (2,)), (2, (3,)), (3, (2, 3)))]
+    shown = [a.images[0].get_array()[0, 0, 0] for a in train.mixing_figure(*sources).axes if a.images]
     assert shown == [2, 2, 2, 1, 3, 3, 3, 1, 3, 3, 3]
