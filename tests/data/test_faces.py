@@ -16,7 +16,7 @@ from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.architecture.inspect import draw_latents, generate, per_layer, to_pictures
 from gpenlib.data import faces as module
 from gpenlib.data.faces import DataError, Faces, Landmarks, Variation, embedded_faces, open_faces, open_folder
-from gpenlib.images import ImageError, resize, write_image
+from gpenlib.images import resize, write_image
 from gpenlib.metrics import colour_shift, psnr, ssim
 
 
@@ -68,17 +68,6 @@ def test_every_format_is_taken_and_other_files_are_not(tmp_path):
     assert faces.names == ["0.jpg", "2.jpg", "10.jpg"] and "CelebA-HQ-img" in faces.label
 
 
-def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(DataError, match="nowhere"):
-        open_folder(tmp_path / "nowhere")
-    (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match=r"\.jpg.*sub-folders: images"):
-        open_folder(tmp_path)
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG but not really")
-    with pytest.raises(ImageError, match=r"bad\.png"):
-        open_folder(tmp_path).read(0)
-
-
 # The collection
 
 
@@ -99,13 +88,6 @@ def test_faces_are_taken_and_joined(tmp_path):
     for faces in (outer, joined):  # they can be sent to another process
         there = pickle.loads(pickle.dumps(faces))
         assert np.array_equal(there.read(1), faces.read(1)) and there.digest(1) == faces.digest(1)
-
-
-def test_numbers_out_of_range_are_refused(tmp_path):
-    for faces in (folder_of(tmp_path, [1, 2]), embedded_faces(2, 64), embedded_faces(3, 64).take((0, 1))):
-        for index, function in ((-1, faces.read), (2, faces.read), (-1, faces.digest), (2, faces.digest)):
-            with pytest.raises(IndexError, match=f"face {index}: there are 2"):
-                function(index)
 
 
 def test_a_file_is_hashed_once_and_only_if_needed(tmp_path, monkeypatch):
@@ -173,15 +155,6 @@ def test_embedded_faces_calibrate_when_nothing_else_is_left(tmp_path):
     exhausted = embedded_faces(12, 64).split(12, 8)
     assert numbers(exhausted.calibration) == list(range(10_000, 10_008)), "far from all that is scored"
     assert exhausted.calibration.read(0).shape == (64, 64, 3)
-
-
-def test_splits_that_cannot_be():
-    for sizes, seed, wrong in (
-        ((0, 4), 0, "dataset_size=0"), ((1, -1), 0, "calib_size=-1"), ((1, 1), -1, "seed=-1"),
-        ((9, 0), 0, "dataset_size=9, but there are 4"),
-    ):  # fmt: skip
-        with pytest.raises(DataError, match=wrong):
-            embedded_faces(4, 64).split(*sizes, seed=seed)
 
 
 # The embedded photograph
@@ -352,12 +325,6 @@ def test_reduction_does_not_alias():
     crop = module.align(np.repeat(board[:, :, None], 3, axis=2), posed(7.0, 3.3, (80.0, 60.0)), 128)
     assert abs(float(crop.mean()) - 127.5) < 2
     assert float(crop.std()) < 6  # plain sampling gives moire with a deviation of about 60
-
-
-def test_outside_is_mirrored():
-    picture = np.tile(np.arange(100, dtype=np.uint8)[None, :, None], (100, 1, 3))
-    moved = module.warp(picture, np.array([[1.0, 0.0, 10.0], [0.0, 1.0, 0.0]]), 100)
-    assert moved[50, :12, 0].tolist() == [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1]
 
 
 def test_points_that_are_no_face():

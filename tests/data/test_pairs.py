@@ -13,8 +13,7 @@ from gpenlib.data import pairs as module
 from gpenlib.data.faces import DataError, embedded_faces, open_folder
 from gpenlib.data.pairs import CACHED, Pack, Pairs, check_packs, distinct_stems, read_pack, unpack, write_pack
 from gpenlib.data.tasks import TASKS
-from gpenlib.images import ImageError, read_image, resize, to_grey, write_image
-from gpenlib.metrics import psnr, ssim
+from gpenlib.images import ImageError, read_image, resize, write_image
 
 SIZE = 32
 FACES = embedded_faces(3, 64)
@@ -128,15 +127,6 @@ def test_vendor_format(tmp_path, pack):
     files = [path for path in (tmp_path / "a").rglob("*") if path.is_file()]
     assert len(files) == 9
     assert all(f.read_bytes() == (tmp_path / "b" / f.relative_to(tmp_path / "a")).read_bytes() for f in files)
-
-
-def test_unpack_and_pack_again(tmp_path, pack):
-    assert len(unpack(pack, tmp_path / "pictures")) == 6
-    assert np.array_equal(read_image(tmp_path / "pictures/input/astronaut_0001.png"), pack.inputs(1))
-    again = Pairs(open_folder(tmp_path / "pictures/truth"), "color", SIZE)
-    for index in range(3):
-        assert np.array_equal(again.inputs(index), pack.inputs(index))
-        assert np.array_equal(again.truths(index), pack.truths(index))
 
 
 def test_damaged_picture_is_named_and_leaves_no_pack(tmp_path, pack):
@@ -256,30 +246,3 @@ def test_colours_of_pictures():
     image[:, :8], image[:, 8:] = (80, 130, 130), (180, 119, 119)
     row = module.colour_row(image)
     assert math.hypot(row["lab_a"], row["lab_b"]) < row["chroma"] / 2, "opposite colours, mean near grey"
-
-
-def test_rows_of_pairs():
-    pairs = Pairs(FACES, "color", 64)
-    rows = module.colour_statistics(pairs, "evaluation")
-    assert [row["image"] for row in rows] == pairs.names and rows[2]["index"] == 2
-    assert {row["subset"] for row in rows} == {"evaluation"}
-    assert rows[1]["red_mean"] == pytest.approx(pairs.truths(1)[:, :, 0].mean())
-    assert all(isinstance(value, str | int | float) for row in rows for value in row.values())
-    scores, shown, truth = module.baseline_scores(pairs)[2], pairs.inputs(2), pairs.truths(2)
-    assert (scores["psnr"], scores["ssim"]) == (psnr(shown, truth), ssim(shown, truth))
-    assert 5 < scores["colour_shift"] < 30
-    small = resize(truth, 32)
-    assert module.score(small, truth) == module.score(resize(small, 64), truth), "it is enlarged"
-    examples = [(row["task"], row["seed"]) for row in module.task_examples(FACES.read(0), 64, range(2))]
-    assert examples[:3] == [("color", None), ("restore", 0), ("restore", 1)]
-
-
-def test_wrong_answers_are_wrong_in_the_way_they_say():
-    truth = FACES.read(0)
-    answers = module.wrong_answers(truth)
-    assert np.array_equal(answers["truth"], truth) and np.array_equal(answers["grey"], to_grey(truth))
-    scores = {name: module.score(image, truth) for name, image in answers.items()}
-    assert scores["truth"] == {"psnr": math.inf, "ssim": pytest.approx(1), "colour_shift": 0}
-    soft, grey, wrong = (scores[name] for name in ("soft", "grey", "wrong colours"))
-    assert soft["colour_shift"] < 1 < grey["colour_shift"] < wrong["colour_shift"]
-    assert grey["ssim"] > soft["ssim"] and grey["psnr"] < soft["psnr"], "the point of the figure in 02_data"

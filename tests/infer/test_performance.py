@@ -77,16 +77,6 @@ def test_a_backend_that_the_machine_lacks_is_left_out_with_the_reason(artefact, 
     assert backend == "onnxruntime" and len(rows) == 2 and reason.endswith("; torch left out: nothing here")
 
 
-def test_nothing_to_choose_from(artefact, slow):
-    made, folder = slow(), artefact("openvino", "fp32")
-    backend, _, rows = fastest_backend(folder, "fp32", candidates=["onnxruntime"])
-    assert (backend, rows, made.called) == ("onnxruntime", [], False), "a single candidate is not timed"
-    with pytest.raises(RuntimeUnavailable, match="none of torch .* serves openvino, onnxruntime"):
-        fastest_backend(folder, "fp32", candidates=["torch"])
-    with pytest.raises(ValueError, match="dtype='bf16': .* fp32"):
-        fastest_backend(folder, "bf16")
-
-
 def test_candidates_of_auto(monkeypatch):
     assert auto_candidates("fp32") == ["openvino", "onnxruntime"]
     assert auto_candidates("fp32", also=["torchscript"]) == ["openvino", "onnxruntime", "torchscript"]
@@ -121,16 +111,6 @@ def test_layer_times(artefact):
         assert sum(row["precision"] == "int8" for row in rows) > 10
 
 
-def test_kinds():
-    kinds = {
-        ("generator.convs.0.conv", "ConvTranspose"): "transposed convolution",
-        ("generator.convs.0.blur.conv", "Conv"): "depthwise filter",
-        ("x_bf16_generator.convs.0.blur.conv", "Reorder"): "rounding and layout",
-        ("something", "TopK"): "other",
-    }
-    assert {layer: performance.kind_of(*layer) for layer in kinds} == kinds
-
-
 # Instances at work at the same time
 
 
@@ -145,12 +125,6 @@ def test_two_instances_overlap_and_go_on_for_the_seconds_asked_for():
     assert 1.5 < (len(both) / both_s) / (len(alone) / alone_s) < 2.5
     times, wall = run_instances([nap, nap], repeats=1, seconds=0.2)
     assert 0.2 <= wall < 1 and len(times) > 4
-
-
-def test_a_fast_instance_does_not_wait_for_a_slow_one():
-    times, wall = run_instances([lambda: time.sleep(0.005), lambda: time.sleep(0.05)], repeats=10)
-    assert len(times) == 20 and wall < 10 * 0.05
-    assert sum(ms < 50 for ms in times) > 10, "the fast one makes more calls"
 
 
 def test_warm_up_is_not_timed_and_each_latency_is():

@@ -3,7 +3,6 @@
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from unittest.mock import Mock
 
@@ -17,7 +16,7 @@ from gpenlib.compile import compile_model
 from gpenlib.compile.write import count_quantised, quantised_nodes
 from gpenlib.export import parity
 from gpenlib.files import read_json, sha256, write_json
-from gpenlib.infer import RuntimeUnavailable, check_support, choose_backend, open_runtime
+from gpenlib.infer import RuntimeUnavailable, choose_backend, open_runtime
 from gpenlib.infer import runtime as runtimes
 from gpenlib.infer.runtime import MOST_THREADS, TABLE, OpenVinoRuntime, interleaved_times
 from gpenlib.metrics import psnr
@@ -38,27 +37,6 @@ def tolerance(executed, outputs):
 
 
 # What goes together
-
-
-def test_unknown_names_are_refused_with_the_nearest():
-    names = {"backend": "openvino", "dtype": "int8", "device": "cuda"}
-    for what, near in names.items():
-        with pytest.raises(ValueError, match=f"{what}='{near}0'.*did you mean '{near}'"):
-            check_support(**{**names, what: f"{near}0"})
-
-
-@pytest.mark.parametrize(
-    ("backend", "dtype", "device", "able"),
-    [
-        ("onnxruntime", "bf16", "cpu", "openvino"), ("openvino", "fp32", "cuda", "onnxruntime"),
-        ("onnxruntime", "bf16", "cuda", "torch"), ("torch", "fp16", "cpu", "openvino"),
-        ("torch", "fp32", "tensorrt", "onnxruntime"), ("torch", "int8", "cpu", "openvino"),
-        ("torchscript", "int8_bf16", "cpu", "openvino"), ("onnxruntime", "bf16", "tensorrt", "onnxruntime"),
-    ],
-)  # fmt: skip
-def test_unsupported_combinations_name_what_there_is(backend, dtype, device, able):
-    with pytest.raises(RuntimeUnavailable, match=rf"{backend} does not run {dtype} on {device}.*{able} \("):
-        check_support(backend, dtype, device)
 
 
 def test_auto_takes_the_first_that_runs_it():
@@ -378,36 +356,6 @@ def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact
     assert used == {1: [1] * 3, 2: [2] * 3}
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
-
-
-def test_a_call_is_prepared_once_per_batch_size(artefact, faces):
-    runtime, seen = open_runtime(artefact("torchscript", "fp32")), []
-    module = runtime._module
-    runtime._module = lambda batch: (seen.append(len(batch)), module(batch))[1]
-    for size in (1, 2, 1, 2):
-        runtime(faces[:size])
-    assert seen == [1, 1, 1, 2, 2, 2, 1, 2]  # it is optimised in the second call of a shape
-
-
-def test_a_recorded_graph_is_fed_through_its_buffers(monkeypatch):
-    """The logic around the graph; a stand-in replays it on the CPU."""
-    example, output, replays = torch.zeros(2, 3), torch.zeros(2, 3), []
-
-    def module(batch):
-        assert batch is example, "a graph reads only the memory that it was recorded with"
-        return torch.mul(batch, 2, out=output)
-
-    graph, stream = Mock(replay=lambda: replays.append(module(example))), Mock()
-    stand_ins = {"CUDAGraph": lambda: graph, "Stream": lambda: stream, "current_stream": lambda: stream}
-    stand_ins |= dict.fromkeys(("stream", "graph"), lambda stream: nullcontext())
-    for name, stand_in in stand_ins.items():
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    before = torch.backends.cudnn.allow_tf32
-    call = runtimes.record_cuda_graph(module, example)
-    assert torch.backends.cudnn.allow_tf32 == before, "the process's settings are put back"
-    for value in (1.0, 3.0):
-        assert (call(torch.full((2, 3), value)) == 2 * value).all()
-    assert len(replays) == 2
 
 
 @pytest.mark.parametrize("backend", TORCH)
