@@ -132,18 +132,6 @@ def test_without_root_what_is_missing_is_one_line_to_run(machine, has, line):
     assert not any(entry.startswith("apt-get") for entry in bare.log)
 
 
-def test_too_old_a_python_is_named(machine):
-    old = machine(0, "ensurepip")
-    (old.state / "new_enough").unlink()
-    (old.state / "version").write_text("3.9.18\n", encoding="utf-8")
-    code, text = old.setup()
-    assert code == 1
-    assert "Python 3.11 or newer is needed; found: python3 is 3.9.18." in text
-    code, text = old.setup(PYTHON="python3.10")
-    assert code == 1
-    assert "no working python3.10" in text
-
-
 def test_interrupted_set_up_is_repaired(machine):
     broken = machine(1000, "ensurepip", "libraries", "offline")
     assert broken.setup()[0] == 1
