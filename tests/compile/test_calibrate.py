@@ -84,41 +84,10 @@ def test_kl_divergence_agrees_with_a_plain_loop():
     assert histogram.threshold("kl_divergence") == pytest.approx(min(best[1], histogram.largest))
 
 
-def test_order_and_growth_do_not_matter():
-    values = heavy_tailed()
-    ascending = filled(values[np.argsort(np.abs(values))], parts=50)
-    shuffled = filled(values, parts=3)
-    assert ascending.counts.sum() == shuffled.counts.sum() == len(values)
-    assert len(ascending.counts) == BINS, "its memory is constant"
-    assert ascending.threshold("max") == shuffled.threshold("max") == np.abs(values).max()
-    for mode in MODES:
-        assert ascending.threshold(mode) == pytest.approx(shuffled.threshold(mode), rel=0.05)
-
-
 def test_kl_divergence():
     p = np.array([1.0, 2.0, 3.0])
     assert kl_divergence(p, 10 * p) == pytest.approx(0.0)
     assert kl_divergence(p, np.ones(3)) == pytest.approx(sum(a / 6 * np.log(a / 2) for a in p))
-
-
-def test_clipped_share_and_summary_count_every_value():
-    values = np.array([0.1] * 90 + [1.0] * 10, np.float32)
-    histogram = filled(values)
-    assert histogram.clipped_share(0.5) == pytest.approx(0.1)
-    summary = histogram.summary()
-    assert len(summary["counts"]) == 128 and sum(summary["counts"]) == 100
-    assert summary["thresholds"] == {mode: histogram.threshold(mode) for mode in MODES}
-
-
-def test_errors_name_the_value():
-    histogram = filled(np.zeros(8, np.float32))
-    with pytest.raises(ValueError, match="zero"):
-        histogram.threshold("max")
-    histogram.update(np.ones(8, np.float32))
-    assert histogram.counts.sum() == 16
-    for arguments, word in ((("mze",), "'mse'"), (("percentile", 0), "percentile=0")):
-        with pytest.raises(ValueError, match=word):
-            histogram.threshold(*arguments)
 
 
 DOUBLING = """

@@ -25,14 +25,10 @@ def quantize(**values):
     [
         ({"backnd": {}}, ["'backnd'", "did you mean 'backend'?"]),
         (quantize(calibration_mode="mse"), ["'backend.quantize.calibration_mode'", "'calibrate_mode'?"]),
-        ({"dataset": {"sampler": {"get_num": 4}}}, ["'dataset.sampler.get_num'", "suffix, get_data_num"]),
         (backend(dtype="int3"), ["backend.dtype='int3'", "'int8' or 'int8_bf16'"]),
-        (backend(also=["tvm_vacc"]), ["backend.also.0='tvm_vacc'"]),
-        (quantize(weight_scale="power3"), ["weight_scale='power3'", "'power2'"]),
         (quantize(exclude_layers=[True]), ["exclude_layers", "True"]),
         ({"dataset": {"sampler": {"get_data_num": 0}}}, ["get_data_num=0"]),
         ({"dataset": {"process_ops": [{"type": "Resise"}]}}, ["dataset.process_ops", "Resise", "Resize"]),
-        ({"backend": "openvino"}, ["backend='openvino'"]),
         ({"backend": {"dtype": "int3"}, "nme": "x"}, ["backend.dtype='int3'", "'nme'"]),
     ],
 )
@@ -43,17 +39,9 @@ def test_refuses(build, words):
         assert word in str(caught.value)
 
 
-def test_a_partial_mapping_takes_defaults():
-    config = as_build_config({"backend": {"dtype": "int8"}, "dataset": {"sampler": {"get_data_num": 4}}})
-    assert config.backend.dtype == "int8" and config.dataset.sampler.get_data_num == 4
-    assert config.backend.type == "auto" and config.backend.quantize.calibrate_mode == "max"
-    assert config.backend.also == [] and config.backend.device == "cpu" and config.unused_keys() == []
-    assert as_build_config(config) is config
-    mixed = [1, "a.*", "1"]  # an index, a pattern, a name
+def test_indices_patterns_and_names_stay_what_they_are():
+    mixed = [1, "a.*", "1"]
     assert as_build_config(quantize(exclude_layers=mixed)).backend.quantize.exclude_layers == mixed
-    assert BuildConfig.parse(config.model_dump()) == config
-    with pytest.raises(ValueError, match="frozen"):
-        config.backend.dtype = "int8"
 
 
 def test_the_vendors_file_loads_unchanged(shared):

@@ -16,16 +16,13 @@ from gpenlib.compile.rounding import (
     convolution_layers,
     fake_quantised,
     quantisable_layers,
-    round_layers,
     select_layers,
-    weight_scales,
 )
 from gpenlib.compile.write import write_qdq
 from gpenlib.export import deploy_form
 from gpenlib.export.graphs import run_onnx
 
 LAYER = "generator.convs.1.conv"  # in halves
-THRESHOLDS = {"input": 2.0, "middle": 1.5}
 PARTS = ["ecd1", "ecd2", "generator.conv1", "generator.convs.0", "generator.convs.10"]
 NAMES = [f"{part}.conv" for part in PARTS]
 
@@ -89,34 +86,6 @@ def test_steps():
     assert activation_steps([0.0, 12.7], False) == pytest.approx((0.1, 0.1)), "any step serves zeros"
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_power2_scales(two_layers, axis, per_channel):
-    weight = two_layers.weights["w1"]
-    plain = weight_scales(weight, axis, per_channel, power2=False)
-    rounded_up = weight_scales(weight, axis, per_channel, power2=True)
-    assert rounded_up.shape == (weight.shape[axis],)
-    assert (np.log2(rounded_up) % 1 == 0).all()
-    assert (rounded_up >= plain).all() and (rounded_up < 2 * plain).all()
-    assert (weight_scales(np.float32(127) * np.ones((2, 2, 1, 1), np.float32), 0, True, True) == 1).all()
-
-
-@pytest.mark.parametrize(
-    ("thresholds", "layers", "message"),
-    [
-        (THRESHOLDS, ["first", "third", "activation"], "not convolutions of this graph: activation, third"),
-        ({"input": 1.0}, ["first", "second"], "second: .* middle was not calibrated"),
-        (THRESHOLDS, ["computed"], "computed: weight is not constant"),
-    ],
-)
-def test_layers_that_cannot_be_rounded(two_layers, thresholds, layers, message):
-    model = copy.deepcopy(two_layers.model)
-    model.graph.node.append(helper.make_node("Neg", ["w1"], ["negative"]))
-    model.graph.node.append(helper.make_node("Conv", ["input", "negative"], ["other"], "computed"))
-    with pytest.raises(QuantisationError, match=message):
-        round_layers(model, thresholds, layers)
-
-
 def test_quantisable_layers(two_layers):
     model = copy.deepcopy(two_layers.model)
     assert [layer.name for layer in quantisable_layers(model)] == ["first", "second"]
@@ -127,20 +96,6 @@ def test_quantisable_layers(two_layers):
             helper.make_node("Conv", ["output", name], [f"{name}_out"], name, group=group)
         )
     assert [layer.name for layer in quantisable_layers(model)] == ["first", "second"]
-
-
-@pytest.mark.parametrize(
-    ("exclude", "kept"),
-    [
-        ([], [0, 1, 2, 3, 4]),
-        ([0, 4], [1, 2, 3]),
-        (["ecd2.conv"], [0, 2, 3, 4]),
-        (["ecd*"], [2, 3, 4]),
-        (["generator.convs.?.conv", 0, "ecd1.conv"], [1, 2, 4]),
-    ],
-)
-def test_select_layers(exclude, kept):
-    assert select_layers(NAMES, exclude) == [NAMES[i] for i in kept]
 
 
 @pytest.mark.parametrize(
