@@ -195,7 +195,14 @@ class Run(Stages):
             JSON-able; the one called ``results`` is the manifest's metrics.
 
         The manifest.
+
+        Raises
+        ------
+        SettingsError
+            If the name leads out of the run's folder.
         """
+        if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise SettingsError(f"record: {name!r} is no folder of a stage, such as '00_architecture'")
         key = {
             "settings": {"weights": self.settings.weights, "recorded": fingerprint(results)},
             "inputs": {"weights": self.weights.digest},
@@ -556,11 +563,11 @@ class Run(Stages):
             raise SettingsError(
                 f"dtypes={','.join(self.settings.dtypes)}: name fp32 and another, with commas"
             )
-        report, page = self._report(), self.folder / PAGE
+        errors, report, page = self._errors(), self._report(), self.folder / PAGE
         if not page.is_file() or sha256(page) != report["outputs"][PAGE]:
             with write_atomically(page) as temporary:
                 shutil.copyfile(Path(report["folder"]) / PAGE, temporary)
-        return self._errors() | {
+        return errors | {
             "recommendation": report["metrics"]["recommendation"],
             "comparison": self.comparison() if self.settings.runs else None,
             "report": str(page),

@@ -8,6 +8,7 @@ what a manifest of the stage itself lists, and nothing else.
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import hashlib
 import itertools
@@ -184,15 +185,25 @@ def standing(folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str
 
 
 def listed_files(folder: Path) -> set[Path]:
-    """Return the files in ``folder`` that manifests of stages in it list, and those manifests."""
+    """Return the files that the manifest in ``folder`` lists, and those of an older version's stages in it.
+
+    A manifest further down counts only where the stage that it names belongs: results that somebody copied
+    into the folder name another place, and are not ours to remove.
+    """
     listed: set[Path] = set()
-    for path in folder.rglob(MANIFEST):
+    stage_name = None
+    for path in sorted(folder.rglob(MANIFEST), key=lambda path: len(path.parts)):
         try:
             manifest = read_json(path)
         except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(manifest, dict) and "stage" in manifest and isinstance(manifest.get("outputs"), dict):
-            listed |= {path, *(path.parent / name for name in manifest["outputs"])}
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+            continue
+        if path.parent == folder:
+            stage_name = manifest.get("stage")
+        elif manifest.get("stage") != f"{stage_name}/{path.parent.relative_to(folder).as_posix()}":
+            continue
+        listed |= {path, *(path.parent / name for name in manifest["outputs"])}
     return listed
 
 
@@ -209,10 +220,11 @@ def remove_listed(folder: Path) -> None:
         if path.resolve().is_relative_to(folder.resolve()):
             path.unlink(missing_ok=True)
     for path in sorted(folder.rglob("*"), reverse=True):
-        if path.name in LITTER:
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.name in LITTER:
             path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
     if not any(folder.iterdir()):
         folder.rmdir()
 
@@ -261,7 +273,8 @@ class Stages:
                 manifest, why = self._standing(folder, key)  # another process may have built it meanwhile
                 if manifest is None:
                     return self._build(name, key, build, used or {}, why, in_place)
-        return manifest | {"folder": str(folder), "built": False}
+        # A copy: what a caller changes in its manifest must not be what the next one is told.
+        return copy.deepcopy(manifest) | {"folder": str(folder), "built": False}
 
     def _standing(self, folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str]:
         """Verify a stage once: what was found whole is believed while its manifest is the same file."""
@@ -375,8 +388,13 @@ def _keep_unlisted(folder: Path) -> None:
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """Raise StageError if a stage folder holds files that no manifest of ours lists."""
-    foreign = [path for path in foreign_files(folder) if path.name not in LITTER] if folder.is_dir() else []
+    """Raise StageError if what a stage is to replace is no folder of ours, or holds files not listed."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise StageError(
+            f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, no folder that this run made; "
+            "move it to another place, or choose another run"
+        )
+    foreign = [path for path in foreign_files(folder) if path.is_symlink() or path.name not in LITTER]
     if foreign:
         named = ", ".join(str(path.relative_to(folder)) for path in foreign[:3])
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""

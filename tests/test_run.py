@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -223,9 +224,49 @@ def test_a_link_in_a_stage_folder_is_foreign_and_its_target_stays(one, tmp_path)
     assert (tmp_path / "faces" / "1.png").read_text() == "mine"
 
 
+def test_copied_results_in_a_stage_folder_are_the_users(one):
+    """``cp -r`` of a stage brings its manifest along: the copy is still nobody's but the user's."""
+    toy().two("fp32"), toy().two("int8")
+    two = one.with_name("two")
+    shutil.copytree(two / "fp32", two / "int8" / "fp32")
+    with pytest.raises(StageError, match="fp32/two.txt"):
+        toy(size=64).two("int8")
+    assert (two / "int8" / "fp32" / "two.txt").read_text() == "fp32 of 512"
+
+
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_what_lies_in_the_place_of_a_stage_folder_stays(one, tmp_path, what):
+    moved = one.rename(tmp_path / "elsewhere")
+    one.symlink_to(moved) if what == "link" else one.write_text("mine")
+    before = {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()}
+    with pytest.raises(StageError, match=f"is a {what}"):
+        toy(size=64).one()
+    assert {path: path.read_bytes() for path in moved.rglob("*") if path.is_file()} == before
+    assert [path.name for path in one.parent.iterdir() if path.name != ".locks"] == ["one"]
+    assert one.is_symlink() if what == "link" else one.read_text() == "mine"
+
+
+def test_a_record_lies_in_the_run_and_leaves_other_stages(one):
+    for name in ("../escaped", "", ".", str(one)):
+        with pytest.raises(SettingsError, match="record"):
+            toy().record(name, results={})
+    toy().two("int8")
+    toy().record("two", results={"a": 1})
+    assert (one.with_name("two.kept-1") / "int8" / "two.txt").read_text() == "int8 of 512"
+
+
+def test_a_changed_manifest_is_not_handed_to_the_next(one):
+    run = toy()
+    run.one()["metrics"]["size"] = -1
+    run.one()["metrics"]["size"] = -1
+    assert run.one()["metrics"] == {"size": 512}
+
+
 def test_litter_of_file_managers_does_not_stop_a_build(one):
     (one / ".DS_Store").write_text("")
+    (one / "Thumbs.db").mkdir()
     assert toy(size=64).one()["built"]
+    assert sorted(path.name for path in one.parent.iterdir()) == [".locks", "one"]
 
 
 def test_a_manifest_cannot_name_files_elsewhere(one):

@@ -316,6 +316,7 @@ def test_a_comparison_needs_another_precision(outputs_root):
 def test_comparison_has_a_row_per_precision_and_face(one_run):
     run = run_of(dtypes="fp32,int8")
     manifest = run.errors()
+    assert manifest["built"]
     metrics = manifest["metrics"]
     table, rows = metrics["table"], metrics["rows"]
     assert [row["dtype"] for row in table] == ["fp32", "int8"]
