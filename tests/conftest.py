@@ -1,5 +1,6 @@
-"""Fixtures for every test: the shared data, a tiny network, outputs outside the repository."""
+"""Fixtures for every test: the shared data, a tiny network, its ONNX files, outputs elsewhere."""
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from gpenlib.architecture import Gpen
 from gpenlib.architecture.checkpoints import TINY, random_network
+from gpenlib.export import export_onnx, export_training_form
 from gpenlib.files import repository_root
 
 torch.set_num_threads(2)
@@ -39,6 +41,19 @@ def tiny_model() -> Gpen:
     assert torch.isfinite(first).all() and first.std() > 0.01, "the tiny network is degenerate"
     assert (first - second).abs().mean() > 1e-3, "the tiny network ignores its input"
     return model
+
+
+@pytest.fixture(scope="session")
+def float_graph(tiny_model: Gpen, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Float ONNX graph of the tiny network."""
+    return export_onnx(tiny_model, tmp_path_factory.mktemp("float") / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def tiny_training_onnx(tiny_model: Gpen, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Path of the exported training form."""
+    folder = tmp_path_factory.mktemp("tiny_training")
+    return export_training_form(copy.deepcopy(tiny_model), folder / "training.onnx")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,6 +45,12 @@ def one_run(tmp_path_factory):
 
 
 @pytest.fixture
+def float_built(one_run, outputs_root):
+    """A fresh outputs folder that holds the float graph already: its export takes seconds."""
+    shutil.copytree(one_run / "03_compile/float", outputs_root / "test/03_compile/float")
+
+
+@pytest.fixture
 def portraits(tmp_path):
     """Folder of six pictures, ``2.png`` before ``10.png`` in natural order."""
     folder = tmp_path / "portraits"
@@ -98,7 +104,7 @@ def test_the_settings_say_auto_and_the_artefact_what_it_came_to(one_run):
     assert manifest["metrics"]["quantisation"]["calibration_images"] == 4
 
 
-def test_a_measured_choice_is_kept_until_the_artefact_is_built_again(outputs_root, monkeypatch):
+def test_a_measured_choice_is_kept_until_the_artefact_is_built_again(float_built, monkeypatch):
     """The next measurement might come out otherwise: it must not be made while the stage stands."""
     for choice in ("onnxruntime", "openvino"):
         monkeypatch.setattr(
@@ -109,7 +115,7 @@ def test_a_measured_choice_is_kept_until_the_artefact_is_built_again(outputs_roo
         assert manifest["metrics"]["backend"] == "onnxruntime"
 
 
-def test_a_torch_backend_is_compiled_and_run(outputs_root):
+def test_a_torch_backend_is_compiled_and_run(float_built):
     manifest = run_of(backend="torch").infer("bf16")
     assert (manifest["metrics"]["backend"], manifest["metrics"]["images"]) == ("torch", 3)
     assert run_of(backend="torch").infer("bf16")["built"] is False
@@ -264,7 +270,7 @@ def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["restore", "inpaint"])
-def test_another_task_runs_through_to_the_scores(task, outputs_root):
+def test_another_task_runs_through_to_the_scores(task, float_built):
     """Weights of another task are allowed; the baseline is that task's input."""
     run = run_of(task=task)
     results = run.infer("int8")["metrics"]
@@ -292,13 +298,13 @@ def test_precision_without_backend_is_refused(outputs_root):
         run_of(backend="onnxruntime").infer("bf16")
 
 
-def test_without_images_none_are_written(outputs_root):
+def test_without_images_none_are_written(float_built):
     manifest = run_of(save_images=False, batch_size=2).infer()
     assert set(manifest["outputs"]) == {"results.json"}
     assert manifest["metrics"]["images"] == 3 and manifest["metrics"]["batch_size"] == 2
 
 
-def test_npz_files_give_exactly_the_figures_of_the_stage(outputs_root):
+def test_npz_files_give_exactly_the_figures_of_the_stage(float_built):
     run = run_of(save_images=False, save_npz=True, save_packs=True)
     manifest, packs = run.infer(), pathlib.Path(run.data()["folder"])
     assert len([name for name in manifest["outputs"] if name.startswith("npz/")]) == 3
@@ -348,7 +354,7 @@ def test_errors_that_stand_read_each_file_once(one_run, monkeypatch):
     assert again == set() and any("model.onnx" in path for path in hashed)
 
 
-def test_sensitivity_is_measured_once(outputs_root):
+def test_sensitivity_is_measured_once(float_built):
     run = run_of(healed=1)
     measured = run.sensitivity()
     assert measured["built"] and not run_of(healed=1).sensitivity()["built"]
@@ -358,7 +364,7 @@ def test_sensitivity_is_measured_once(outputs_root):
     assert steps[1]["psnr"] > steps[0]["psnr"]  # without the worst layer the output is closer to float
 
 
-def test_choice_covers_every_dtype_and_mode(outputs_root, tmp_path):
+def test_choice_covers_every_dtype_and_mode(float_built, tmp_path):
     changes = {"dtypes": "fp32,int8", "backend": "openvino", "choice_faces": 2}
     choice = run_of(**changes).choice()
     assert choice["built"] and not run_of(**changes).choice()["built"]

@@ -9,17 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gpenlib.architecture import Gpen
 from gpenlib.compile.calibrate import calibrate
 from gpenlib.compile.rounding import quantisable_layers, round_layers, split_halves
-from gpenlib.export import export_onnx
 from gpenlib.images import write_image
-
-
-@pytest.fixture(scope="session")
-def float_graph(tiny_model: Gpen, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Float ONNX graph of the tiny network."""
-    return export_onnx(tiny_model, tmp_path_factory.mktemp("float") / "model.onnx")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from gpenlib.compile.calibrate import HELD_OUT, open_calibration_data
 from gpenlib.compile.sensitivity import Probe
 from gpenlib.compile.write import CORRECTED, count_quantised, quantised_nodes
 from gpenlib.data.faces import embedded_faces
-from gpenlib.export import ParityError, deploy_form, export_onnx, export_training_form
+from gpenlib.export import ParityError, deploy_form, export_onnx
 from gpenlib.export.graphs import example_input, parity
 from gpenlib.files import sha256
 from gpenlib.images import resize, to_grey, to_tensor
@@ -358,7 +358,7 @@ def test_files_can_take_the_place_of_circulated_ones(build, tiny_model, dtype, b
     assert parity(expected, result).psnr > (20 if dtype in QUANTISED else LEAST_PSNR[dtype])
 
 
-def test_the_command_with_the_vendors_file(tmp_path, picture_folder, tiny_model, capsys):
+def test_the_command_with_the_vendors_file(tmp_path, picture_folder, tiny_training_onnx, capsys):
     operators = "[{type: DecodeImage}, {type: Resize, size: [64, 64]}, {type: Normalize}, {type: ToTensor}]"
     overrides = [
         f"dataset.path={picture_folder(4)}",
@@ -378,8 +378,12 @@ def test_the_command_with_the_vendors_file(tmp_path, picture_folder, tiny_model,
     assert "official_gpen_int8: int8 for openvino" in printed and " dB" in printed
     assert "backend.compile.data_transport_mode" in printed  # every key that is not used is named
     # People who have only an ONNX file in the original formulation can compile it.
-    source = export_training_form(tiny_model, tmp_path / "circulated.onnx")
-    words = [f"frontend.checkpoint={source}", "frontend.type=onnx", "backend.dtype=fp32", *overrides]
+    words = [
+        f"frontend.checkpoint={tiny_training_onnx}",
+        "frontend.type=onnx",
+        "backend.dtype=fp32",
+        *overrides,
+    ]
     assert main([str(VENDOR_FILE), *words]) == 0
     assert read(artefact)["parity"]["worst"]["relative"] < 1e-3
 

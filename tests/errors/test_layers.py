@@ -17,7 +17,7 @@ from gpenlib.compile.rounding import fake_quantised, quantisable_layers, round_l
 from gpenlib.compile.sensitivity import Probe, rank_layers
 from gpenlib.compile.write import write_qdq
 from gpenlib.errors import layers
-from gpenlib.export import deploy_form, export_onnx
+from gpenlib.export import deploy_form
 from gpenlib.files import read_json
 from gpenlib.run import Run
 from gpenlib.settings import RunSettings
@@ -27,20 +27,15 @@ ORDINARY = 60.0  # dB against float32 that fp16 reaches where nothing overflows
 
 
 @pytest.fixture(scope="module")
-def graph(tiny_model, tmp_path_factory):
-    return export_onnx(tiny_model, tmp_path_factory.mktemp("layers") / "model.onnx")
-
-
-@pytest.fixture(scope="module")
 def faces():
     rng = np.random.default_rng(0)
     return [rng.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32) for _ in range(2)]
 
 
 @pytest.fixture(scope="module")
-def rounded(graph, faces):
+def rounded(float_graph, faces):
     """All quantisable layers; calibrated on the first face only, so that the second may be clipped."""
-    model = split_halves(onnx.load(graph))
+    model = split_halves(onnx.load(float_graph))
     nodes = quantisable_layers(model)
     ranges = calibrate(model, list(dict.fromkeys(name for n in nodes for name in n.inputs)), [], faces[:1])
     return round_layers(model, ranges.thresholds("percentile", 99.9), [node.name for node in nodes])
@@ -61,8 +56,8 @@ def write_int8(graph, chosen, path):
 
 
 @pytest.fixture(scope="module")
-def spoilt_file(graph, spoilt, tmp_path_factory):
-    return write_int8(graph, spoilt, tmp_path_factory.mktemp("spoilt") / "int8.onnx")
+def spoilt_file(float_graph, spoilt, tmp_path_factory):
+    return write_int8(float_graph, spoilt, tmp_path_factory.mktemp("spoilt") / "int8.onnx")
 
 
 def inputs_and_outputs(deploy, names, faces):
@@ -100,11 +95,13 @@ def test_clipped_and_outermost_codes_are_counted():
     assert layers.count_codes(values, 0.1).tolist() == [8, 4, 5]
 
 
-def test_accumulated_errors_are_those_of_the_quantised_network(tiny_model, graph, rounded, faces, tmp_path):
+def test_accumulated_errors_are_those_of_the_quantised_network(
+    tiny_model, float_graph, rounded, faces, tmp_path
+):
     """By another way: the outputs of all convolutions in PyTorch, both faces pooled."""
     deploy = deploy_form(tiny_model)
     found = layers.layer_errors(
-        graph, write_int8(graph, rounded, tmp_path / "int8.onnx"), deploy, rounded, faces
+        float_graph, write_int8(float_graph, rounded, tmp_path / "int8.onnx"), deploy, rounded, faces
     )
     rows = {row["layer"]: row for row in found if row["layer"]}
     expected = inputs_and_outputs(deploy, rows, faces)
@@ -147,8 +144,8 @@ def test_isolated_error_is_that_of_rounding_input_and_weight(tiny_model, rounded
         assert agreements[name].sqnr_db == pytest.approx(float(sqnr), abs=0.05)
 
 
-def test_maps_come_in_graph_order_with_their_stages(graph):
-    model = onnx.load(graph)
+def test_maps_come_in_graph_order_with_their_stages(float_graph):
+    model = onnx.load(float_graph)
     maps = layers.feature_maps(model)
     order = {node.output[0]: place for place, node in enumerate(model.graph.node)}
     assert [order[each.tensor] for each in maps] == sorted(order[each.tensor] for each in maps)
@@ -162,8 +159,8 @@ def test_maps_come_in_graph_order_with_their_stages(graph):
     assert all(each.shape[1] > 1 for each in maps), "styles are not maps"
 
 
-def test_groups_keep_order_and_limit_and_change_nothing(monkeypatch, graph, spoilt, spoilt_file, faces):
-    models = split_halves(onnx.load(graph)), onnx.load(spoilt_file)
+def test_groups_keep_order_and_limit_and_change_nothing(monkeypatch, float_graph, spoilt, spoilt_file, faces):
+    models = split_halves(onnx.load(float_graph)), onnx.load(spoilt_file)
     maps, limit = layers.feature_maps(models[0]), 2**22
     groups = list(layers.in_groups(maps, limit))
     assert len(groups) > 1 and [each for group in groups for each in group] == maps
@@ -177,12 +174,14 @@ def test_groups_keep_order_and_limit_and_change_nothing(monkeypatch, graph, spoi
     assert {name: count[0] for name, count in counted.items()} == {n: c[0] for n, c in counts.items()}
 
 
-def test_the_spoilt_layer_is_found_first_and_healed_first(tiny_model, graph, spoilt, spoilt_file, faces):
+def test_the_spoilt_layer_is_found_first_and_healed_first(
+    tiny_model, float_graph, spoilt, spoilt_file, faces
+):
     """With a ranking that was measured on another face and knows a layer that the build left in float."""
     deploy = deploy_form(tiny_model)
     ranking = [asdict(row) for row in rank_layers(Probe(deploy, torch.from_numpy(faces[1])), spoilt)]
     ranking.insert(1, {"name": "left in float", "psnr": 1.0, "share": 0.0})
-    result = layers.analyse_layers(graph, spoilt_file, deploy, spoilt, faces, ranking)
+    result = layers.analyse_layers(float_graph, spoilt_file, deploy, spoilt, faces, ranking)
     rows, steps = result["rows"], result["healing"]
     quantised = {row["layer"]: row for row in rows if row["quantised"]}
     assert quantised.keys() == spoilt.keys()
@@ -201,12 +200,12 @@ def test_the_spoilt_layer_is_found_first_and_healed_first(tiny_model, graph, spo
     assert rows[first]["sqnr_db"] == pytest.approx(rows[first]["isolated_sqnr_db"], abs=0.1)
 
 
-def test_what_does_not_belong_together_is_refused(tiny_model, graph, spoilt, spoilt_file, faces):
+def test_what_does_not_belong_together_is_refused(tiny_model, float_graph, spoilt, spoilt_file, faces):
     deploy = deploy_form(tiny_model)
     with pytest.raises(ValueError, match="face"):
-        layers.layer_errors(graph, spoilt_file, deploy, spoilt, [])
+        layers.layer_errors(float_graph, spoilt_file, deploy, spoilt, [])
     with pytest.raises(ValueError, match=VICTIM):
-        layers.analyse_layers(graph, spoilt_file, deploy, {VICTIM: spoilt[VICTIM]}, faces, [])
+        layers.analyse_layers(float_graph, spoilt_file, deploy, {VICTIM: spoilt[VICTIM]}, faces, [])
 
 
 def test_the_deploy_form_holds_where_the_original_breaks_in_fp16_and_the_tensor_is_named(tiny_model, faces):

@@ -5,19 +5,12 @@ import pytest
 from gpenlib.compile import compile_model
 from gpenlib.data.faces import embedded_faces
 from gpenlib.data.pairs import Pairs, read_pack, write_pack
-from gpenlib.export import export_onnx
 from gpenlib.images import to_tensor
 from gpenlib.infer import open_runtime
 
 
 @pytest.fixture(scope="session")
-def graph(tiny_model, tmp_path_factory):
-    """The tiny network's float ONNX file."""
-    return export_onnx(tiny_model, tmp_path_factory.mktemp("graph") / "float.onnx")
-
-
-@pytest.fixture(scope="session")
-def artefact(tiny_model, graph, tmp_path_factory):
+def artefact(tiny_model, float_graph, tmp_path_factory):
     """Function (backend, dtype) -> artefact folder."""
     root = tmp_path_factory.mktemp("artefacts")
 
@@ -26,7 +19,7 @@ def artefact(tiny_model, graph, tmp_path_factory):
         if not folder.exists():
             dataset = {"sampler": {"get_data_num": 4}}
             settings = {"backend": {"type": backend, "dtype": dtype}, "dataset": dataset}
-            compile_model(tiny_model, settings, folder, graph)
+            compile_model(tiny_model, settings, folder, float_graph)
         return folder
 
     return build

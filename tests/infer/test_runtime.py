@@ -251,11 +251,11 @@ def test_the_form_of_int8_is_not_believed_without_a_record(quantisation, copied)
 # OpenVINO's graph of one batch size: the style scales the weights of ToRGB layers
 
 
-def test_for_one_image_the_style_scales_the_weights(graph):
+def test_for_one_image_the_style_scales_the_weights(float_graph):
     """The results are compared above, at every batch size."""
     import openvino
 
-    one, two = (openvino.Core().read_model(graph) for _ in range(2))
+    one, two = (openvino.Core().read_model(float_graph) for _ in range(2))
     one.reshape([1, 3, 64, 64])
     two.reshape([2, 3, 64, 64])
     assert [runtimes.scale_rgb_weights(model) for model in (one, two)] == [5, 0]  # levels of 4 to 64 px

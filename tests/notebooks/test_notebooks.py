@@ -8,7 +8,7 @@ import papermill
 import pytest
 
 from gpenlib.data.faces import embedded_faces
-from gpenlib.files import repository_root, sha256
+from gpenlib.files import read_json, repository_root, sha256
 from gpenlib.images import write_image
 from gpenlib.notebooks import NotebookError, SamePythonKernel, check_parameters, declared_parameters, execute
 from gpenlib.settings import read_yaml
@@ -60,10 +60,6 @@ def executed(run_folder, tmp_path_factory):
     return run
 
 
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def finite(rows):
     values = [value for row in rows for value in row.values() if isinstance(value, (int, float))]
     return bool(values) and all(math.isfinite(value) for value in values)
@@ -84,7 +80,7 @@ def test_notebook_runs_and_leaves_sound_manifests(stem, executed, run_folder):
     assert not notebook.metadata.papermill.exception
     assert figures(notebook) > 0
     manifests = list((run_folder / stem).rglob("manifest.json"))
-    stages = [read(path) | {"folder": path.parent} for path in manifests]
+    stages = [read_json(path) | {"folder": path.parent} for path in manifests]
     stages = [manifest for manifest in stages if "stage" in manifest]  # artefacts have manifests of their own
     assert stages
     for manifest in stages:
@@ -100,13 +96,13 @@ def test_no_slider_is_made_without_a_front_end(executed):
 
 def test_data_are_those_asked_for(executed, run_folder):
     executed("02_data")
-    metrics = read(run_folder / "02_data/manifest.json")["metrics"]
+    metrics = read_json(run_folder / "02_data/manifest.json")["metrics"]
     assert (metrics["evaluation"], metrics["calibration"]) == (SMOKE["dataset_size"], SMOKE["calib_size"])
 
 
 def test_inference_writes_what_other_programs_read(executed, run_folder):
     executed("04_infer")
-    results = read(run_folder / "04_infer/fp32/results.json")
+    results = read_json(run_folder / "04_infer/fp32/results.json")
     assert (results["images"], results["dtype"]) == (3, "fp32")
     assert results["backend"] in ("openvino", "onnxruntime"), "whichever was measured to be faster"
     assert {"psnr_mean", "ssim_mean", "psnr_input_mean", "ssim_input_mean", "ms_per_image"} <= results.keys()
@@ -116,7 +112,7 @@ def test_inference_writes_what_other_programs_read(executed, run_folder):
 
 def test_errors_compare_every_precision_on_every_face(executed, run_folder):
     executed("05_errors")
-    results = read(run_folder / "05_errors/results.json")
+    results = read_json(run_folder / "05_errors/results.json")
     assert [row["dtype"] for row in results["table"]] == ["fp32", "bf16", "fp16", "int8"]
     assert len(results["rows"]) == 4 * 3 and finite(results["rows"]) and finite(results["table"])
     assert results["table"][0]["psnr_drop"] == 0
@@ -125,7 +121,7 @@ def test_errors_compare_every_precision_on_every_face(executed, run_folder):
 def test_training_learns_and_looks_into_the_latent_space(executed, run_folder):
     notebook = executed("06_train")
     assert figures(notebook) == 8  # losses and samples of both parts; walks and mixtures of two priors
-    prior, embedded = (read(run_folder / f"06_train/small_{n}/results.json") for n in ("prior", "embed"))
+    prior, embedded = (read_json(run_folder / f"06_train/small_{n}/results.json") for n in ("prior", "embed"))
     assert prior["steps"] == embedded["steps"] == SMOKE["steps"]
     assert finite(prior["terms"].values()) and finite(embedded["terms"].values())
     assert embedded["terms"]["content"]["last"] < embedded["terms"]["content"]["first"]
@@ -184,7 +180,7 @@ def test_text_values_own_folder_and_no_images(tmp_path, run_folder):
         progress_bar=False,
     )
     folder = run_folder.parent / "own/04_infer/int8"
-    results = read(folder / "results.json")
+    results = read_json(folder / "results.json")
     assert [row["name"] for row in results["rows"]] == ["0", "1"]
     assert results["data"] == "folder faces" and results["batch_size"] == 2
     assert not (folder / "images").exists()
