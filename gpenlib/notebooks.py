@@ -10,14 +10,13 @@ import argparse
 import html
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import papermill
-from filelock import FileLock, Timeout
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -25,7 +24,7 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillException
 from traitlets import default
 
-from gpenlib.files import choice_error, nearest, repository_root, resolve_path, write_text
+from gpenlib.files import choice_error, locked, nearest, repository_root, resolve_path, write_text
 from gpenlib.settings import RunFolder, SettingsError, parse_overrides, read_yaml
 
 PATTERN = "[0-9][0-9]_*.ipynb"
@@ -136,19 +135,10 @@ def run_notebooks(
     return executed, index
 
 
-@contextmanager
-def alone_in(run_folder: Path) -> Iterator[None]:
+def alone_in(run_folder: Path) -> AbstractContextManager[None]:
     """Keep other processes from the notebooks of a run; wait, and say so, where one is at them."""
-    path = run_folder / ".locks" / "notebooks.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process, which runs the notebooks of {run_folder}", flush=True)
-        held = lock.acquire()
-    with held:
-        yield
+    text = f"waiting for another process, which runs the notebooks of {run_folder}"
+    return locked(run_folder / ".locks" / "notebooks.lock", lambda: print(text, flush=True))
 
 
 def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:

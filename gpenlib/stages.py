@@ -25,11 +25,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
-
 from gpenlib.files import (
     fingerprint,
     hash_outputs,
+    locked,
     package_versions,
     plain,
     read_json,
@@ -120,16 +119,17 @@ def stage(
         def method(self: Stages, dtype: str | None = None) -> Manifest:
             run = self if dtype is None else self.with_(dtype=dtype)
             name = folder.format(dtype=getattr(run.settings, "dtype", ""))
-            used = uses(run)
+            used, declared = uses(run), {n: getattr(run.settings, n) for n in settings.split()}
             key = {
-                "settings": {n: getattr(run.settings, n) for n in settings.split()} | dict(resolved(run)),
+                "settings": declared | dict(resolved(run)),
                 "inputs": {n: digest for n, digest in inputs(run).items() if digest is not None}
                 | {n: manifest["digest"] for n, manifest in used.items()},
                 "packages": package_versions(),
                 "code": code_digest(code),
             }
-            declared = Declared(**{n: getattr(run.settings, n) for n in settings.split()})
-            return run._stand(name, key, lambda path: build(run, Work(path, declared, used)), used)
+            return run._stand(
+                name, key, lambda path: build(run, Work(path, Declared(**declared), used)), used
+            )
 
         return method
 
@@ -346,23 +346,18 @@ class Stages:
     def _lock(self, name: str) -> Iterator[None]:
         """Hold the lock of a stage; while another process has it, wait and say for whom."""
         path = self.folder / ".locks" / f"{name.replace('/', '-')}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
         holder = path.with_suffix(".json")
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+
+        def say() -> None:
             try:
                 who = "process {pid}, since {since}".format(**read_json(holder))
             except (OSError, ValueError, KeyError, TypeError):
                 who = "another process"
             log.warning("waiting for %s, which builds %s", who, self.folder / name)
-            lock.acquire()
-        try:
+
+        with locked(path, say):
             write_json(holder, {"pid": os.getpid(), "since": time.strftime("%H:%M:%S")})
             yield
-        finally:
-            lock.release()
 
 
 def _replace(folder: Path, work: Path) -> None:

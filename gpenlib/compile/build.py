@@ -43,7 +43,7 @@ HARM = 1 / 255  # half a grey level, in [-1, 1]: a correction that adds more to 
 
 @dataclass
 class Build:
-    """What the steps hand on; the last five belong to int8."""
+    """What the steps hand on; the last six belong to int8."""
 
     deploy: DeployGpen
     backend: BackendConfig
@@ -56,6 +56,7 @@ class Build:
     forms: dict[str, str] = field(default_factory=dict)  # qdq or qoperator, by backend
     graph: onnx.ModelProto = field(init=False)  # the float graph in halves
     calibration: Calibration = field(init=False)
+    thresholds: dict[str, float] = field(default_factory=dict)  # by tensor that layers read
     layers: dict[str, RoundedLayer] = field(default_factory=dict)  # by module path
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -116,9 +117,10 @@ def round_weights(build: Build) -> None:
     if build.backend.dtype not in QUANTISED:
         return
     options = build.backend.quantize
+    build.thresholds = build.calibration.thresholds(options.calibrate_mode, options.percentile)
     build.layers = rounding.round_layers(
         build.graph,
-        build.calibration.thresholds(options.calibrate_mode, options.percentile),
+        build.thresholds,
         [layer.name for layer in quantisable_layers(build.graph)],
         options.quantize_per_channel,
         options.weight_scale == "power2",
@@ -150,7 +152,7 @@ def exclude_layers(build: Build) -> None:
     else:
         kept = select_layers(list(layers), options.exclude_layers)
     build.layers = {name: layers[name] for name in kept}
-    thresholds = build.calibration.thresholds(options.calibrate_mode, options.percentile)
+    thresholds = build.thresholds
     used = {tensor for name in kept for tensor in layers[name].report.tensors if thresholds[tensor] > 0}
     seen = {name: histogram for name, histogram in build.calibration.histograms.items() if name in used}
     report["excluded"] = [name for name in layers if name not in kept]

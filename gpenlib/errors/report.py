@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare
-from gpenlib.files import write_atomically
+from gpenlib.files import write_text
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
 from gpenlib.settings import REFERENCE
@@ -74,9 +74,7 @@ def write_report(
             "worst": inline(worst_figure(faces, dtype)),
         },
     )
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+    return write_text(path, text)
 
 
 def inline(figure: Figure) -> str:
