@@ -26,7 +26,7 @@ run: $(READY) ## execute notebooks 00 to 06 with PARAMS (default params/demo.yam
 	$(PYTHON_VENV) -m gpenlib.notebooks --params $(PARAMS) $(ARGS)
 
 test: $(READY) lint ## set up if needed, lint, type-check, run all tests
-	$(PYTHON_VENV) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(PYTHON_VENV) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(PYTHON_VENV) -m ruff check .

@@ -337,9 +337,10 @@ def test_threads_of_runtimes_at_work_together_do_not_change_each_others(artefact
     used, both = {1: [], 2: []}, threading.Barrier(2, timeout=30)
     before = torch.get_num_threads()
     assert before == 2
+    folder = artefact(backend, "fp32")
 
     def work(count):
-        runtime = open_runtime(artefact(backend, "fp32"), threads=count)
+        runtime = open_runtime(folder, threads=count)
         call = runtime._for_batch(1)
 
         def watch(batch):
