@@ -245,6 +245,10 @@ def warp(image: Image, matrix: Matrix, size: int) -> Image:
     check_image(image)
     scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # crop pixels per picture pixel
     factor = max(1, math.ceil(1 / scale - 1e-3))
+    if factor >= 4:  # a face of thousands of pixels: not resampled at its full size
+        reduced, moved = _reduce(image, matrix, size, factor // 2)
+        if reduced.size < image.size / 2:
+            return warp(reduced, moved, size)
     finer = factor * matrix
     finer[:, 2] += (factor - 1) / 2  # pixel centres: crop 0 is the middle of the finer 0 .. factor - 1
     flags = cv2.INTER_CUBIC if factor == 1 else cv2.INTER_LINEAR
@@ -253,6 +257,22 @@ def warp(image: Image, matrix: Matrix, size: int) -> Image:
     if factor > 1:
         large = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(large, dtype=np.uint8)
+
+
+def _reduce(image: Image, matrix: Matrix, size: int, factor: int) -> tuple[Image, Matrix]:
+    """Return the part of a picture that a crop shows, reduced by areas, and the crop's transform from it."""
+    inverse = np.linalg.inv(matrix[:, :2])
+    reach = np.array([[-1, -1], [-1, size], [size, -1], [size, size]], np.float64)
+    corners = (reach - matrix[:, 2]) @ inverse.T
+    sides = np.array([image.shape[1], image.shape[0]])
+    low = np.clip(np.floor(corners.min(axis=0)), 0, sides - 1).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)) + 1, low + 1, sides).astype(int)
+    part = image[low[1] : high[1], low[0] : high[0]]
+    small = [max(1, round(length / factor)) for length in (part.shape[1], part.shape[0])]
+    reduced = np.asarray(cv2.resize(part, small, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    ratio = (high - low) / small  # picture pixels per reduced pixel, along x and y
+    turn = matrix[:, :2] * ratio
+    return reduced, np.column_stack([turn, matrix[:, :2] @ (0.5 * ratio - 0.5 + low) + matrix[:, 2]])
 
 
 def align(image: Image, landmarks: Landmarks, size: int) -> Image:
