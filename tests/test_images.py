@@ -68,7 +68,7 @@ def save(path: Path, mode: str, **options) -> np.ndarray:
         ("LA", ".png .tif"),
         ("1", ".png .tif .bmp"),
         ("P", ".png .tif .bmp"),
-        ("YCbCr", ".jpg .tif"),
+        ("YCbCr", ".jpg"),
         ("CMYK", ".jpg .tif"),
         ("L;16", ".png .tif"),
         ("RGB;16", ".png .tif"),
