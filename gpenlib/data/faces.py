@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.checkpoints import weights_file
 from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, per_layer, to_pictures
 from gpenlib.files import resolve_path, sha256
-from gpenlib.images import SUFFIXES, FloatArray, Image, check_image, read_image
+from gpenlib.images import HEIF_SUFFIXES, SUFFIXES, FloatArray, Image, check_image, read_image
 
 Point = tuple[float, float]
 Matrix = NDArray[np.float64]
@@ -163,6 +163,13 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)], name
 
 
+def picture_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """List a folder's picture files in natural order; hidden ones, such as macOS's ``._x.jpg``, are none."""
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files = [path for path in shown if path.suffix.lower() in suffixes and path.is_file()]
+    return sorted(files, key=lambda path: natural_key(path.name))
+
+
 def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
     """List the images in ``folder``, or in its ``CelebA-HQ-img``; ``suffix`` takes only such files."""
     folder = Path(folder).expanduser()
@@ -171,12 +178,13 @@ def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
     if (folder / CELEBA_FOLDER).is_dir():
         folder = folder / CELEBA_FOLDER
     suffixes = SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
+    files = picture_files(folder, suffixes)
     if not files:
         inner = sorted(path.name for path in folder.iterdir() if path.is_dir())[:5]
         hint = f"; it has sub-folders: {', '.join(inner)}" if inner else ""
+        if suffix is None and picture_files(folder, HEIF_SUFFIXES):
+            hint += "; its HEIC pictures need `pip install pillow-heif`"
         raise DataError(f"{folder}: no image with suffix {', '.join(suffixes)}{hint}")
-    files.sort(key=lambda path: natural_key(path.name))
     names = [path.name for path in files]
     return Faces(f"folder {folder.name}", names, partial(_at, read_image, files), partial(_at, sha256, files))
 
