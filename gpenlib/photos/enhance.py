@@ -7,8 +7,10 @@ few pixels, so that a network of 128 px colours a portrait of any size without m
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -57,7 +59,7 @@ WIDE_FEATHER = 0.3  # of a wider square's side
 FIELD_SIDE = 640  # pixels of the field in which the chroma of several squares is put together
 EDGE = 12.0  # grey levels of luma: chroma follows steps that are higher (guided filter)
 EDGE_REACH = 0.035  # radius of that filter as a part of the face's side
-ROWS = 256  # of a photograph, put back at a time: memory does not grow with the face
+ROWS = 128  # of a photograph, put back at a time: memory does not grow with the face
 COLOURS = 8.0  # colourfulness of the answer to a grey face from which a network is one that colours
 TINT = 2.5  # grey levels by which chroma may differ at equal luma in a black-and-white photograph
 UPSCALES = (1, 2, 4)
@@ -385,22 +387,30 @@ def square_mask(u: FloatArray, v: FloatArray, feather: float) -> FloatArray:
 def _put_back(photo: Photo, patches: Sequence[_Patch], factor: int, strength: float) -> None:
     """Blend faces into a photograph, ``factor`` times as large as the one that they were found in."""
     unit = np.float32(1 if photo.dtype == np.uint8 else 257)
-    for top in range(0, photo.shape[0], ROWS):
+
+    def blend(top: int) -> None:
         rows = photo[top : top + ROWS]
         pieces = [piece for patch in patches if (piece := _Piece.of(patch, rows.shape, top, factor))]
         if not pieces:
-            continue
+            return
+        columns = slice(min(p.columns.start for p in pieces), max(p.columns.stop for p in pieces))
+        rows = rows[:, columns]
         levels = rows.astype(np.float32) / unit
         change, nearness = np.zeros_like(levels), np.full(rows.shape[:2], 1e-9, np.float32)
         touched = np.zeros(rows.shape[:2], bool)
-        for piece in pieces:
-            nearness[:, piece.columns] += piece.nearness
-        for piece in pieces:  # where squares overlap, each pixel belongs to the face that it is nearest to
-            mask = np.float32(strength) * piece.mask * (piece.nearness / nearness[:, piece.columns])
-            change[:, piece.columns] += piece.change(levels[:, piece.columns], mask)
-            touched[:, piece.columns] |= mask > 0
+        places = [slice(p.columns.start - columns.start, p.columns.stop - columns.start) for p in pieces]
+        for piece, place in zip(pieces, places, strict=True):
+            nearness[:, place] += piece.nearness
+        for piece, place in zip(pieces, places, strict=True):
+            # Where squares overlap, each pixel belongs to the face that it is nearest to
+            mask = np.float32(strength) * piece.mask * (piece.nearness / nearness[:, place])
+            change[:, place] += piece.change(levels[:, place], mask)
+            touched[:, place] |= mask > 0
         made = np.clip(np.rint((levels + change) * unit), 0, np.iinfo(photo.dtype).max)
-        rows[touched] = made.astype(photo.dtype)[touched]
+        np.copyto(rows, made.astype(photo.dtype), where=touched[:, :, None])
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # NumPy computes beside itself
+        list(pool.map(blend, range(0, photo.shape[0], ROWS)))
 
 
 class _Piece:

@@ -33,10 +33,7 @@ MIRRORED = [1, 0, 2, 4, 3]  # the order of a mirror image's points
 FIRST_SIDES = (1600, 640, 256)  # longer side, pixels; blurred faces are seen best at the smallest
 MOST_ENLARGED = 2.0  # of a small photograph
 SMALL_BOX = 40.0  # pixels: next to faces of this size there may be some that are too small to be seen
-TILE, TILE_OVERLAP = (
-    1600,
-    160,
-)  # pixels that are looked at in one go; a face of the overlap's size is whole in one
+TILE, TILE_OVERLAP = 1024, 160  # pixels looked at in one go; a face of the overlap's size is whole in one
 CANDIDATE = 0.3  # score of a first look
 # The second look (measured on portraits with known points: corners of the square 3 % of its side off on
 # average, 6 % after one look at 384 px): twice the box, upright, at three sizes and mirrored.
@@ -171,8 +168,15 @@ def find_faces(image: Image, detector: Detector) -> list[PhotoFace]:
 def _first_look(image: Image, detector: Detector) -> list[tuple[NDArray[Any], Points]]:
     """Return boxes and points of all candidates in the photograph's pixels, the surest first."""
     longest = max(image.shape[:2])
-    looks = [_look_at(image, min(side / longest, MOST_ENLARGED), detector) for side in FIRST_SIDES]
     scale = FIRST_SIDES[0] / longest
+    reduced = image if scale >= 1 else _resized(image, scale)  # large pictures are read through once
+    looks = []
+    for side in FIRST_SIDES:
+        boxes, points = _look_at(reduced, min(side / max(reduced.shape[:2]), MOST_ENLARGED), detector)
+        factors = np.array(
+            [full / part for full, part in zip(image.shape[1::-1], reduced.shape[1::-1], strict=True)]
+        )
+        looks.append((boxes * [*factors, *factors, 1], (points + 0.5) * factors - 0.5))
     # Where faces are small, or there is none, there may be smaller ones: a closer look, in tiles
     while scale < 1 and _are_small(looks, scale):
         scale = min(2 * scale, 1.0)
@@ -193,11 +197,8 @@ def _are_small(looks: Sequence[tuple[NDArray[Any], Points]], scale: float) -> bo
 
 def _look_at(image: Image, scale: float, detector: Detector) -> tuple[NDArray[Any], Points]:
     """Return boxes and points found at one scale, in the photograph's pixels; large pictures in tiles."""
-    width, height = (max(1, round(scale * length)) for length in (image.shape[1], image.shape[0]))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    seen = (
-        image if scale == 1 else np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
-    )
+    seen = image if scale == 1 else _resized(image, scale)
+    height, width = seen.shape[:2]
     boxes, points = [np.zeros((0, 5))], [np.zeros((0, 5, 2))]
     for top in range(0, max(height - TILE_OVERLAP, 1), TILE - TILE_OVERLAP):
         for left in range(0, max(width - TILE_OVERLAP, 1), TILE - TILE_OVERLAP):
@@ -208,6 +209,12 @@ def _look_at(image: Image, scale: float, detector: Detector) -> tuple[NDArray[An
             points.append(places + np.array([left, top]))
     factors = np.array([image.shape[1] / width, image.shape[0] / height])
     return np.concatenate(boxes) * [*factors, *factors, 1], (np.concatenate(points) + 0.5) * factors - 0.5
+
+
+def _resized(image: Image, scale: float) -> Image:
+    sides = tuple(max(1, round(scale * length)) for length in (image.shape[1], image.shape[0]))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, sides, interpolation=how), np.uint8)
 
 
 def _overlap(one: NDArray[Any], other: NDArray[Any]) -> float:
