@@ -56,7 +56,7 @@ FEATHER = 0.15  # of the square's side, over which a face fades into the photogr
 MOST_PER_PIXEL = 4.0  # photograph pixels per network pixel: a larger face is left as it is when restoring
 WIDER = ((1.6, 1 / 20), (2.4, 1 / 400))  # squares around the face's, and their weights, for `reach`
 WIDE_FEATHER = 0.3  # of a wider square's side
-FIELD_SIDE = 640  # pixels of the field in which the chroma of several squares is put together
+FIELD_SIDES = (64, 640)  # least and most pixels of the field in which chroma is put together
 EDGE = 12.0  # grey levels of luma: chroma follows steps that are higher (guided filter)
 EDGE_REACH = 0.035  # radius of that filter as a part of the face's side
 ROWS = 128  # of a photograph, put back at a time: memory does not grow with the face
@@ -322,7 +322,7 @@ def _make_patch(
         return _Patch(made, aligned, levels, base, finer, mono and not colouring)
     wider = [(grown, weight) for grown, weight in WIDER if grown <= reach + 1e-6 and not aligned]
     layers = [(1.0, 1.0, levels), *((grown, weight, run(grown)[1]) for grown, weight in wider)]
-    return _Patch(made, aligned, chroma=_join_chroma(seen, marks, layers))
+    return _Patch(made, aligned, chroma=_join_chroma(seen, face, layers))
 
 
 def grown_matrix(landmarks: Landmarks, size: int, grown: float) -> Matrix:
@@ -334,26 +334,27 @@ def grown_matrix(landmarks: Landmarks, size: int, grown: float) -> Matrix:
     return matrix
 
 
-def _join_chroma(seen: Image, marks: Landmarks, layers: list[tuple[float, float, FloatArray]]) -> _Chroma:
+def _join_chroma(seen: Image, face: PhotoFace, layers: list[tuple[float, float, FloatArray]]) -> _Chroma:
     """Put the chroma of several squares together, and let it follow the photograph's edges."""
     grown = layers[-1][0]
-    matrix = grown_matrix(marks, FIELD_SIDE, grown)
-    y, x = np.mgrid[:FIELD_SIDE, :FIELD_SIDE].astype(np.float32)
-    sums = np.zeros((FIELD_SIDE, FIELD_SIDE, 3), np.float32)
-    weights = np.full((FIELD_SIDE, FIELD_SIDE), 1e-9, np.float32)
+    field = int(np.clip(grown * face.side, *FIELD_SIDES))
+    matrix = grown_matrix(face.landmarks, field, grown)
+    y, x = np.mgrid[:field, :field].astype(np.float32)
+    sums = np.zeros((field, field, 3), np.float32)
+    weights = np.full((field, field), 1e-9, np.float32)
     for wide, weight, levels in layers:
         size = len(levels)
-        scale = size / FIELD_SIDE * grown / wide  # layer pixels per field pixel
-        shift = (size - 1) / 2 - scale * (FIELD_SIDE - 1) / 2
+        scale = size / field * grown / wide  # layer pixels per field pixel
+        shift = (size - 1) / 2 - scale * (field - 1) / 2
         chroma = levels - (levels @ LUMA)[:, :, None]
-        placed = _sample(chroma, np.array([[scale, 0, shift], [0, scale, shift]]), (FIELD_SIDE, FIELD_SIDE))
+        placed = _sample(chroma, np.array([[scale, 0, shift], [0, scale, shift]]), (field, field))
         u, v = ((scale * axis + shift + 0.5) / size for axis in (x, y))
         # The outermost lies under all others; where the field ends is decided when it is put back
         mask = np.ones_like(weights) if wide == grown else square_mask(u, v, WIDE_FEATHER)
         sums += (weight * mask)[:, :, None] * placed
         weights += weight * mask
-    guide = warp(seen, matrix, FIELD_SIDE).astype(np.float32) @ LUMA
-    radius = max(1, round(EDGE_REACH * FIELD_SIDE / grown))
+    guide = warp(seen, matrix, field).astype(np.float32) @ LUMA
+    radius = max(1, round(EDGE_REACH * field / grown))
     slope, offset = guided_filter(guide, sums / weights[:, :, None], radius, EDGE)
     return _Chroma(slope, offset, grown)
 
@@ -458,7 +459,7 @@ class _Piece:
         """Return what is to be added to the photograph's levels, float32 [H, W, 3]."""
         patch, luma = self.patch, levels @ LUMA
         if patch.chroma is not None:
-            how = self._to_crop(FIELD_SIDE, patch.chroma.grown)
+            how = self._to_crop(len(patch.chroma.slope), patch.chroma.grown)
             slope, offset = (_sample(a, how, self.shape) for a in (patch.chroma.slope, patch.chroma.offset))
             own = levels - luma[:, :, None]
             made = own + mask[:, :, None] * (slope * luma[:, :, None] + offset - own)

@@ -230,6 +230,7 @@ def _second_look(
     detector: Detector,
     box: NDArray[Any],
     points: Points,
+    sides: Sequence[int] = SECOND_SIDES,
 ) -> PhotoFace | None:
     """Find the points again, close up and upright; None if what was seen is no face."""
     # The detector's points are best where a face is 100 to 150 pixels wide, and it knows upright faces.
@@ -237,7 +238,7 @@ def _second_look(
     angle = math.atan2(across[1], across[0])
     middle, side = (box[:2] + box[2:4]) / 2, SECOND_CROP * float(np.max(box[2:4] - box[:2]))
     looks, scores = [], []
-    for size in SECOND_SIDES:
+    for size in sides:
         matrix = _similarity(middle, angle, size / side, size)
         close = warp(image, matrix, size)
         for mirrored in (False, True):
@@ -263,9 +264,10 @@ def _second_look(
 
 def look_again(image: Image, detector: Detector, face: PhotoFace) -> PhotoFace | None:
     """Find a face where it was in the last frame of a film; None if it is no longer there."""
+    # At one size: the frames before and after take the noise out
     middle, half = face.square.mean(axis=0), BOX_OF_SQUARE * face.side / 2
     box = np.array([*(middle - half), *(middle + half), 0.0])
-    return _second_look(image, detector, box, face.points)
+    return _second_look(image, detector, box, face.points, SECOND_SIDES[1:2])
 
 
 def _middle_one(boxes: NDArray[Any], size: int) -> int | None:

@@ -121,7 +121,7 @@ def test_squares_stand_still_where_the_film_does_and_follow_where_it_moves(astro
     assert max(moved) < 0.01
     shifted = np.roll(astronaut, 40, axis=1)  # a cut: the face is elsewhere at once
     (face,) = finder(shifted)
-    assert np.abs(face.square - find_faces(shifted, detector)[0].square).max() / side < 0.03
+    assert np.abs(face.square - find_faces(shifted, detector)[0].square).max() / side < 0.06
     assert finder(np.full_like(astronaut, 120)) == []
 
 
