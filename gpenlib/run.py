@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -33,23 +34,29 @@ from gpenlib.files import (
     did_you_mean,
     fingerprint,
     package_versions,
+    progress,
     read_json,
     resolve_path,
     sha256,
     write_atomically,
     write_csv,
     write_json,
+    write_text,
 )
 from gpenlib.images import Image, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
 from gpenlib.infer.scoring import data_chroma, restore_pairs, summarise
+from gpenlib.photos import YuNet
+from gpenlib.photos import folder as photo_folder
+from gpenlib.photos.upscale import TiledUpscaler
 from gpenlib.settings import (
     INCEPTION,
     MODES,
     QUANTISED,
     REFERENCE,
     BuildConfig,
+    PhotoSettings,
     QuantizeConfig,
     RunFolder,
     RunSettings,
@@ -88,6 +95,7 @@ INFER = (*EXPORT, "infer")
 COMPILE = (*INFER, "compile")
 ERRORS = (*COMPILE, "errors")
 REPORT = (*ERRORS, "plots")
+PHOTOS = (*COMPILE, "photos")
 
 
 class Run(Stages):
@@ -736,6 +744,81 @@ class Run(Stages):
         # What the notebook has no parameter for and that changes figures.
         extra = f"  # and, set in Python: seed={changed['seed']}" if "seed" in changed else ""
         return shlex.join(words) + extra
+
+    @stage(
+        "07_photos",
+        "networks photo_dtypes strength faces upscale reach aligned frames asked_task device",
+        PHOTOS,
+        lambda run: run._photo_inputs(),
+        lambda run: run._photo_networks(),
+    )
+    def photos(self, work: Work) -> Mapping[str, Any]:
+        """07_photos: find the faces of photographs, restore or colour them, put them back.
+
+        Writes ``<dtype>/<original name>.jpg`` or ``.png``, the faces' crops (``faces/``), ``results.json``
+        (the metrics), ``failures.jsonl`` where pictures could not be used and, where ``photos`` is empty, the
+        examples that were taken (``examples/``).
+
+        Metrics: ``photos`` (a row per photograph and dtype) and ``faces`` (a row per face and dtype), see
+        :func:`gpenlib.photos.folder.rows_of`; ``failures`` (``photo`` and ``reason``) and ``note``.
+
+        Raises
+        ------
+        DataError
+            If there is no such file or folder, or no picture in it.
+        """
+        s = work.settings
+        networks = {
+            weights: {
+                dtype: open_runtime(work.path(f"{weights} {dtype}", "artefact"), device=s.device)
+                for dtype in s.photo_dtypes
+            }
+            for weights in s.networks
+        }
+        files = self._photo_files() or photo_folder.write_examples(work.folder / "examples", networks)
+        options = {name: getattr(s, name) for name in ("strength", "faces", "upscale", "reach", "aligned")}
+        options |= {"frames": s.frames, "task": s.asked_task}
+        if self.settings.upscaler:
+            options["upscaler"] = TiledUpscaler(resolve_path(self.settings.upscaler))
+        if self.settings.detector:
+            options["detector"] = YuNet(resolve_path(self.settings.detector))
+        made = photo_folder.enhance_files(files, networks, work.folder, **options)
+        results = photo_folder.rows_of(
+            progress(made, total=len(files), desc="photographs", unit="photo"), work.folder
+        )
+        if results["failures"]:
+            lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in results["failures"])
+            write_text(work.folder / "failures.jsonl", lines)
+        write_json(work.folder / "results.json", results)
+        return results
+
+    def _photo_files(self) -> list[Path]:
+        """Return the user's pictures; none if there are none, and the examples are to be taken."""
+        assert isinstance(self.settings, PhotoSettings)
+        given = self.settings.photos
+        return photo_folder.photo_files([resolve_path(name) for name in given]) if given else []
+
+    def _photo_inputs(self) -> dict[str, str | None]:
+        """Return digests of everything that is read; what cannot be read counts by its name."""
+        s = self.settings
+        tools = [resolve_path(name) for name in (s.upscaler, s.detector) if name]
+        inputs: dict[str, str | None] = {}
+        for path in (*self._photo_files(), *tools):
+            try:
+                inputs[str(path)] = sha256(path)
+            except OSError as error:
+                inputs[str(path)] = f"unreadable: {type(error).__name__}"
+        return inputs
+
+    def _photo_networks(self) -> dict[str, Manifest]:
+        """Manifests of 03 for every network and dtype; a second network has a run of its own."""
+        s = self.settings
+        used: dict[str, Manifest] = {}
+        for number, weights in enumerate(s.networks):
+            name = f"{s.run}-{Path(weights).stem}" if number else s.run
+            run = self.with_(weights=weights, task=s.asked_task or "", run=name)
+            used |= {f"{weights} {dtype}": run.compile(dtype) for dtype in s.photo_dtypes}
+        return used
 
     def train(self) -> dict[str, Manifest]:
         """06_train: train what the configuration files describe, one after the other.

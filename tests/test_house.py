@@ -26,7 +26,7 @@ LAYERS = [
     {"export"},
     {"infer"},
     {"compile"},
-    {"errors", "train"},
+    {"errors", "train", "photos"},
     {"stages"},
     {"run"},
     {"notebooks"},

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from gpenlib.plots.before_after import before_after as before_after  # for notebooks
+
 Row = Mapping[str, Any]
 
 # Okabe-Ito: distinguishable with every common colour-vision deficiency.

@@ -15,7 +15,9 @@ from gpenlib.settings import read_yaml
 ROOT = repository_root()
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
-EXPECTED = ("00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors", "06_train")
+EXPECTED = (
+    "00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors", "06_train", "07_photos",
+)  # fmt: skip
 SMOKE = read_yaml(ROOT / "params/smoke.yaml")
 # Natural values that once stopped a notebook: text (papermill -r), a list (-y), a number for a list
 NATURAL = {
