@@ -6,6 +6,7 @@ network takes and gives. A *picture* is what a file holds: 8 or 16 bits, perhaps
 
 from __future__ import annotations
 
+import base64
 import io
 import stat
 import threading
@@ -371,6 +372,18 @@ def write_image(path: str | Path, image: Image) -> Path:
     with write_atomically(path) as temporary:
         temporary.write_bytes(data.tobytes())
     return path
+
+
+def data_uri(image: Image) -> str:
+    """Return uint8 RGB [H, W, 3] as a data URI for HTML: JPEG to be looked at, or PNG where it is smaller."""
+    check_image(image)
+    swapped = np.ascontiguousarray(image[:, :, ::-1])
+    # Colour is what is looked at here: no chroma subsampling, which is OpenCV's default
+    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    options: dict[str, list[int]] = {"jpeg": [cv2.IMWRITE_JPEG_QUALITY, 90, *sampling], "png": []}
+    encoded = [(kind, cv2.imencode(f".{kind}", swapped, option)[1]) for kind, option in options.items()]
+    kind, data = min(encoded, key=lambda pair: pair[1].size)
+    return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
 
 
 def check_image(image: NDArray[np.generic], name: str = "image") -> None:

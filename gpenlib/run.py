@@ -716,7 +716,12 @@ class Run(Stages):
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
         worst = compare.worst_faces(rows, dtype, work.settings.worst)
-        faces = compare.open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
+        faces = compare.open_face_errors(
+            worst,
+            readers,
+            lambda name: pairs.inputs(position[name]),
+            lambda name: pairs.truths(position[name]),
+        )
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self.papermill_command()
         write_report(work.folder / PAGE, results, recommendation, (dtype, faces), command, compared)
