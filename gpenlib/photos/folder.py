@@ -300,7 +300,9 @@ def open_shown(
             scale = before.shape[1] / picture.pixels.shape[1]
             own = [f for f in results["faces"] if f["file"] == row["file"]]
             squares = [scale * np.asarray(face["square"]) for face in own]
-            shown[key] = ShownPhoto(row["photo"], before, {}, row["note"], squares)
+            taken = [photo.name for photo in shown.values()]
+            name = Path(row["file"]).name if row["photo"] in taken else row["photo"]
+            shown[key] = ShownPhoto(name, before, {}, row["note"], squares)
         made = open_picture(folder / row["file"])
         shown[key].after[row["dtype"]] = _reduced(to_seen(made.pixels, made.alpha), longest)
     return list(shown.values())
