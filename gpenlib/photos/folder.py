@@ -308,6 +308,14 @@ def open_shown(
     return list(shown.values())
 
 
+def before_and_after(path: Path, made: EnhancedPhoto, label: str, longest: int = 1000) -> dict[str, Image]:
+    """Return a picture file and what was made of it, to look at: ``before`` and ``label``."""
+    picture = open_picture(path)
+    after = split_channels(made.image)
+    pictures = {"before": to_seen(picture.pixels, picture.alpha), label: to_seen(*after)}
+    return {name: _reduced(image, longest) for name, image in pictures.items()}
+
+
 def _reduced(image: Image, longest: int) -> Image:
     scale = min(1.0, longest / max(image.shape[:2]))
     return resize(image, (max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[0]))))
