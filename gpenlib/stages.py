@@ -43,7 +43,7 @@ log = logging.getLogger("gpenlib.run")
 Manifest = dict[str, Any]
 MANIFEST = "manifest.json"
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave; nobody's data
-INPUTS = ("data_dir", "calib_dir", "weights", "build", "image", "lpips_weights", "features_file")
+INPUTS = ("data_dir", "input_dir", "calib_dir", "weights", "build", "image", "lpips_weights", "features_file")
 
 
 class StageError(RuntimeError):
