@@ -777,11 +777,14 @@ class Run(Stages):
         pairs = self.evaluation
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
-        worst = compare.worst_faces(rows, dtype, work.settings.worst)
+        worst = compare.worst_faces(rows, dtype, work.settings.worst, self.photographs)
         faces = compare.open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self.papermill_command()
-        write_report(work.folder / PAGE, results, recommendation, (dtype, faces), command, compared)
+        gallery = dtype, faces
+        write_report(
+            work.folder / PAGE, results, recommendation, gallery, command, compared, self.photographs
+        )
         return {"recommendation": recommendation.to_dict()}
 
     def papermill_command(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare
 from gpenlib.files import write_text
+from gpenlib.plots import face_title
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
 from gpenlib.settings import REFERENCE
@@ -35,8 +37,9 @@ def write_report(
     gallery: tuple[str, Sequence[compare.FaceErrors]],
     command: str,
     comparison: Mapping[str, Any] | None = None,
+    photographs: Sequence[str] = (),
 ) -> Path:
-    """Write a run's page; ``gallery`` is a dtype and the faces on which it loses most."""
+    """Write a run's page; ``gallery`` is a dtype, and photographs and the faces on which it loses most."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -64,6 +67,8 @@ def write_report(
         groups_note=compare.groups_note(results["groups"]),
         gallery_dtype=dtype,
         gallery=faces,
+        photographs=photographs,
+        face_title=partial(face_title, photographs=photographs, length=99),
         comparison=later_runs(comparison["rows"]) if comparison else None,
         compared=comparison["runs"] if comparison else None,
         command=command,
@@ -71,7 +76,7 @@ def write_report(
             "pareto": inline(pareto_figure(pareto)),
             "drops": inline(drops_figure(results["rows"], table)),
             "groups": inline(groups_figure(results["groups"], SHOWN_SCORE)),
-            "worst": inline(worst_figure(faces, dtype)),
+            "worst": inline(worst_figure(faces, dtype, photographs)),
         },
     )
     return write_text(path, text)

@@ -302,6 +302,13 @@ def best_median_worst(rows: Sequence[Mapping[str, Any]], key: str = "psnr") -> d
     return dict(sorted(chosen.items(), key=lambda item: ORDERS.index(item[1])))
 
 
+def extremes(rows: Sequence[Mapping[str, Any]], leading: int = 0, most: int = 4) -> list[list[int]]:
+    """Return positions of the best and of the worst rows, as many of each; without the leading ones."""
+    first = leading if leading < len(rows) else 0
+    count = max(1, min(most, (len(rows) - first) // 2))
+    return [[first + i for i in rank(rows[first:], order, count)] for order in (ORDERS[0], ORDERS[-1])]
+
+
 def output_reader(
     pairs: Pairs | Pack, images: str | Path | None, artefact: str | Path, device: str = "cpu"
 ) -> Callable[[int], Image]:
