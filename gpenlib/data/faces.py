@@ -86,7 +86,7 @@ class Faces:
             raise DataError(f"{sizes}: allowed are at least 1, 0 and 0")
         count = len(self)
         if count < dataset_size:
-            there = f"there are {count} images ({self.label})"
+            there = f"there are {count} images ({'; '.join(filter(None, (self.label, self.left_out)))})"
             raise DataError(f"dataset_size={dataset_size}, but {there}: ask for {count} or fewer")
         evaluation = self.take(range(dataset_size))
         if calib_size == 0:

@@ -113,6 +113,8 @@ def test_inputs_and_truths_of_one_stem_are_pairs(tmp_path):
     assert [faces.read(i)[0, 0, 0] for i in range(2)] == [2, 10]
     assert [faces.inputs.read(i)[0, 0, 0] for i in range(2)] == [102, 110]
     assert faces.left_out == "truths without an input: 1 (only.png); inputs without a truth: 1 (lonely.png)"
+    with pytest.raises(DataError, match=r"dataset_size=4.*there are 3.*only\.png"):
+        faces.split(4, 1)
     parts = faces.split(1, 5)
     assert parts.calibration.inputs.names == ["10.bmp", "face.webp"] and parts.evaluation.left_out
     before = faces.combined_digest()
