@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt scripts/setup.sh
 	bash scripts/setup.sh
 	@touch $@
 
-run: $(READY) ## execute notebooks 00 to 06 with PARAMS (default params/demo.yaml)
+run: $(READY) ## execute notebooks 00 to 07 with PARAMS (default params/demo.yaml)
 	$(PYTHON_VENV) -m gpenlib.notebooks --params $(PARAMS) $(ARGS)
 
 test: $(READY) lint ## set up if needed, lint, type-check, run all tests

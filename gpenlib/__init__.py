@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gpenlib.export import deploy_form, export_onnx, export_torchscript, gpen_from_onnx
     from gpenlib.infer import open_runtime
     from gpenlib.metrics import psnr, ssim
+    from gpenlib.photos import enhance_photo
     from gpenlib.run import Run
     from gpenlib.settings import BuildConfig
 
@@ -28,6 +29,7 @@ _HOME = {
     "Run": "run",
     "compile_model": "compile",
     "deploy_form": "export",
+    "enhance_photo": "photos",
     "export_onnx": "export",
     "export_torchscript": "export",
     "gpen_from_onnx": "export",

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 REPOSITORY_MARKER = "pyproject.toml"
-PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "scikit-image")
+PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "pillow", "scikit-image")
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ from gpenlib.data.faces import (
     DataError,
     Split,
     embedded_faces,
-    few,
     made_here,
     open_faces,
     open_folder,
@@ -43,24 +43,29 @@ from gpenlib.files import (
     did_you_mean,
     fingerprint,
     package_versions,
+    progress,
     read_json,
     resolve_path,
     sha256,
     write_atomically,
     write_csv,
     write_json,
+    write_text,
 )
 from gpenlib.images import Image, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
-from gpenlib.infer.scoring import data_chroma, in_parallel, restore_pairs, summarise
-from gpenlib.metrics import is_grey
+from gpenlib.infer.scoring import data_chroma, fit_to_score, restore_pairs, summarise
+from gpenlib.photos import YuNet
+from gpenlib.photos import folder as photo_folder
+from gpenlib.photos.upscale import TiledUpscaler
 from gpenlib.settings import (
     INCEPTION,
     MODES,
     QUANTISED,
     REFERENCE,
     BuildConfig,
+    PhotoSettings,
     QuantizeConfig,
     RunFolder,
     RunSettings,
@@ -87,7 +92,6 @@ STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
 PAGE = "report.html"
-PHOTOS = "07_photos.ipynb"  # enhances pictures of which nobody has the truth
 NOTEBOOK_05 = (
     "run", "weights", "task", "data_dir", "input_dir", "dataset_size", "dtypes", "backend", "device",
     "batch_size", "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
@@ -101,6 +105,7 @@ INFER = (*EXPORT, "infer")
 COMPILE = (*INFER, "compile")
 ERRORS = (*COMPILE, "errors")
 REPORT = (*ERRORS, "plots")
+PHOTOS = (*COMPILE, "photos")
 
 
 class Run(Stages):
@@ -200,36 +205,14 @@ class Run(Stages):
         return {"left_out": left_out} if left_out else {}
 
     def _examined(self) -> list[str]:
-        """Read the scored faces once: refuse those without a truth, return what to say of the others."""
-        s, faces = self.settings, self.split.evaluation
-
-        def examine(index: int) -> tuple[bool, bool]:
-            face = faces.read(index)
-            both = [face, faces.inputs.read(index)] if faces.inputs else [face]
-            return any(image.shape[0] != image.shape[1] for image in both), is_grey(face)
+        """Return what to say of the scored faces; those without a truth are refused."""
+        faces, task = self.split.evaluation, self.settings.task
 
         def examined() -> list[str]:
-            count = len(faces)
-            rows = list(in_parallel(functools.partial(examine, index) for index in range(count)))
-            grey = [name for name, (_, no_colour) in zip(faces.names, rows, strict=True) if no_colour]
-            if s.task == "color" and grey:
-                some = len(grey) < count
-                which = f"{len(grey)} of the {count}" if some else f"all {count}"
-                todo = "remove them from the folder, or " if some else ""
-                raise DataError(
-                    f"data_dir={s.data_dir!r}: {which} evaluation pictures are grey ({few(grey)}), so that "
-                    f"no truth is there to score task 'color' against; {todo}enhance such photographs with "
-                    f"notebooks/{PHOTOS} (parameter photos)"
-                )
-            cropped = sum(oblong for oblong, _ in rows)
-            note = (
-                f"aligned faces are square: {cropped} of {count} pictures were cropped to their middle; "
-                f"for whole photographs use {PHOTOS}"
-            )
-            return [*self._left_out().values(), *([note] if cropped else [])]
+            return [*self._left_out().values(), *fit_to_score(faces, task)]
 
         # What is made here is square and coloured, and costs more to make than to open
-        return [] if made_here(s.data_dir) else self._once((*SPLIT, "task"), examined)
+        return [] if made_here(self.settings.data_dir) else self._once((*SPLIT, "task"), examined)
 
     def _data_inputs(self) -> dict[str, str | None]:
         """Digests of both sets: pictures, and what is done to them."""
@@ -778,13 +761,16 @@ class Run(Stages):
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
         worst = compare.worst_faces(rows, dtype, work.settings.worst, self.photographs)
-        faces = compare.open_face_errors(worst, readers, lambda name: pairs.inputs(position[name]))
+        faces = compare.open_face_errors(
+            worst,
+            readers,
+            lambda name: pairs.inputs(position[name]),
+            lambda name: pairs.truths(position[name]),
+        )
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self.papermill_command()
-        gallery = dtype, faces
-        write_report(
-            work.folder / PAGE, results, recommendation, gallery, command, compared, self.photographs
-        )
+        page, leading = work.folder / PAGE, self.photographs
+        write_report(page, results, recommendation, (dtype, faces), command, compared, leading)
         return {"recommendation": recommendation.to_dict()}
 
     def papermill_command(self) -> str:
@@ -804,6 +790,81 @@ class Run(Stages):
         # What the notebook has no parameter for and that changes figures.
         extra = f"  # and, set in Python: seed={changed['seed']}" if "seed" in changed else ""
         return shlex.join(words) + extra
+
+    @stage(
+        "07_photos",
+        "networks photo_dtypes strength faces upscale reach aligned frames asked_task device",
+        PHOTOS,
+        lambda run: run._photo_inputs(),
+        lambda run: run._photo_networks(),
+    )
+    def photos(self, work: Work) -> Mapping[str, Any]:
+        """07_photos: find the faces of photographs, restore or colour them, put them back.
+
+        Writes ``<dtype>/<original name>.jpg`` or ``.png``, the faces' crops (``faces/``), ``results.json``
+        (the metrics), ``failures.jsonl`` where pictures could not be used and, where ``photos`` is empty, the
+        examples that were taken (``examples/``).
+
+        Metrics: ``photos`` (a row per photograph and dtype) and ``faces`` (a row per face and dtype), see
+        :func:`gpenlib.photos.folder.rows_of`; ``failures`` (``photo`` and ``reason``) and ``note``.
+
+        Raises
+        ------
+        DataError
+            If there is no such file or folder, or no picture in it.
+        """
+        s = work.settings
+        networks = {
+            weights: {
+                dtype: open_runtime(work.path(f"{weights} {dtype}", "artefact"), device=s.device)
+                for dtype in s.photo_dtypes
+            }
+            for weights in s.networks
+        }
+        files = self._photo_files() or photo_folder.write_examples(work.folder / "examples", networks)
+        options = {name: getattr(s, name) for name in ("strength", "faces", "upscale", "reach", "aligned")}
+        options |= {"frames": s.frames, "task": s.asked_task}
+        if self.settings.upscaler:
+            options["upscaler"] = TiledUpscaler(resolve_path(self.settings.upscaler))
+        if self.settings.detector:
+            options["detector"] = YuNet(resolve_path(self.settings.detector))
+        made = photo_folder.enhance_files(files, networks, work.folder, **options)
+        results = photo_folder.rows_of(
+            progress(made, total=len(files), desc="photographs", unit="photo"), work.folder
+        )
+        if results["failures"]:
+            lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in results["failures"])
+            write_text(work.folder / "failures.jsonl", lines)
+        write_json(work.folder / "results.json", results)
+        return results
+
+    def _photo_files(self) -> list[Path]:
+        """Return the user's pictures; none if there are none, and the examples are to be taken."""
+        assert isinstance(self.settings, PhotoSettings)
+        given = self.settings.photos
+        return photo_folder.photo_files([resolve_path(name) for name in given]) if given else []
+
+    def _photo_inputs(self) -> dict[str, str | None]:
+        """Return digests of everything that is read; what cannot be read counts by its name."""
+        s = self.settings
+        tools = [resolve_path(name) for name in (s.upscaler, s.detector) if name]
+        inputs: dict[str, str | None] = {}
+        for path in (*self._photo_files(), *tools):
+            try:
+                inputs[str(path)] = sha256(path)
+            except OSError as error:
+                inputs[str(path)] = f"unreadable: {type(error).__name__}"
+        return inputs
+
+    def _photo_networks(self) -> dict[str, Manifest]:
+        """Manifests of 03 for every network and dtype; a second network has a run of its own."""
+        s = self.settings
+        used: dict[str, Manifest] = {}
+        for number, weights in enumerate(s.networks):
+            name = f"{s.run}-{Path(weights).stem}" if number else s.run
+            run = self.with_(weights=weights, task=s.asked_task or "", run=name)
+            used |= {f"{weights} {dtype}": run.compile(dtype) for dtype in s.photo_dtypes}
+        return used
 
     def train(self) -> dict[str, Manifest]:
         """06_train: train what the configuration files describe, one after the other.

@@ -334,6 +334,49 @@ class RunSettings(RunFolder):
         return tuple(name for name in DTYPES if name in {REFERENCE, *value})
 
 
+class PhotoSettings(RunSettings):
+    """The parameters of notebook 07; ``weights`` and ``dtype`` may name several, with commas."""
+
+    photos: Words = Field((), description="picture files and folders; empty: two public-domain photographs")
+    networks: tuple[str, ...] = Field((), description="all that weights named; each photograph gets one")
+    photo_dtypes: tuple[Dtype, ...] = Field((), description="all that dtype named; each makes a picture")
+    asked_task: str | None = Field(None, description="task, where it was given")
+    strength: float = Field(1.0, ge=0, le=1, description="0: the photograph, 1: the network's answer")
+    faces: str = Field("all", pattern=r"^\s*(all|largest|\d+\s*(px)?)\s*$")
+    upscale: int = Field(1, description="1, 2, 4")
+    upscaler: str | None = Field(None, description="ONNX file of a super-resolution network")
+    reach: float = Field(2.4, ge=1, le=2.4, description="sides of a face's square that are coloured")
+    aligned: bool = Field(False, description="every picture is the square of one face")
+    frames: bool = Field(False, description="the pictures are the frames of a film, in order")
+    detector: str | None = Field(None, description="ONNX file of OpenCV's YuNet in place of CenterFace")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        if isinstance(photos := values.get("photos"), str) and resolve_path(photos or ".").is_file():
+            values["photos"] = (photos,)  # a name with a comma
+        for one, all_of_them in (("weights", "networks"), ("dtype", "photo_dtypes")):
+            names = tuple(dict.fromkeys(_listed(values.get(one, cls.model_fields[one].default))))
+            if not names:
+                raise ValueError(f"{one}: name one, or several with commas")
+            values = {all_of_them: names} | values | {one: names[0]}
+        values.setdefault("asked_task", values.get("task") or None)
+        return values
+
+    @field_validator("upscaler", "detector", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("upscale")
+    @classmethod
+    def _factor(cls, value: int) -> int:
+        if value not in (1, 2, 4):
+            raise ValueError("allowed are 1, 2, 4")
+        return value
+
+
 # The build configuration: the vendor's YAML schema, strict, with our backends
 
 

@@ -43,7 +43,10 @@ log = logging.getLogger("gpenlib.run")
 Manifest = dict[str, Any]
 MANIFEST = "manifest.json"
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave; nobody's data
-INPUTS = ("data_dir", "input_dir", "calib_dir", "weights", "build", "image", "lpips_weights", "features_file")
+INPUTS = (
+    "data_dir", "input_dir", "calib_dir", "weights", "build", "image", "lpips_weights", "features_file",
+    "photos", "upscaler", "detector",
+)  # fmt: skip
 
 
 class StageError(RuntimeError):
@@ -331,16 +334,13 @@ class Stages:
         """Raise SettingsError if something that the user gave lies inside a stage folder."""
         for name in INPUTS:
             value = getattr(self.settings, name, None)
-            text = str(value or "").removeprefix("prior:")
-            if (
-                text
-                and resolve_path(text).exists()
-                and resolve_path(text).resolve().is_relative_to(folder.resolve())
-            ):
-                raise SettingsError(
-                    f"{name}={value!r} lies inside {folder}, a folder of results that this run "
-                    "replaces; copy it to another place, or choose another run"
-                )
+            for text in value if isinstance(value, tuple) else (str(value or "").removeprefix("prior:"),):
+                path = resolve_path(text)
+                if text and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+                    raise SettingsError(
+                        f"{name}={value!r} lies inside {folder}, a folder of results that this run "
+                        "replaces; copy it to another place, or choose another run"
+                    )
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:

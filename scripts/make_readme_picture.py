@@ -1,10 +1,12 @@
 """Draw the pictures of README and model cards: faces coloured (stage 05) and restored, samples of demo-prior.
 
-``python scripts/make_readme_picture.py`` writes ``coloured.png``, ``restored.png`` and ``prior.png`` to
-``notebooks/figures``.
+``python scripts/make_readme_picture.py`` writes ``photos.png`` (stage 07), ``coloured.png``, ``restored.png``
+and ``prior.png`` to ``notebooks/figures``.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +18,15 @@ from gpenlib.data.faces import open_faces, photographs
 from gpenlib.files import repository_root
 from gpenlib.images import from_tensor, to_tensor
 from gpenlib.metrics import psnr
+from gpenlib.photos.folder import open_shown
 from gpenlib.plots import new_figure, show_image
+from gpenlib.settings import PhotoSettings
 
+# What is shown of each photograph: rows and columns
+PHOTOS = {
+    "grace_hopper_black_and_white.png": (slice(0, 600), slice(0, 512)),
+    "astronaut_degraded.png": (slice(0, 300), slice(88, 344)),
+}
 AMPLIFICATION = 20
 RESTORED_SEEDS = (0, 1)
 FOLDER = repository_root() / "notebooks" / "figures"
@@ -26,10 +35,29 @@ FOLDER = repository_root() / "notebooks" / "figures"
 def main() -> None:
     """Write the pictures."""
     FOLDER.mkdir(exist_ok=True)
-    drawn = {"coloured.png": coloured(), "restored.png": restored(), "prior.png": samples()}
+    drawn = {
+        "photos.png": photos(),
+        "coloured.png": coloured(),
+        "restored.png": restored(),
+        "prior.png": samples(),
+    }
     for name, figure in drawn.items():
         figure.savefig(FOLDER / name, dpi=100)
         print(FOLDER / name)
+
+
+def photos() -> Figure:
+    """Draw a black-and-white photograph coloured, and a worn one restored, before and after."""
+    names = {"run": "demo", "weights": "demo-color,demo-restore", "dtype": "int8"}
+    run = Run.of(names, PhotoSettings)
+    manifest = run.photos()
+    shown = {photo.name: photo for photo in open_shown(manifest["metrics"], Path(manifest["folder"]))}
+    figure, axes = new_figure(1, 4, width=12.0, height=3.7)
+    for place, (name, part) in enumerate(PHOTOS.items()):
+        pictures = {"before": shown[name].before, "after, int8": shown[name].after["int8"]}
+        for axis, (title, picture) in zip(axes[0, 2 * place :], pictures.items(), strict=False):
+            show_image(axis, picture[part], title)
+    return figure
 
 
 def restored() -> Figure:

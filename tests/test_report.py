@@ -49,8 +49,11 @@ def cells(page):
 
 def test_the_page_needs_nothing_else_and_says_in_words_what_its_figures_show(run, page):
     assert set(re.findall(r"\b(?:src|href)\s*=\s*(.{6})", page)) == {'"data:'}
-    assert not re.search(r"<(?:script|link|iframe)|url\(|@import|https?://", page)
-    images = re.findall(r'src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([^"]+)"', page)
+    assert not re.search(r"<(?:script [^>]*src|link|iframe)|url\(|@import|https?://", page)
+    images = re.findall(r'<figure><img src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([^"]+)"', page)
+    wiped = re.findall(r'<td><img [^>]*src="data:image/[^"]+" alt="([^"]+): ([^":]+)"', page)
+    assert [label for _, label in wiped] == ["input", "fp32", "int8", "truth"] * 6
+    assert {html.unescape(face).rpartition(" (")[0] for face, _ in wiped} == set(NAMES)
     assert len(images) == 4 and all(len(image) > 10_000 for image, _ in images)
     pareto, drops, worst, _ = (html.unescape(words) for _, words in images)
     metrics = run[1]["metrics"]

@@ -88,7 +88,9 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
         usable = ", ".join(_restoring_names())
         raise CheckpointError(f"{text} is a GAN prior: it {uses}, but restores none; give one of {usable}")
     state = read_state_dict(path, key)
-    return Weights(_build(Gpen, deduce_config(state, path), state, path), text, sha256(path))
+    model = _build(Gpen, deduce_config(state, path), state, path)
+    model.task = read_notes(path).get("task")
+    return Weights(model, text, sha256(path))
 
 
 def _restoring_names() -> list[str]:

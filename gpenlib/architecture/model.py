@@ -373,6 +373,7 @@ class Gpen(_Modulated):
     def __init__(self, config: GpenConfig) -> None:
         super().__init__()
         self.config = config
+        self.task: str | None = None  # what the weights were trained for, where their file says so
         self.generator = Generator(config)
         width = config.channels(config.in_size)
         self.ecd0 = nn.Sequential(ConvLayer(3, width, 1))

@@ -330,6 +330,7 @@ def compile_model(
         "in_size": network.in_size,
         "out_size": network.out_size,
         "network": network.to_dict(),
+        "task": deploy.task,
         "input": "float32 [N, 3, in_size, in_size], RGB, [-1, 1]",
         "build": config.model_dump(),
         "unused_keys": config.unused_keys(),

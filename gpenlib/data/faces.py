@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.checkpoints import weights_file
 from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, per_layer, to_pictures
 from gpenlib.files import resolve_path, sha256
-from gpenlib.images import SUFFIXES, FloatArray, Image, check_image, read_image
+from gpenlib.images import HEIF_SUFFIXES, SUFFIXES, FloatArray, Image, check_image, read_image
 
 Point = tuple[float, float]
 Matrix = NDArray[np.float64]
@@ -172,6 +172,13 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)], name
 
 
+def picture_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """List a folder's picture files in natural order; hidden ones, such as macOS's ``._x.jpg``, are none."""
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files = [path for path in shown if path.suffix.lower() in suffixes and path.is_file()]
+    return sorted(files, key=lambda path: natural_key(path.name))
+
+
 def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
     """List the images in ``folder``, or in its ``CelebA-HQ-img``; ``suffix`` takes only such files."""
     folder = Path(folder).expanduser()
@@ -180,12 +187,13 @@ def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
     if (folder / CELEBA_FOLDER).is_dir():
         folder = folder / CELEBA_FOLDER
     suffixes = SUFFIXES if suffix is None else ("." + suffix.lower().lstrip("."),)
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file()]
+    files = picture_files(folder, suffixes)
     if not files:
         inner = sorted(path.name for path in folder.iterdir() if path.is_dir())[:5]
         hint = f"; it has sub-folders: {', '.join(inner)}" if inner else ""
+        if suffix is None and picture_files(folder, HEIF_SUFFIXES):
+            hint += "; its HEIC pictures need `pip install pillow-heif`"
         raise DataError(f"{folder}: no image with suffix {', '.join(suffixes)}{hint}")
-    files.sort(key=lambda path: natural_key(path.name))
     names = [path.name for path in files]
     return Faces(f"folder {folder.name}", names, partial(_at, read_image, files), partial(_at, sha256, files))
 
@@ -289,6 +297,10 @@ def warp(image: Image, matrix: Matrix, size: int) -> Image:
     check_image(image)
     scale = math.sqrt(abs(float(np.linalg.det(matrix[:, :2]))))  # crop pixels per picture pixel
     factor = max(1, math.ceil(1 / scale - 1e-3))
+    if factor >= 4:  # a face of thousands of pixels: not resampled at its full size
+        reduced, moved = _reduce(image, matrix, size, factor // 2)
+        if reduced.size < image.size / 2:
+            return warp(reduced, moved, size)
     finer = factor * matrix
     finer[:, 2] += (factor - 1) / 2  # pixel centres: crop 0 is the middle of the finer 0 .. factor - 1
     flags = cv2.INTER_CUBIC if factor == 1 else cv2.INTER_LINEAR
@@ -297,6 +309,22 @@ def warp(image: Image, matrix: Matrix, size: int) -> Image:
     if factor > 1:
         large = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(large, dtype=np.uint8)
+
+
+def _reduce(image: Image, matrix: Matrix, size: int, factor: int) -> tuple[Image, Matrix]:
+    """Return the part of a picture that a crop shows, reduced by areas, and the crop's transform from it."""
+    inverse = np.linalg.inv(matrix[:, :2])
+    reach = np.array([[-1, -1], [-1, size], [size, -1], [size, size]], np.float64)
+    corners = (reach - matrix[:, 2]) @ inverse.T
+    sides = np.array([image.shape[1], image.shape[0]])
+    low = np.clip(np.floor(corners.min(axis=0)), 0, sides - 1).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)) + 1, low + 1, sides).astype(int)
+    part = image[low[1] : high[1], low[0] : high[0]]
+    small = [max(1, round(length / factor)) for length in (part.shape[1], part.shape[0])]
+    reduced = np.asarray(cv2.resize(part, small, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    ratio = (high - low) / small  # picture pixels per reduced pixel, along x and y
+    turn = matrix[:, :2] * ratio
+    return reduced, np.column_stack([turn, matrix[:, :2] @ (0.5 * ratio - 0.5 + low) + matrix[:, 2]])
 
 
 def align(image: Image, landmarks: Landmarks, size: int) -> Image:

@@ -542,6 +542,7 @@ class FaceErrors:
     errors: Mapping[str, NDArray[np.int16]]  # their error maps [S, S] in grey levels
     hotspots: Mapping[str, tuple[float, float]]  # (x, y) where the error is largest, as parts of the side
     source: Image | None = None  # the network's input, if it was asked for
+    truth: Image | None = None  # likewise
 
 
 def faces_by_loss(rows: Sequence[Row], photographs: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
@@ -583,7 +584,10 @@ def worst_faces(
 
 
 def open_face_errors(
-    faces: Mapping[str, str], readers: Mapping[str, Reader], read_source: Reader | None = None
+    faces: Mapping[str, str],
+    readers: Mapping[str, Reader],
+    read_source: Reader | None = None,
+    read_truth: Reader | None = None,
 ) -> list[FaceErrors]:
     """Return outputs and error maps of the faces (name to role), in that order; fp32 is among the readers."""
     opened = []
@@ -592,8 +596,8 @@ def open_face_errors(
         outputs = {dtype: read(name) for dtype, read in readers.items() if dtype != REFERENCE}
         errors = {dtype: error_map(output, expected) for dtype, output in outputs.items()}
         hotspots = {dtype: hotspot(error) for dtype, error in errors.items()}
-        source = read_source(name) if read_source else None
-        opened.append(FaceErrors(name, role, expected, outputs, errors, hotspots, source))
+        asked = [read(name) if read else None for read in (read_source, read_truth)]
+        opened.append(FaceErrors(name, role, expected, outputs, errors, hotspots, *asked))
     return opened
 
 

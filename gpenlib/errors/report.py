@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare
 from gpenlib.files import write_text
+from gpenlib.images import Image
 from gpenlib.plots import face_title
+from gpenlib.plots.before_after import before_after
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
 from gpenlib.settings import REFERENCE
@@ -69,6 +71,7 @@ def write_report(
         gallery=faces,
         photographs=photographs,
         face_title=partial(face_title, photographs=photographs, length=99),
+        wipe=before_after(wiped(faces, dtype, photographs), REFERENCE, dtype).html,
         comparison=later_runs(comparison["rows"]) if comparison else None,
         compared=comparison["runs"] if comparison else None,
         command=command,
@@ -80,6 +83,22 @@ def write_report(
         },
     )
     return write_text(path, text)
+
+
+def wiped(
+    faces: Sequence[compare.FaceErrors], dtype: str, photographs: Sequence[str] = ()
+) -> dict[str, dict[str, Image]]:
+    """Return the pictures to wipe between, by face and label: input and truth only where they were read."""
+    pictures = [
+        {"input": face.source, REFERENCE: face.expected, dtype: face.outputs[dtype], "truth": face.truth}
+        for face in faces
+    ]
+    return {
+        f"{face_title(face.name, photographs, 99)} ({face.role})": {
+            label: image for label, image in row.items() if image is not None
+        }
+        for face, row in zip(faces, pictures, strict=True)
+    }
 
 
 def inline(figure: Figure) -> str:

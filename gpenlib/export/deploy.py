@@ -246,6 +246,7 @@ class DeployGpen(nn.Module):
     def __init__(self, model: Gpen) -> None:
         super().__init__()
         self.config: GpenConfig = model.config
+        self.task = model.task
         for index, stage in enumerate(model.encoder):
             setattr(self, f"ecd{index}", EncoderStage(cast(ops.ConvLayer, cast(nn.Sequential, stage)[0])))
         self.final_linear = folded_linear(cast(ops.EqualLinear, model.final_linear[0]))

@@ -79,6 +79,7 @@ class Artefact(BaseModel):
     in_size: PositiveInt
     out_size: PositiveInt
     network: dict[str, Any] = {}
+    task: str | None = None  # what the weights were trained for, where their file said so
     # By backend, names that do not lead out of the folder. Manifests from before there were others have none.
     files: dict[str, Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]] = {}
     model_sha256: str | None = None
@@ -131,7 +132,7 @@ class Runtime(ABC):
     def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
         self.path, self.threads, self.device = path, threads, device
         self.dtype: str = artefact.dtype
-        self.in_size, self.out_size = artefact.in_size, artefact.out_size
+        self.in_size, self.out_size, self.task = artefact.in_size, artefact.out_size, artefact.task
         self._prepared: dict[int, Any] = {}
 
     @classmethod  # noqa: B027 (not abstract: a backend for the CPU alone needs nothing)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -17,11 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from gpenlib.files import front_end_is_live
-from gpenlib.images import Image, resize
-
-if TYPE_CHECKING:
-    from gpenlib.infer.scoring import Face
+from gpenlib.plots.before_after import before_after as before_after  # for notebooks
 
 Row = Mapping[str, Any]
 
@@ -228,38 +222,3 @@ def mark_region(axis: Axes, size: int, region: Region) -> None:
     """Frame ``region`` in an image of side ``size``."""
     side = region.side * size
     axis.add_patch(Rectangle(region.corner(size), side, side, fill=False, ec=region.colour, linewidth=1.3))
-
-
-def wipe(before: Image, after: Image, share: float) -> Image:
-    """Return ``after`` on the left ``share`` (0 to 1) of the width, ``before`` on the rest."""
-    place = round(share * before.shape[1])
-    joined = before.copy()
-    joined[:, :place] = after[:, :place]
-    if 0 < place < before.shape[1]:
-        joined[:, place - 1 : place + 1] = 255
-    return joined
-
-
-def before_after(faces: Sequence[Face]) -> Any | None:
-    """Return a slider that wipes from input to output of a chosen face; None where no person is looking."""
-    if not front_end_is_live():  # a headless notebook must never create a widget
-        return None
-    import ipywidgets
-
-    side = 512  # of the display
-    by_name = {f"{face.role} {face.name}".strip(): face for face in faces}
-    chosen = ipywidgets.Dropdown(options=list(by_name), description="face")
-    share = ipywidgets.FloatSlider(value=0.5, min=0.0, max=1.0, step=0.01, description="restored")
-    picture = ipywidgets.Image(format="png", width=side, height=side)
-
-    def redraw(_: Any = None) -> None:
-        face = by_name[chosen.value]
-        before, after = (resize(image, side) for image in (face.source, face.output))
-        buffer = io.BytesIO()
-        matplotlib.image.imsave(buffer, wipe(before, after, share.value), format="png")
-        picture.value = buffer.getvalue()
-
-    chosen.observe(redraw, "value")
-    share.observe(redraw, "value")
-    redraw()
-    return ipywidgets.VBox([ipywidgets.HBox([chosen, share]), picture])

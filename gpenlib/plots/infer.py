@@ -12,7 +12,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import NDArray
 
 from gpenlib import plots as style
+from gpenlib.images import Image
 from gpenlib.plots import Region, Row
+from gpenlib.plots.before_after import BeforeAfter, before_after
+from gpenlib.settings import REFERENCE
 
 if TYPE_CHECKING:
     from gpenlib.infer.scoring import Face
@@ -50,6 +53,17 @@ def strips_figure(
             for axis, (name, image) in zip(line, pictures.items(), strict=True):
                 style.show_zoom(axis, image, region, name if region is regions[0] else "")
     return figure
+
+
+def under_divider(faces: Sequence[Face], dtype: str, fp32: Sequence[Image]) -> BeforeAfter:
+    """Return the faces to wipe between input, fp32's output (in the order of the faces), output and truth."""
+    pictures = {
+        f"{face.role + ': ' if face.role else ''}{face.name}": {
+            "input": face.source, REFERENCE: exact, dtype: face.output, "truth": face.truth,
+        }
+        for face, exact in zip(faces, fp32, strict=True)
+    }  # fmt: skip
+    return before_after(pictures, right=dtype)
 
 
 def extremes_figure(best: Sequence[Face], worst: Sequence[Face], photographs: Sequence[str] = ()) -> Figure:

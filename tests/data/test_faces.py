@@ -57,7 +57,8 @@ def test_natural_order(tmp_path, ordered):
 
 def test_every_format_is_taken_and_other_files_are_not(tmp_path):
     (tmp_path / "f.png").mkdir()
-    (tmp_path / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "._a.jpg", ".hidden.png"):  # macOS writes the second beside every a.jpg
+        (tmp_path / name).write_text("no image")
     names = ["a.jpg", "b.JPEG", "c.png", "d.webp", "e.bmp"]
     assert folder_of(tmp_path, [0] * 5, names).names == names
     for suffix in ("png", ".png", "PNG"):

@@ -312,16 +312,6 @@ def test_faults_are_found(monkeypatch):
     assert faults(compile.times_figure({}), monkeypatch) == []  # backends without a profile leave a note
 
 
-def test_a_widget_is_made_only_where_somebody_looks(monkeypatch):
-    faces = CASES["single"].shown()
-    assert plots.before_after(faces) is None
-    monkeypatch.setattr(plots, "front_end_is_live", lambda: True)
-    assert bytes(plots.before_after(faces).children[1].value[1:4]) == b"PNG"
-    both = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2)]
-    lines = [plots.wipe(*both, share)[0, :, 0].tolist() for share in (0, 0.5, 1)]
-    assert lines == [[1] * 4, [2, 255, 255, 1], [2] * 4]
-
-
 def test_tables_hold_titles_formats_and_gaps():
     rows = [{"dtype": "int8", "drop": 0.25, "faces": 3}, {"dtype": "fp16", "drop": None, "faces": 4}]
     html = plots.table(rows, {"drop": ("drop [dB]", "{:+.1f}")}, "dtype").to_html()

@@ -1,0 +1,326 @@
+"""Folders of photographs and frames of films: read, enhanced and written in overlapping steps, in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gpenlib.data.faces import DataError, picture_files
+from gpenlib.data.pairs import distinct_stems
+from gpenlib.data.tasks import BlindDegradation
+from gpenlib.images import (
+    HEIF_SUFFIXES,
+    SUFFIXES,
+    Image,
+    ImageError,
+    Picture,
+    open_picture,
+    read_image,
+    resize,
+    to_grey,
+    write_image,
+    write_picture,
+)
+from gpenlib.infer import Runtime
+from gpenlib.photos.enhance import (
+    EnhancedPhoto,
+    colours,
+    enhance_photo,
+    is_monochrome,
+    split_channels,
+    to_seen,
+)
+from gpenlib.photos.find import (
+    CenterFace,
+    Detector,
+    PhotoFace,
+    choose_faces,
+    ffhq_landmarks,
+    find_faces,
+    look_again,
+    same_face,
+)
+
+S = TypeVar("S")
+T = TypeVar("T")
+AHEAD = 2  # pictures that a step may be ahead of the next one: memory stays flat
+FULL_LOOK = 12  # frames after which new faces are looked for
+JITTER = 0.05  # of a square's side: points that move less follow slowly, others at once
+SLOWEST = 0.1  # part of the way that a point follows at least from frame to frame
+# How the examples to restore are degraded: as a small, grainy print that was saved as a JPEG
+WORN = BlindDegradation(
+    side=512, blur=(0.8, 1.2), motion=(0, 0), factor=(2.0, 2.0), noise=(5, 5), quality=(60, 60)
+)
+FACES = "faces"  # folder of the crops
+
+
+def photo_files(photos: Sequence[str | Path]) -> list[Path]:
+    """Return the pictures that paths name: files as they are given, folders in natural order."""
+    files: list[Path] = []
+    for photo in map(Path, photos):
+        if not photo.exists():
+            raise DataError(f"{photo}: no such file or folder of photographs")
+        files += picture_files(photo, (*SUFFIXES, *HEIF_SUFFIXES)) if photo.is_dir() else [photo]
+    if not files:
+        raise DataError(f"{', '.join(map(str, photos)) or 'photos'}: holds no picture")
+    return files
+
+
+def ahead(items: Iterable[S], step: Callable[[S], T], depth: int = AHEAD) -> Iterator[T]:
+    """Apply a step to items in order on a thread of its own, at most ``depth`` ahead of what is taken."""
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(1)
+    try:
+        for item in items:
+            waiting.append(pool.submit(step, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class FrameFinder:
+    """Finds faces in the frames of a film: those that are known are looked at again, and held still."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector, self._faces, self._count = detector, list[PhotoFace](), 0
+
+    def __call__(self, frame: Image) -> list[PhotoFace]:
+        """Return the faces of the next frame, uint8 RGB [H, W, 3]."""
+        again = [look_again(frame, self._detector, face) for face in self._faces]
+        faces = [face for face in again if face is not None]
+        if self._count % FULL_LOOK == 0 or len(faces) < len(self._faces):
+            for face in find_faces(frame, self._detector):
+                if not any(same_face(face, known) for known in faces):
+                    # Looked at as in the next frames: another look has other errors, which would show
+                    faces.append(look_again(frame, self._detector, face) or face)
+        self._count += 1
+        self._faces = sorted(map(self._steady, faces), key=lambda face: face.side, reverse=True)
+        return self._faces
+
+    def _steady(self, face: PhotoFace) -> PhotoFace:
+        """Return a face on its way from where it was: noise moves it little, a movement wholly."""
+        before = next((known for known in self._faces if same_face(known, face)), None)
+        if before is None:
+            return face
+        moved = float(np.abs(face.points - before.points).max()) / face.side
+        share = float(np.clip((moved / JITTER) ** 2, SLOWEST, 1))
+        points = before.points + share * (face.points - before.points)
+        return PhotoFace(points, face.score, ffhq_landmarks(points))
+
+
+@dataclass(eq=False)
+class PhotoResult:
+    """What became of one picture file."""
+
+    path: Path
+    name: str  # of the files that are made of it, without suffix
+    error: str = ""  # why it could not be enhanced; empty if it could
+    weights: str = ""  # which network was taken
+    made: dict[str, EnhancedPhoto] = field(default_factory=dict)  # by dtype
+    files: dict[str, Path] = field(default_factory=dict)  # by dtype
+    seconds: dict[str, float] = field(default_factory=dict)  # by step
+    found: list[PhotoFace] = field(default_factory=list)
+    picture: Picture | None = None  # only while it is worked on
+    seen: Image | None = None
+
+
+Networks = Mapping[str, Mapping[str, Runtime]]  # by weights, then by dtype
+Step = Callable[[PhotoResult], None]
+
+
+def enhance_files(
+    files: Sequence[Path],
+    networks: Networks,
+    folder: Path,
+    *,
+    frames: bool = False,
+    detector: Detector | None = None,
+    **options: Any,
+) -> Iterator[PhotoResult]:
+    """Enhance picture files; ``folder/<dtype>`` gets the results under the original names.
+
+    With several networks a black-and-white photograph goes to the first that colours, another to the first
+    that restores. ``options`` are those of :func:`gpenlib.enhance_photo`; the faces' crops go to
+    ``folder/faces``. A picture that cannot be read or used does not stop the others: its result says why.
+    """
+    # Where several pictures are on their way, one thread a step is the better use of the processor
+    detector = detector or CenterFace(threads=1 if len(files) > AHEAD else None)
+    which, aligned = options.pop("faces", "all"), bool(options.get("aligned"))
+    finder = FrameFinder(detector) if frames else partial(find_faces, detector=detector)
+
+    def read(result: PhotoResult) -> None:
+        result.picture = open_picture(result.path)
+
+    def find(result: PhotoResult) -> None:
+        assert result.picture is not None
+        result.seen = to_seen(result.picture.pixels, result.picture.alpha)
+        result.weights = suited(networks, result.seen)
+        result.found = [] if aligned else choose_faces(finder(result.seen), which)
+
+    def enhance(result: PhotoResult) -> None:
+        assert result.picture is not None
+        pixels, alpha = result.picture.pixels, result.picture.alpha
+        given = pixels if alpha is None else np.dstack([pixels, alpha])
+        faces: Any = "all" if aligned else result.found
+        for dtype, runtime in networks[result.weights].items():
+            result.made[dtype] = enhance_photo(given, runtime, faces=faces, **options)
+
+    def write(result: PhotoResult) -> None:
+        assert result.picture is not None
+        for dtype, made in result.made.items():
+            pixels, alpha = split_channels(made.image)
+            result.files[dtype] = write_picture(folder / dtype / result.name, result.picture, pixels, alpha)
+            for number, face in enumerate(made.faces):
+                crops = {"input": face.shown, dtype: face.output}
+                for label, crop in crops.items():
+                    if crop is not None:
+                        write_image(folder / FACES / f"{result.name}_{number}_{label}.png", crop)
+            result.made[dtype] = replace(made, image=made.image[:0])  # on disk now
+        result.picture = result.seen = None
+
+    results: Iterable[PhotoResult] = map(PhotoResult, files, distinct_stems(file.name for file in files))
+    for step in (read, find, enhance, write):
+        results = ahead(results, partial(_guarded, step))
+    yield from results
+
+
+def _guarded(step: Step, result: PhotoResult) -> PhotoResult:
+    """Do one step of a picture; what goes wrong is noted in it."""
+    if not result.error:
+        started = time.perf_counter()
+        try:
+            step(result)
+        except (ImageError, OSError, ValueError, MemoryError) as error:
+            result.error = str(error) or type(error).__name__
+            result.picture = result.seen = None
+        result.seconds[step.__name__] = time.perf_counter() - started
+    return result
+
+
+def suited(networks: Networks, seen: Image) -> str:
+    """Return the weights for a photograph: the first that colours if it is black and white, or restores."""
+    if len(networks) == 1:
+        return next(iter(networks))
+    wanted = is_monochrome(seen)
+    return next(
+        (name for name, runtimes in networks.items() if colours(next(iter(runtimes.values()))) == wanted),
+        next(iter(networks)),
+    )
+
+
+def rows_of(results: Iterable[PhotoResult], folder: Path) -> dict[str, Any]:
+    """Return what was made as plain values: ``photos``, ``faces`` (a row per dtype), ``failures``, ``note``.
+
+    ``source`` and ``file`` are paths, relative to ``folder`` where they lie in it; ``square`` holds corners
+    (top left, bottom left, bottom right, top right) and ``points`` both eyes, nose and both corners of the
+    mouth, in pixels of the photograph; ``<step>_s`` are seconds.
+    """
+    photos: list[dict[str, Any]] = []
+    faces: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    count = 0
+
+    def place(path: Path) -> str:
+        return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+    for count, result in enumerate(results, start=1):  # noqa: B007 (it says how many there were)
+        if result.error:
+            failures.append({"photo": str(result.path), "reason": result.error})
+            continue
+        for dtype, made in result.made.items():
+            head = {"photo": result.path.name, "weights": result.weights, "dtype": dtype}
+            times = {f"{step}_s": round(spent, 4) for step, spent in result.seconds.items()}
+            times |= {f"{step}_s": round(spent, 4) for step, spent in made.seconds.items() if step != "find"}
+            paths = {"source": place(result.path), "file": place(result.files[dtype])}
+            photos.append({**head, **paths, "faces": len(made.faces), "note": made.note, **times})
+            for number, face in enumerate(made.faces):
+                faces.append(
+                    {
+                        **head,
+                        "file": paths["file"],
+                        "face": number,
+                        "done": face.done,
+                        "side_px": round(face.side, 1),
+                        "score": round(face.score, 3),
+                        "square": face.square.round(1).tolist(),
+                        "points": face.points.round(1).tolist(),
+                        "crops": f"{FACES}/{result.name}_{number}",
+                    }
+                )
+    without = {row["photo"] for row in photos if not row["faces"]}
+    parts = [f"{count} pictures", f"{len(failures)} could not be used" if failures else ""]
+    parts.append(f"no face was found in {len(without)}" if without else "")
+    note = "; ".join(filter(None, parts))
+    return {"photos": photos, "faces": faces, "failures": failures, "note": note}
+
+
+def photographs() -> dict[str, Image]:
+    """Return two public-domain photographs that lie in packages: astronaut, and Rear Admiral Grace Hopper."""
+    from matplotlib.cbook import get_sample_data
+    from skimage import data
+
+    hopper = Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    return {"astronaut": np.asarray(data.astronaut()), "grace_hopper": read_image(hopper)}
+
+
+@dataclass(frozen=True, eq=False)
+class ShownPhoto:
+    """A photograph to look at, reduced to a size for the screen."""
+
+    name: str
+    before: Image
+    after: dict[str, Image]  # by dtype
+    note: str
+    squares: list[Any]  # of its faces, in pixels of these pictures
+
+
+def open_shown(
+    results: Mapping[str, Any], folder: Path, most: int = 6, longest: int = 1000
+) -> list[ShownPhoto]:
+    """Read the first ``most`` photographs of a stage's results and what was made of them."""
+    shown: dict[str, ShownPhoto] = {}
+    for row in results["photos"]:
+        key = row["source"]
+        if key not in shown:
+            if len(shown) == most:
+                continue
+            picture = open_picture(folder / key)
+            before = _reduced(to_seen(picture.pixels, picture.alpha), longest)
+            scale = before.shape[1] / picture.pixels.shape[1]
+            own = [f for f in results["faces"] if f["file"] == row["file"]]
+            squares = [scale * np.asarray(face["square"]) for face in own]
+            taken = [photo.name for photo in shown.values()]
+            name = Path(row["file"]).name if row["photo"] in taken else row["photo"]
+            shown[key] = ShownPhoto(name, before, {}, row["note"], squares)
+        made = open_picture(folder / row["file"])
+        shown[key].after[row["dtype"]] = _reduced(to_seen(made.pixels, made.alpha), longest)
+    return list(shown.values())
+
+
+def _reduced(image: Image, longest: int) -> Image:
+    scale = min(1.0, longest / max(image.shape[:2]))
+    return resize(image, (max(1, round(scale * image.shape[1])), max(1, round(scale * image.shape[0]))))
+
+
+def write_examples(folder: Path, networks: Networks) -> list[Path]:
+    """Write two public-domain photographs as old ones: black and white to colour, degraded to restore."""
+    tasks = {colours(next(iter(runtimes.values()))) for runtimes in networks.values()}
+    files = []
+    for number, (name, photograph) in enumerate(photographs().items()):
+        kinds = {"black_and_white": to_grey(photograph)} if True in tasks else {}
+        if False in tasks:
+            kinds["degraded"] = WORN(photograph, np.random.default_rng(number))
+        for kind, picture in kinds.items():
+            files.append(write_image(folder / f"{name}_{kind}.png", picture))
+    return files

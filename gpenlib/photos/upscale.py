@@ -1,0 +1,104 @@
+"""Super-resolution of whole photographs with an ONNX file that the user brings, tile by tile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gpenlib.images import FloatArray, ImageError
+
+TILE = 256  # pixels of the photograph that a tile is wide, its overlap left out
+OVERLAP = 16  # pixels on every side that neighbours see as well; across them one tile fades into the next
+
+
+class TiledUpscaler:
+    """A super-resolution network, such as Real-ESRGAN: RGB in [0, 1], [1, 3, H, W] -> [1, 3, kH, kW].
+
+    Call it with a photograph, uint8 or uint16 [H, W, 3], and a factor; what the network enlarges by is found
+    from its first tile, and the rest is resized. ``tile`` is the original code's ``--tile_size``.
+    """
+
+    def __init__(self, path: str | Path, tile: int = TILE, threads: int | None = None) -> None:
+        import onnxruntime
+
+        if tile < 2 * OVERLAP:
+            raise ValueError(f"tile={tile}: must be at least {2 * OVERLAP}")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such super-resolution network (an ONNX file)")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, threads or 0
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's errors have no common type
+            raise ImageError(f"{path}: not an ONNX file that can be run ({error})") from error
+        self.path, (entry, *more) = Path(path), self._session.get_inputs()
+        if more or len(entry.shape) != 4:
+            raise ImageError(f"{path}: takes {[i.shape for i in (entry, *more)]}, expected one [1, 3, H, W]")
+        self._input = entry
+        fixed = [side for side in entry.shape[2:] if isinstance(side, int)]
+        self._whole = fixed[0] if fixed else tile + 2 * OVERLAP  # what the network is given, overlap included
+        if len(set(fixed)) > 1 or self._whole <= 2 * OVERLAP:
+            raise ImageError(
+                f"{path}: takes tiles of {entry.shape[2:]}, expected a square above {2 * OVERLAP}"
+            )
+
+    def __call__(self, photo: NDArray[Any], factor: int) -> NDArray[Any]:
+        """Return the photograph ``factor`` times as high and wide, of the same type."""
+        most, (height, width) = np.iinfo(photo.dtype).max, photo.shape[:2]
+        step = self._whole - 2 * OVERLAP  # tiles begin every `step` pixels, the first at -OVERLAP
+        down, across = -(-height // step), -(-width // step)
+        border = (
+            (OVERLAP, down * step - height + OVERLAP),
+            (OVERLAP, across * step - width + OVERLAP),
+            (0, 0),
+        )
+        padded = np.pad(photo, border, mode="symmetric")
+        rise = (np.arange(2 * OVERLAP * factor, dtype=np.float32) + 0.5) / (2 * OVERLAP * factor)
+        ramp = np.ones(self._whole * factor, np.float32)
+        ramp[: len(rise)], ramp[-len(rise) :] = rise, rise[::-1]  # those of neighbours add up to 1
+        weight = (ramp[:, None] * ramp[None])[:, :, None]
+        result = np.empty((factor * height, factor * width, 3), photo.dtype)
+        # Rows of tiles are added up in a window that moves down: memory does not grow with the photograph
+        window = np.zeros((len(ramp), padded.shape[1] * factor, 3), np.float32)
+        sums = np.zeros((padded.shape[0] * factor, 1), np.float32)
+        for row in range(down):
+            sums[row * step * factor :][: len(ramp), 0] += ramp
+        columns = np.zeros(padded.shape[1] * factor, np.float32)
+        for column in range(across):
+            columns[column * step * factor :][: len(ramp)] += ramp
+        for row in range(down):
+            for column in range(across):
+                tile = padded[row * step :, column * step :][: self._whole, : self._whole]
+                made = self._run(np.asarray(tile / most, np.float32), factor)
+                window[:, column * step * factor :][:, : len(ramp)] += weight * made
+            ready = len(ramp) if row == down - 1 else step * factor
+            first = row * step * factor
+            blended = window[:ready] / (sums[first : first + ready] * columns)[:, :, None]
+            low, high = first - OVERLAP * factor, first - OVERLAP * factor + ready
+            inside = slice(max(low, 0), min(high, len(result)))
+            part = blended[inside.start - low : inside.stop - low, OVERLAP * factor :][:, : result.shape[1]]
+            result[inside] = np.clip(np.rint(part * most), 0, most)
+            window[: len(ramp) - step * factor] = window[step * factor :].copy()
+            window[len(ramp) - step * factor :] = 0
+        return result
+
+    def _run(self, tile: FloatArray, factor: int) -> FloatArray:
+        """Enlarge one tile, float32 [T, T, 3] in [0, 1]."""
+        kind = np.float16 if self._input.type == "tensor(float16)" else np.float32
+        batch = np.ascontiguousarray(tile.transpose(2, 0, 1)[None], kind)
+        try:
+            output = np.asarray(self._session.run(None, {self._input.name: batch})[0], np.float32)
+        except Exception as error:  # onnxruntime's errors have no common type
+            raise ImageError(f"{self.path}: cannot enlarge a tile {batch.shape} ({error})") from error
+        if output.ndim != 4 or output.shape[1] != 3 or not len(tile) <= output.shape[2] == output.shape[3]:
+            raise ImageError(f"{self.path}: gives {output.shape} for {batch.shape}, expected [1, 3, kH, kW]")
+        made, side = output[0].transpose(1, 2, 0), factor * len(tile)
+        how = cv2.INTER_AREA if side < len(made) else cv2.INTER_LANCZOS4
+        return made if side == len(made) else np.asarray(cv2.resize(made, (side, side), interpolation=how))

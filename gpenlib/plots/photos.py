@@ -1,0 +1,120 @@
+"""Figures of notebook 07: photographs before and after, faces as strips, time by step."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from IPython.display import display
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+
+from gpenlib import plots as style
+from gpenlib.files import front_end_is_live
+from gpenlib.images import Image, read_image
+from gpenlib.plots import Row
+
+if TYPE_CHECKING:
+    from gpenlib.photos.folder import ShownPhoto
+
+GAIN = 8  # by which differences of precisions are enlarged
+STEPS = {
+    "read_s": "read", "find_s": "find faces", "run_s": "run the network", "upscale_s": "enlarge",
+    "paste_s": "put back", "write_s": "write",
+}  # fmt: skip
+
+
+def photos_figure(photos: Sequence[ShownPhoto]) -> Figure:
+    """Show every photograph before, with the squares of its faces, and after in each dtype."""
+    dtypes = list(photos[0].after)
+    pictures = [[photo.before, *photo.after.values()] for photo in photos]
+    heights = [photo.before.shape[0] / photo.before.shape[1] for photo in photos]
+    width = 11.0 / (1 + len(dtypes))
+    figure, axes = style.new_figure(
+        len(photos), 1 + len(dtypes), 11.0, sum(min(1.4, h) * width + 0.35 for h in heights),
+        gridspec_kw={"height_ratios": [min(1.4, h) + 0.35 / width for h in heights]},
+    )  # fmt: skip
+    for line, photo, row in zip(axes, photos, pictures, strict=True):
+        for axis, image, title in zip(line, row, [style.shorten(photo.name, 36), *dtypes], strict=True):
+            style.show_image(axis, image, title)
+        for square in photo.squares:
+            line[0].add_patch(Polygon(square, fill=False, ec=style.ACCENT, linewidth=1.2))
+    return figure
+
+
+def faces_figure(faces: Sequence[Row], folder: Path, most: int = 8) -> Figure:
+    """Show the first faces as strips: aligned input, output in every dtype, what separates the dtypes."""
+    dtypes = list(dict.fromkeys(face["dtype"] for face in faces))
+    crops = list(dict.fromkeys(face["crops"] for face in faces))[:most]
+    names = {face["crops"]: f"{face['photo']}, face {face['face']}" for face in faces}
+    last = f"{dtypes[0]} and {dtypes[-1]}: difference × {GAIN}" if len(dtypes) > 1 else "what was changed"
+    pictures = []
+    for crop in crops:
+        shown = {name: read_image(folder / f"{crop}_{name}.png") for name in ("input", *dtypes)}
+        pictures.append([*shown.values(), _difference(shown, dtypes)])
+    titles = [["aligned input", *dtypes, last], *[[""] * (2 + len(dtypes))] * (len(crops) - 1)]
+    width = 1.9 * (2 + len(dtypes))
+    figure, axes = style.picture_grid(pictures, titles, (), width, 1.95 * len(crops))
+    for line, crop in zip(axes, crops, strict=True):
+        line[0].set_ylabel(style.shorten(names[crop], 26), fontsize=8)
+    return figure
+
+
+def _difference(shown: Mapping[str, Image], dtypes: Sequence[str]) -> Image:
+    """Return where two outputs, or input and output, differ, around a middle grey."""
+    first, second = (
+        (shown[dtypes[0]], shown[dtypes[-1]]) if len(dtypes) > 1 else (shown["input"], shown[dtypes[0]])
+    )
+    if first.shape != second.shape:
+        return np.full_like(second, 128)
+    gain = GAIN if len(dtypes) > 1 else 1
+    return np.clip(128 + gain * (second.astype(np.int16) - first), 0, 255).astype(np.uint8)
+
+
+def time_figure(photos: Sequence[Row]) -> Figure:
+    """Plot the time of every step, one bar per photograph (first dtype)."""
+    first = [photo for photo in photos if photo["dtype"] == photos[0]["dtype"]][:12]
+    figure, axes = style.new_figure(1, 1, 9.0, 1.4 + 0.32 * len(first))
+    axis, left = axes[0, 0], np.zeros(len(first))
+    for number, (step, name) in enumerate(STEPS.items()):
+        spent = np.array([float(photo.get(step, 0)) for photo in first])
+        axis.barh(range(len(first)), spent, left=left, label=name, color=f"C{number}", height=0.7)
+        left += spent
+    style.name_rows(axis, [style.shorten(photo["photo"], 30) for photo in first], fontsize=8)
+    total = float(np.median(left))
+    style.label(axis, f"Half take less than {total:.2f} s; the steps of several overlap", "seconds")
+    style.legend_below(figure, axis, ncols=len(STEPS))
+    return figure
+
+
+def reach_figure(pictures: Mapping[str, Image]) -> Figure:
+    """Show one photograph coloured to several reaches, side by side."""
+    figure, _ = style.picture_grid([list(pictures.values())], [list(pictures)], (), 11.0, 4.4)
+    return figure
+
+
+def upload_field(enhance: Callable[[Path], Any]) -> Any | None:
+    """Return a field that takes a picture and shows what ``enhance`` makes of it; None where nobody looks."""
+    if not front_end_is_live():  # a headless notebook must never create a widget
+        return None
+    import ipywidgets
+
+    field = ipywidgets.FileUpload(accept="image/*", description="a photograph")
+    output = ipywidgets.Output()
+
+    def show(_: Any) -> None:
+        output.clear_output()
+        with output, tempfile.TemporaryDirectory() as folder:
+            for item in field.value:
+                path = Path(folder) / Path(item["name"]).name
+                path.write_bytes(item["content"])
+                try:
+                    display(enhance(path))
+                except (OSError, ValueError) as error:
+                    print(f"{path.name}: {error}")
+
+    field.observe(show, names="value")
+    return ipywidgets.VBox([field, output])
