@@ -400,6 +400,14 @@ def resize(image: Image, size: int | tuple[int, int]) -> Image:
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
+def centre_square(image: Image) -> Image:
+    """Return the middle square of an image; a square one as it is."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image if height == width else image[top : top + side, left : left + side]
+
+
 def to_grey(image: Image) -> Image:
     """Return OpenCV's grey (0.299 R + 0.587 G + 0.114 B) copied to three channels."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)

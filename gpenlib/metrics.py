@@ -216,6 +216,14 @@ def colour_shift(a: Array, b: Array) -> float:
     return float(np.linalg.norm(mean_colour(to_lab(a)) - mean_colour(to_lab(b))))
 
 
+GREY_SPREAD = 4.0  # levels of 255: JPEG of grey has 0, independent noise of 2 levels 3.4, faces 18 or more
+
+
+def is_grey(image: Image) -> bool:
+    """Return whether uint8 RGB has no colour but noise: the mean spread of a pixel's channels is small."""
+    return float(np.ptp(image, axis=2).mean()) < GREY_SPREAD
+
+
 def colourfulness(image: Array) -> float:
     """Return the colourfulness M^(3) of Hasler and Suesstrunk 2003: 0 for grey, 30-60 for portraits."""
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)

@@ -16,7 +16,16 @@ from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest,
 from gpenlib.compile.build import Build, build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import compare_artefacts
-from gpenlib.data.faces import DataError, Split, embedded_faces, made_here, open_faces, open_folder
+from gpenlib.data.faces import (
+    DataError,
+    Split,
+    embedded_faces,
+    made_here,
+    open_faces,
+    open_folder,
+    pair_up,
+    photographs,
+)
 from gpenlib.data.pairs import Pairs, write_pack
 from gpenlib.data.tasks import baseline_name, make_pair
 from gpenlib.errors import compare, layers
@@ -46,7 +55,7 @@ from gpenlib.files import (
 from gpenlib.images import Image, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
-from gpenlib.infer.scoring import data_chroma, restore_pairs, summarise
+from gpenlib.infer.scoring import data_chroma, fit_to_score, restore_pairs, summarise
 from gpenlib.photos import YuNet
 from gpenlib.photos import folder as photo_folder
 from gpenlib.photos.upscale import TiledUpscaler
@@ -76,15 +85,16 @@ from gpenlib.train.trainer import (
     read_log,
 )
 
-SPLIT = ("data_dir", "dataset_size", "calib_dir", "calib_size", "seed")  # decide which faces are used
+# What decides which faces are used
+SPLIT = ("data_dir", "input_dir", "dataset_size", "calib_dir", "calib_size", "seed")
 PARITY_FACES = 2
 STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
 PAGE = "report.html"
 NOTEBOOK_05 = (
-    "run", "weights", "task", "data_dir", "dataset_size", "dtypes", "backend", "device", "batch_size",
-    "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
+    "run", "weights", "task", "data_dir", "input_dir", "dataset_size", "dtypes", "backend", "device",
+    "batch_size", "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
     "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
 )  # fmt: skip
 
@@ -157,6 +167,7 @@ class Run(Stages):
 
         def split() -> Split:
             faces = open_faces(s.data_dir, s.dataset_size + s.calib_size)
+            faces = pair_up(open_folder(resolve_path(s.input_dir)), faces) if s.input_dir else faces
             calibration = open_folder(resolve_path(s.calib_dir)) if s.calib_dir else None
             return faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
 
@@ -164,12 +175,12 @@ class Run(Stages):
 
     @property
     def evaluation(self) -> Pairs:
-        """Input and truth of the faces that are scored; face k is degraded with the seed (seed, 0, k)."""
+        """Input and truth of the scored faces: of ``input_dir``, or face k degraded with (seed, 0, k)."""
         return self._pairs[0]
 
     @property
     def calibration(self) -> Pairs:
-        """Input and truth of the faces that calibrate int8; face k is degraded with the seed (seed, 1, k)."""
+        """Input and truth of the faces that calibrate int8, as those of ``evaluation``; seed (seed, 1, k)."""
         return self._pairs[1]
 
     @property
@@ -179,9 +190,29 @@ class Run(Stages):
         def pairs() -> list[Pairs]:
             sizes = (self.weights.model.config.in_size, self.weights.model.config.out_size)
             sets = enumerate((split.evaluation, split.calibration))
-            return [Pairs(faces, s.task, *sizes, (s.seed, number)) for number, faces in sets]
+            return [Pairs(faces, s.degradation, *sizes, (s.seed, number)) for number, faces in sets]
 
         return self._once((*SPLIT, "weights", "task"), pairs)
+
+    @property
+    def photographs(self) -> list[str]:
+        """Names of the scored faces that are photographs, where others are samples: the default data's."""
+        return [] if self.settings.data_dir else self.evaluation.names[: len(photographs())]
+
+    def _left_out(self) -> dict[str, str]:
+        """Return in words what ``input_dir`` and ``data_dir`` hold without a partner, if there is any."""
+        left_out = self.split.evaluation.left_out
+        return {"left_out": left_out} if left_out else {}
+
+    def _examined(self) -> list[str]:
+        """Return what to say of the scored faces; those without a truth are refused."""
+        faces, task = self.split.evaluation, self.settings.task
+
+        def examined() -> list[str]:
+            return [*self._left_out().values(), *fit_to_score(faces, task)]
+
+        # What is made here is square and coloured, and costs more to make than to open
+        return [] if made_here(self.settings.data_dir) else self._once((*SPLIT, "task"), examined)
 
     def _data_inputs(self) -> dict[str, str | None]:
         """Digests of both sets: pictures, and what is done to them."""
@@ -251,23 +282,27 @@ class Run(Stages):
         "task dataset_size calib_size seed save_packs",
         DATA,
         _data_inputs,
+        resolved=_left_out,
     )
     def data(self, work: Work) -> Mapping[str, Any]:
         """02_data: which faces are scored and which calibrate; ``save_packs``: the vendor's npz packs, too.
 
         Writes ``images.csv`` and, if asked, the packs ``evaluation/`` and ``calibration/``.
 
-        Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``label``, ``in_size``,
-        ``out_size``.
+        Metrics: ``evaluation`` and ``calibration`` (numbers of images), ``note``, ``notes`` (files without a
+        partner, pictures that were cropped), ``label``, ``in_size``, ``out_size``.
 
         Raises
         ------
         DataError
-            If a folder is absent or holds too few images.
+            If a folder is absent or holds too few images, no input has a truth, or pictures have no colour
+            that task ``color`` could be scored against.
         """
+        notes = self._examined()
         sets = {"evaluation": self.evaluation, "calibration": self.calibration}
         rows = [
             {"set": name, "index": index, "image": face, "sha256": pairs.faces.digest(index)}
+            | ({"input_sha256": pairs.faces.inputs.digest(index)} if pairs.faces.inputs else {})
             for name, pairs in sets.items()
             for index, face in enumerate(pairs.faces.names)
         ]
@@ -277,6 +312,7 @@ class Run(Stages):
         return {
             **{name: len(pairs) for name, pairs in sets.items()},
             "note": self.split.note,
+            "notes": notes,
             "label": self.split.evaluation.label,
             "in_size": self.evaluation.in_size,
             "out_size": self.evaluation.out_size,
@@ -306,7 +342,7 @@ class Run(Stages):
         if s.calibrate_mode is not None:
             values["backend"]["quantize"]["calibrate_mode"] = s.calibrate_mode
         if s.dtype in QUANTISED:
-            values["dataset"] |= {"path": None, "task": s.task, "sampler": {}}
+            values["dataset"] |= {"path": None, "task": s.degradation, "sampler": {}}
         return BuildConfig.parse(values)
 
     def replaced_keys(self) -> list[str]:
@@ -433,17 +469,25 @@ class Run(Stages):
                         self._calibration_cache,
                         self.calibration,
                     )
+        self._examined()
         faces = min(work.settings.choice_faces, len(self.evaluation))
         rows = compare_artefacts(artefacts, self.evaluation, faces, work.settings.device)
         shutil.rmtree(aside, ignore_errors=True)
         return {"faces": faces, "rows": rows}
+
+    def _compiled(self) -> dict[str, Manifest]:
+        """Compile; where no results stand, pictures that cannot be scored are refused before that."""
+        if not (self.folder / "04_infer" / self.settings.dtype / MANIFEST).is_file():
+            self._examined()
+        return {"compile": self.compile()}
 
     @stage(
         "04_infer/{dtype}",
         "dtype device batch_size save_images save_npz weights task",
         INFER,
         _data_inputs,  # calibration too: its mean colour makes a baseline
-        lambda run: {"compile": run.compile()},
+        _compiled,
+        _left_out,
     )
     def infer(self, work: Work) -> Mapping[str, Any]:
         """04_infer: restore and score the evaluation faces with one dtype.
@@ -457,18 +501,18 @@ class Run(Stages):
             Default: that of the settings.
 
         Metrics: ``images``, ``dtype``, ``backend``, ``executed_precision``, ``device``, ``batch_size``,
-        ``weights``, ``task``, ``baseline``, ``data``, ``chroma_baseline``, a mean of every figure of
-        :func:`gpenlib.infer.scoring.score` (``psnr_mean`` in dB, ``ssim_mean``, ...), ``ms_per_image``
+        ``weights``, ``task``, ``baseline``, ``data``, ``notes``, ``chroma_baseline``, a mean of every figure
+        of :func:`gpenlib.infer.scoring.score` (``psnr_mean`` in dB, ``ssim_mean``, ...), ``ms_per_image``
         (median), and ``rows``, one per face.
 
         Raises
         ------
         DataError, ImageError
-            If there are too few faces, or a picture is damaged.
+            If there are too few faces, or a picture is damaged or, under task ``color``, without colour.
         RuntimeUnavailable
             If the backend cannot run this dtype on this device.
         """
-        s, folder, pairs = work.settings, work.folder, self.evaluation
+        s, folder, pairs, notes = work.settings, work.folder, self.evaluation, self._examined()
         runtime = open_runtime(work.path("compile", "artefact"), device=s.device)
         chroma = data_chroma(pairs, self.calibration)
         images = folder / "images" if s.save_images else None
@@ -481,6 +525,7 @@ class Run(Stages):
             "executed_precision": runtime.executed_precision,
             "baseline": baseline_name(s.task),
             "data": self.split.evaluation.label,
+            "notes": notes,
             "chroma_baseline": chroma.source,
             **summarise(rows),
             "rows": rows,
@@ -715,7 +760,7 @@ class Run(Stages):
         pairs = self.evaluation
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
-        worst = compare.worst_faces(rows, dtype, work.settings.worst)
+        worst = compare.worst_faces(rows, dtype, work.settings.worst, self.photographs)
         faces = compare.open_face_errors(
             worst,
             readers,
@@ -724,7 +769,8 @@ class Run(Stages):
         )
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self.papermill_command()
-        write_report(work.folder / PAGE, results, recommendation, (dtype, faces), command, compared)
+        page, leading = work.folder / PAGE, self.photographs
+        write_report(page, results, recommendation, (dtype, faces), command, compared, leading)
         return {"recommendation": recommendation.to_dict()}
 
     def papermill_command(self) -> str:

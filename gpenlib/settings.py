@@ -27,8 +27,9 @@ from pydantic import (
 
 from gpenlib.architecture import GpenConfig
 from gpenlib.architecture.checkpoints import trained_task
+from gpenlib.data.faces import made_here
 from gpenlib.data.pairs import ProcessOp, parse_process_ops
-from gpenlib.data.tasks import TaskName
+from gpenlib.data.tasks import TaskName, known_task
 from gpenlib.files import did_you_mean, resolve_path
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
@@ -230,8 +231,9 @@ class RunFolder(Settings):
 class RunSettings(RunFolder):
     """The parameters of notebooks 00 to 05; those of 04 are a contract with other programs."""
 
-    task: TaskName = Field("", description="empty: what the weights were trained for")
+    task: str = Field("", description="empty: what the weights were trained for; with input_dir: any")
     data_dir: str | None = None
+    input_dir: str | None = Field(None, description="the network's inputs, truths of which data_dir holds")
     dataset_size: int = Field(16, ge=1)
     calib_dir: str | None = None
     calib_size: int = Field(32, ge=1)
@@ -276,15 +278,39 @@ class RunSettings(RunFolder):
             file = values["features_file"].removeprefix(INCEPTION)
             values = values | {"features_file": file, "features_are_inception": True}
         name = values.get("weights", cls.model_fields["weights"].default)
-        return values if values.get("task") else values | {"task": trained_task(name)}
+        task = values.get("task") or ("" if values.get("input_dir") else trained_task(name))
+        return values | {"task": task}
 
     @field_validator(
-        "data_dir", "calib_dir", "image", "build", "calibrate_mode", "lpips_weights", "features_file",
-        mode="before",
+        "data_dir", "input_dir", "calib_dir", "image", "build", "calibrate_mode", "lpips_weights",
+        "features_file", mode="before",
     )  # fmt: skip
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return value or None
+
+    @field_validator("task")
+    @classmethod
+    def _known_or_any(cls, value: str) -> str:
+        return value and known_task(value)
+
+    @model_validator(mode="after")
+    def _inputs_have_truths(self) -> Self:
+        if self.input_dir:
+            folder, what = resolve_path(self.input_dir), f"input_dir={self.input_dir!r}"
+            if not folder.is_dir():
+                raise ValueError(f"{what}: no such folder")
+            if made_here(self.data_dir):
+                need = "name the folder with the truths of these inputs as data_dir"
+                raise ValueError(f"{what} with data_dir={self.data_dir or ''!r}: {need}")
+            if folder.resolve() == resolve_path(str(self.data_dir)).resolve():
+                raise ValueError(f"{what} is data_dir too: inputs and truths lie in two folders")
+        return self
+
+    @property
+    def degradation(self) -> str:
+        """The task that degrades faces without an input of their own, such as those of ``calib_dir``."""
+        return self.task or trained_task(self.weights)
 
     @field_validator("runs")
     @classmethod

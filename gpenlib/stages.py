@@ -44,8 +44,8 @@ Manifest = dict[str, Any]
 MANIFEST = "manifest.json"
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave; nobody's data
 INPUTS = (
-    "data_dir", "calib_dir", "weights", "build", "image", "lpips_weights", "features_file", "photos",
-    "upscaler", "detector",
+    "data_dir", "input_dir", "calib_dir", "weights", "build", "image", "lpips_weights", "features_file",
+    "photos", "upscaler", "detector",
 )  # fmt: skip
 
 

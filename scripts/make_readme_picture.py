@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from gpenlib import Run, load_weights
 from gpenlib.data import make_pair
-from gpenlib.data.faces import open_faces
+from gpenlib.data.faces import open_faces, photographs
 from gpenlib.files import repository_root
 from gpenlib.images import from_tensor, to_tensor
 from gpenlib.metrics import psnr
@@ -22,7 +22,6 @@ from gpenlib.photos.folder import open_shown
 from gpenlib.plots import new_figure, show_image
 from gpenlib.settings import PhotoSettings
 
-FACES = ("astronaut_0000", "prior_0003")
 # What is shown of each photograph: rows and columns
 PHOTOS = {
     "grace_hopper_black_and_white.png": (slice(0, 600), slice(0, 512)),
@@ -62,10 +61,10 @@ def photos() -> Figure:
 
 
 def restored() -> Figure:
-    """Draw one face degraded in two ways, and what the weights for restoration make of it."""
+    """Draw the photographs degraded, and what the weights for restoration make of them."""
     size = 128
-    face = open_faces("embedded", 1, size).read(0)
-    pairs = [make_pair(face, "restore-mild", size, seed=seed) for seed in RESTORED_SEEDS]
+    faces = photographs(size)
+    pairs = [make_pair(faces.read(i), "restore-mild", size, seed=s) for i, s in enumerate(RESTORED_SEEDS)]
     columns = {"degraded input": [given for given, _ in pairs]}
     batch = torch.from_numpy(to_tensor(columns["degraded input"]))
     for name in ("demo-restore", "demo-restore-sharp"):
@@ -95,9 +94,9 @@ def coloured() -> Figure:
     scores = {(row["dtype"], row["name"]): row["psnr"] for row in run.errors()["metrics"]["rows"]}
     readers = {dtype: run.output_reader(dtype) for dtype in run.settings.dtypes}
     pairs = run.evaluation
-    figure, axes = new_figure(len(FACES), 5, width=10.0, height=2.15 * len(FACES) + 0.2)
-    for name, line in zip(FACES, axes, strict=True):
-        index = pairs.names.index(name)
+    names = run.photographs
+    figure, axes = new_figure(len(names), 5, width=10.0, height=2.15 * len(names) + 0.2)
+    for index, (name, line) in enumerate(zip(names, axes, strict=True)):
         outputs = {dtype: read(name) for dtype, read in readers.items()}
         difference = np.abs(outputs["int8"].astype(int) - outputs["fp32"]) * AMPLIFICATION
         show_image(line[0], pairs.inputs(index), "grey input")

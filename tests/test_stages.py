@@ -12,7 +12,7 @@ from gpenlib.compile import build
 from gpenlib.data.faces import DataError, embedded_faces
 from gpenlib.data.pairs import read_pack
 from gpenlib.errors.report import SCORES, baselines
-from gpenlib.images import ImageError, read_image, write_image
+from gpenlib.images import ImageError, read_image, to_grey, write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.scoring import data_chroma, evaluate_npz
 from gpenlib.metrics import psnr
@@ -209,6 +209,44 @@ def test_folders_that_cannot_be_used_are_named(portraits, tmp_path, outputs_root
             run_of(**changes).data()
 
 
+def test_real_inputs_are_scored_against_their_truths(portraits, tmp_path, float_built):
+    for number in (1, 3, 9, 10):
+        write_image(tmp_path / "lq" / f"{number}.bmp", read_image(portraits / f"{number}.png")[:, 8:] // 2)
+    changes = {"data_dir": str(portraits), "input_dir": str(tmp_path / "lq")}
+    changes |= {"dataset_size": 2, "calib_size": 2}
+    run = run_of(**changes)
+    results, pairs = run.infer()["metrics"], run.evaluation
+    assert [row["name"] for row in results["rows"]] == pairs.names == ["1", "3"]
+    assert results["rows"][1]["psnr_input"] == pytest.approx(psnr(pairs.inputs(1), pairs.truths(1)))
+    assert pairs.inputs(1).max() < 128 and results["baseline"] == "input (do nothing)"
+    assert run.calibration.names == ["9", "10"] and run.calibration.inputs(0).max() < 128
+    left_out, cropped = results["notes"]
+    assert left_out == "truths without an input: 2 (2.png, 11.png)" and "2 of 2 pictures were" in cropped
+    assert f"-p input_dir {tmp_path}" in run.papermill_command()
+    write_image(tmp_path / "lq/3.bmp", read_image(portraits / "3.png"))
+    assert run_of(**changes).evaluation.digest() != pairs.digest()
+    for number in (9, 10):
+        (tmp_path / "lq" / f"{number}.bmp").unlink()
+    alone = run_of(**changes).calibration
+    assert (alone.task, alone.names[0]) == ("color", "astronaut_0000"), "no input is left to calibrate on"
+
+
+def test_grey_pictures_are_sent_to_the_notebook_for_photographs(portraits, outputs_root):
+    noise = np.random.default_rng(0).normal(0, 2, (64, 64, 3))  # and a JPEG's on top
+    changes = {"data_dir": str(portraits), "calib_size": 2}
+    some, every = r"1 of the 3 .*\(1\.jpg\).*remove.*07_photos", "all 3 .*07_photos"
+    for numbers, said in (((1,), some), ((2, 3), every)):
+        for number in numbers:
+            grey = to_grey(read_image(portraits / f"{number}.png")) + noise
+            write_image(portraits / f"{number}.jpg", np.clip(grey, 0, 255).astype(np.uint8))
+            (portraits / f"{number}.png").unlink()
+        for stage in (Run.infer, Run.data):
+            with pytest.raises(DataError, match=said):
+                stage(run_of(**changes))
+    assert not (outputs_root / "test/03_compile").exists(), "refused before the long work"
+    assert run_of(**changes, task="restore").data()["built"]
+
+
 def test_unknown_weights_are_refused_before_anything_is_written(outputs_root):
     for weights, said in (("tiny-randon", "'tiny-random'"), ("no/such/file.pth", r"file\.pth")):
         with pytest.raises(CheckpointError, match=said):
@@ -222,6 +260,9 @@ def test_unknown_weights_are_refused_before_anything_is_written(outputs_root):
         ({"dtype": "int3"}, r"dtype='int3'.*fp32.*bf16.*fp16.*int8"),
         ({"backend": "tensorflow"}, r"backend='tensorflow'.*auto.*openvino.*onnxruntime.*torch"),
         ({"device": "gpu"}, r"device='gpu'.*cpu.*cuda.*tensorrt"),
+        ({"input_dir": "no/such"}, "input_dir='no/such': no such folder"),
+        ({"input_dir": "tests"}, "input_dir='tests' with data_dir='': name the folder with the truths"),
+        ({"input_dir": "tests", "data_dir": "tests/"}, "input_dir='tests' is data_dir too"),
         ({"task": "sharpen"}, r"task='sharpen'.*color"),
         ({"dataset_size": 0}, "dataset_size=0"),
         ({"dataset_size": True}, "dataset_size=True"),
@@ -272,7 +313,7 @@ def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
 @pytest.mark.parametrize("task", ["restore", "inpaint"])
 def test_another_task_runs_through_to_the_scores(task, float_built):
     """Weights of another task are allowed; the baseline is that task's input."""
-    run = run_of(task=task)
+    run = run_of(task=task, calib_size=8)
     results = run.infer("int8")["metrics"]
     named = {"restore": "degraded input (do nothing)", "inpaint": "masked input (do nothing)"}
     assert (results["task"], results["baseline"]) == (task, named[task])

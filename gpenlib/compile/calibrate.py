@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from gpenlib.architecture import GpenConfig
 from gpenlib.data.faces import DataError, Faces, embedded_faces, open_folder
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_pack
-from gpenlib.data.tasks import find_task
 from gpenlib.files import choice_error, fingerprint, progress, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
 from gpenlib.settings import MODES, DatasetConfig
@@ -299,8 +298,8 @@ class CalibrationData:
         operators = [{"type": operator.type, **operator.parameters} for operator in self.operators]
         content = {"size": self.size, "process_ops": operators}
         if isinstance(self.chosen, Pairs):
-            recipe = find_task(self.chosen.task).recipe
-            content |= {"task": self.chosen.task, "recipe": recipe, "out_size": self.chosen.out_size}
+            chosen = self.chosen
+            content |= {"task": chosen.task, "recipe": chosen.recipe, "out_size": chosen.out_size}
         return content
 
     def network_input(self, pairs: Pairs | Pack, index: int) -> Image:

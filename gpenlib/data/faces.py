@@ -42,6 +42,8 @@ class Faces:
     read: Callable[[int], Image]  # uint8 RGB [H, W, 3] in the picture's own size
     digest: Callable[[int], str]  # hash of its content (kept, so that a file is read through once)
     beyond: Callable[[int], Faces] | None = None  # others than these, where faces have no end
+    inputs: Faces | None = None  # what the network is given, in the same order, where nothing is degraded
+    left_out: str = ""  # in words, the files that have no partner
 
     def __post_init__(self) -> None:
         # Partial functions, not closures, so that worker processes can take them
@@ -55,7 +57,9 @@ class Faces:
         """Return the faces at some positions, in the given order."""
         chosen = tuple(indices)
         read, digest = partial(_at, self.read, chosen), partial(_at, self.digest, chosen)
-        return replace(self, names=[self.names[index] for index in chosen], read=read, digest=digest)
+        inputs = None if self.inputs is None else self.inputs.take(chosen)
+        names = [self.names[index] for index in chosen]
+        return replace(self, names=names, read=read, digest=digest, inputs=inputs)
 
     def __add__(self, other: Faces) -> Faces:
         """Return the faces of both, one after the other."""
@@ -67,8 +71,9 @@ class Faces:
         )
 
     def combined_digest(self) -> str:
-        """Return one hash over the contents of all, in order."""
-        return _hash("".join(self.digest(index) for index in range(len(self))))
+        """Return one hash over the contents of all and of their inputs, in order."""
+        inputs = "" if self.inputs is None else self.inputs.combined_digest()
+        return _hash("".join(self.digest(index) for index in range(len(self))) + inputs)
 
     def split(
         self, dataset_size: int, calib_size: int, calibration: Faces | None = None, seed: int = 0
@@ -81,7 +86,7 @@ class Faces:
             raise DataError(f"{sizes}: allowed are at least 1, 0 and 0")
         count = len(self)
         if count < dataset_size:
-            there = f"there are {count} images ({self.label})"
+            there = f"there are {count} images ({'; '.join(filter(None, (self.label, self.left_out)))})"
             raise DataError(f"dataset_size={dataset_size}, but {there}: ask for {count} or fewer")
         evaluation = self.take(range(dataset_size))
         if calib_size == 0:
@@ -125,12 +130,16 @@ def _draw(faces: Faces, count: int, seed: int, excluded: frozenset[str]) -> tupl
     if len(chosen) < len(faces):
         note += f", drawn with seed {seed}"
     if dropped:
-        few = ", ".join(faces.names[index] for index in sorted(dropped)[:3])
-        more = ", ..." if len(dropped) > 3 else ""
-        note += f"; dropped {len(dropped)} with the content of an evaluation image ({few}{more})"
+        copies = few([faces.names[index] for index in sorted(dropped)])
+        note += f"; dropped {len(dropped)} with the content of an evaluation image ({copies})"
     if len(chosen) < count:
         note += f"; fewer than the {count} asked for"
     return faces.take(sorted(chosen)), note
+
+
+def few(names: Sequence[str], count: int = 3) -> str:
+    """Return the first names, with dots if there are more."""
+    return ", ".join([*names[:count], *["..."][: len(names) - count]])
 
 
 def _by_number(function: Callable[[int], T], count: int, kept: dict[int, T] | None, index: int) -> T:
@@ -187,6 +196,41 @@ def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
         raise DataError(f"{folder}: no image with suffix {', '.join(suffixes)}{hint}")
     names = [path.name for path in files]
     return Faces(f"folder {folder.name}", names, partial(_at, read_image, files), partial(_at, sha256, files))
+
+
+def pair_up(inputs: Faces, truths: Faces) -> Faces:
+    """Return the truths that have an input of the same stem, in their order, with these inputs."""
+    given, answers = _by_stem(inputs), _by_stem(truths)
+    common = [stem for stem in answers if stem in given]
+    if not common:
+        raise DataError(
+            f"no input ({inputs.label}, such as {inputs.names[0]}) has the stem of a truth ({truths.label}, "
+            f"such as {truths.names[0]}): rename the files so that the stems of a pair agree (case and "
+            "suffix may differ), or name other folders as input_dir and data_dir"
+        )
+    lonely = {
+        "truths without an input": [truths.names[answers[stem]] for stem in answers if stem not in given],
+        "inputs without a truth": [inputs.names[given[stem]] for stem in given if stem not in answers],
+    }
+    return replace(
+        truths.take([answers[stem] for stem in common]),
+        label=f"{truths.label}, inputs from {inputs.label}",
+        inputs=inputs.take([given[stem] for stem in common]),
+        left_out="; ".join(f"{what}: {len(names)} ({few(names)})" for what, names in lonely.items() if names),
+    )
+
+
+def _by_stem(faces: Faces) -> dict[str, int]:
+    """Return positions by stem in lower case; DataError names two files that share one."""
+    places: dict[str, int] = {}
+    for index, name in enumerate(faces.names):
+        first = places.setdefault(Path(name).stem.casefold(), index)
+        if first != index:
+            raise DataError(
+                f"{faces.label}: {faces.names[first]} and {name} have the same stem, so that it is not "
+                "certain which of them makes a pair; remove or rename one"
+            )
+    return places
 
 
 # The FFHQ layout (Karras et al. 2019, ``recreate_aligned_images``): a square crop turned with the face. Its
@@ -288,9 +332,10 @@ def align(image: Image, landmarks: Landmarks, size: int) -> Image:
     return warp(image, ffhq_matrix(landmarks, size), size)
 
 
-# The embedded default: variations of one photograph, NASA's portrait of Eileen Collins (public domain). Image
-# k is the same picture at every size and however many are asked for. The FFHQ square is 176 pixels wide in
-# the photograph, so at 512 the images are softer than real data.
+# Photographs that come with libraries: NASA's portrait of Eileen Collins and the US Navy's of Grace Hopper
+# (both public domain). Variations of the first are the embedded faces: image k is the same picture at every
+# size and however many are asked for. The FFHQ squares are 176 and 336 pixels wide in the photographs, so at
+# 512 the images are softer than real data.
 
 EMBEDDED_VERSION = "astronaut variations 1"  # change it whenever the same Variation gives other pixels
 SEED = 20210511
@@ -299,6 +344,11 @@ FAR = 10_000  # calibration faces beyond those at hand begin at a multiple of th
 # Read off an eightfold enlargement of scikit-image's astronaut (512 x 512), to about half a pixel.
 ASTRONAUT_LANDMARKS = Landmarks(
     left_eye=(203.0, 101.5), right_eye=(247.0, 103.2), left_mouth=(203.3, 140.0), right_mouth=(246.3, 140.3)
+)
+
+# Read off enlargements of matplotlib's grace_hopper.jpg (512 x 600) in the same way.
+HOPPER_LANDMARKS = Landmarks(
+    left_eye=(222.0, 190.5), right_eye=(306.0, 187.0), left_mouth=(229.5, 280.3), right_mouth=(304.0, 277.5)
 )
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -418,6 +468,32 @@ def _photograph() -> tuple[Image, str]:
     return photograph, hashlib.sha256(photograph.tobytes()).hexdigest()
 
 
+@lru_cache(maxsize=1)
+def _hopper() -> tuple[Image, str]:
+    """Return matplotlib's Grace Hopper, uint8 RGB [600, 512, 3], and the SHA-256 of its pixels."""
+    from matplotlib import cbook  # imported here: most runs bring their own images
+
+    photograph = read_image(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    photograph.setflags(write=False)
+    return photograph, hashlib.sha256(photograph.tobytes()).hexdigest()
+
+
+def photographs(size: int = 512) -> Faces:
+    """Return the two photographs, ``size`` pixels wide in FFHQ layout, which lead the default data."""
+    digest = partial(_hopper_digest, size)
+    second = Faces("Grace Hopper", ["grace_hopper.png"], partial(_hopper_face, size), digest)
+    label = "embedded: two public-domain photographs"
+    return replace(embedded_faces(1, size) + second, label=label)
+
+
+def _hopper_face(size: int, index: int) -> Image:
+    return align(_hopper()[0], HOPPER_LANDMARKS, size)
+
+
+def _hopper_digest(size: int, index: int) -> str:
+    return _hash(f"{size}|{HOPPER_LANDMARKS}|{_hopper()[1]}")
+
+
 # What a ``data_dir`` opens: a folder, samples of a trained GAN prior, or variations of a photograph.
 
 EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
@@ -460,7 +536,7 @@ def open_faces(data_dir: str | None, needed: int, size: int = 512) -> Faces:
 
     A folder, relative to the repository root; ``prior:FILE`` for samples of a generator's weights, ``prior``
     for those of ``demo-prior``; ``embedded`` for variations of one photograph, ``size`` pixels wide; empty or
-    None for that photograph, then samples of ``demo-prior``.
+    None for the two :func:`photographs`, then samples of ``demo-prior``.
     """
     kind, _, name = (data_dir or "").partition(":")
     if kind == PRIOR:
@@ -469,8 +545,8 @@ def open_faces(data_dir: str | None, needed: int, size: int = 512) -> Faces:
         return embedded_faces(needed, size)
     if data_dir:
         return open_folder(resolve_path(data_dir))
-    photograph = replace(embedded_faces(1, size), label="embedded: one public-domain photograph")
-    return photograph + prior_faces(DEMO_PRIOR, needed - 1)
+    pair = photographs(size)
+    return pair + prior_faces(DEMO_PRIOR, needed - len(pair)) if needed > len(pair) else pair
 
 
 def made_here(data_dir: str | None) -> bool:

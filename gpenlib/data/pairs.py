@@ -37,13 +37,16 @@ TRUTH_FOLDER, TRUTH_KEY = "truth", "truth_0"
 
 
 class Pairs:
-    """(input, truth) of every face under a task, made when asked for with the seed ``(*seed, index)``."""
+    """(input, truth) of every face, made when asked for: the task degrades with the seed ``(*seed, index)``.
+
+    Where faces come with inputs of their own nothing is degraded, and ``task`` is empty.
+    """
 
     def __init__(
         self, faces: Faces, task: str, in_size: int, out_size: int | None = None, seed: Sequence[int] = (0,)
     ) -> None:
-        find_task(task)  # an unknown one is refused here
-        self.faces, self.task, self.seed = faces, task, tuple(seed)
+        self.faces, self.task, self.seed = faces, "" if faces.inputs else task, tuple(seed)
+        self.recipe = "inputs from files" if faces.inputs else find_task(task).recipe
         self.in_size, self.out_size = in_size, out_size or in_size
         self.label, self.names = faces.label, distinct_stems(faces.names)
         self._pair = lru_cache(maxsize=CACHED)(self._make)  # safe in threads
@@ -61,13 +64,17 @@ class Pairs:
 
     def digest(self) -> str:
         """Return a hash of pictures, names, task and sizes; of the seed where the task draws anything."""
-        task = find_task(self.task)
-        how = [self.task, task.recipe, self.in_size, self.out_size, self.seed if task.seeded else None]
+        seed = self.seed if self.task and find_task(self.task).seeded else None
+        how = [self.task, self.recipe, self.in_size, self.out_size, seed]
         return fingerprint([self.faces.combined_digest(), self.names, *how])
 
     def _make(self, index: int) -> tuple[Image, Image]:
         face = self.faces.read(index)
-        pair = make_pair(face, self.task, self.in_size, self.out_size, (*self.seed, index))
+        if self.faces.inputs:
+            pictures = (self.faces.inputs.read(index), self.in_size), (face, self.out_size)
+            pair = [images.resize(images.centre_square(picture), size) for picture, size in pictures]
+        else:
+            pair = [*make_pair(face, self.task, self.in_size, self.out_size, (*self.seed, index))]
         shown, truth = (image.view() for image in pair)  # shared by all who ask, and so not to be written to
         shown.flags.writeable = truth.flags.writeable = False
         return shown, truth

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 
 from gpenlib.files import choice_error
-from gpenlib.images import FloatArray, Image, check_image, resize, to_grey
+from gpenlib.images import FloatArray, Image, centre_square, check_image, resize, to_grey
 
 # Blind degradation, GPEN paper (Yang et al., CVPR 2021), section 4.1:
 # degraded = upsample(JPEG_q(downsample_s(truth * k) + n)), k a blur kernel, s the factor, n white noise,
@@ -242,18 +242,18 @@ def find_task(name: str) -> Task:
 
 
 def baseline_name(task: str) -> str:
-    """Return the name of the input as an answer in tables, such as ``grey input (do nothing)``."""
-    return f"{find_task(task).given} (do nothing)"
+    """Return the input's name as an answer in tables, such as ``grey input (do nothing)``; "" is any task."""
+    return f"{find_task(task).given if task else 'input'} (do nothing)"
 
 
-def _known(name: str) -> str:
+def known_task(name: str) -> str:
     """Check a task's name in settings, whose errors name the key themselves."""
     if name not in _TASKS:
         raise ValueError(choice_error("task", name, tuple(_TASKS)).partition(": ")[2])
     return name
 
 
-TaskName = Annotated[str, AfterValidator(_known)]  # type of a task in pydantic settings
+TaskName = Annotated[str, AfterValidator(known_task)]  # type of a task in pydantic settings
 
 
 def make_pair(
@@ -261,11 +261,11 @@ def make_pair(
 ) -> tuple[Image, Image]:
     """Return (input uint8 [in_size, in_size, 3], truth uint8 [out_size, out_size, 3]) of one uint8 RGB image.
 
-    The image is resized (bilinear), degraded at ``out_size``, and resized to ``in_size``. The seed (from 0)
-    alone decides what the degradation draws, in any order and in any process.
+    The image's middle square is resized (bilinear), degraded at ``out_size``, and resized to ``in_size``. The
+    seed (from 0) alone decides what the degradation draws, in any order and in any process.
     """
     how = find_task(task)
-    truth = resize(image, out_size or in_size)
+    truth = resize(centre_square(image), out_size or in_size)
     shown = truth.view()
     shown.setflags(write=False)
     given = how.degrade(shown, np.random.default_rng(seed))

@@ -526,6 +526,7 @@ def _compared(first: Row, result: Row, dtype: str, score: str) -> dict[str, Any]
 
 # Faces whose errors are worth looking at, with their outputs and error maps.
 
+PHOTOGRAPH = "photograph"  # role of those that lead the default data
 ROLES = {"best": "loses most", "median": "median loss", "worst": "loses least"}  # a high drop ranks first
 ZOOM_SIDE = 0.26  # part of the side that is enlarged
 
@@ -544,27 +545,42 @@ class FaceErrors:
     truth: Image | None = None  # likewise
 
 
-def faces_by_loss(rows: Sequence[Row]) -> tuple[str, dict[str, str]]:
-    """Return the dtype that loses most on average, and the faces on which it loses most, typically, least."""
+def faces_by_loss(rows: Sequence[Row], photographs: Sequence[str] = ()) -> tuple[str, dict[str, str]]:
+    """Return the dtype that loses most on average, and the faces on which it loses most, typically, least.
+
+    Where there are photographs, these and the sample on which it loses most.
+    """
     frame = pd.DataFrame(rows)
     others = frame[frame["dtype"] != REFERENCE]
     if others.empty:
         raise ValueError(f"no rows of another dtype than {REFERENCE}")
     dtype = str(others.groupby("dtype", sort=False)["psnr_drop"].mean().idxmax())
-    of_dtype = [row for row in rows if row["dtype"] == dtype]
+    of_dtype = [row for row in rows if row["dtype"] == dtype and row["name"] not in photographs]
     chosen = best_median_worst(of_dtype, "psnr_drop")
-    return dtype, {of_dtype[index]["name"]: ROLES[role] for index, role in chosen.items()}
+    roles = {of_dtype[index]["name"]: ROLES[role] for index, role in chosen.items()}
+    if photographs:
+        roles = dict.fromkeys(photographs, PHOTOGRAPH) | dict(list(roles.items())[:1])
+    return dtype, roles
 
 
-def worst_faces(rows: Sequence[Row], dtype: str, count: int) -> dict[str, str]:
-    """Return the ``count`` faces on which a dtype loses most PSNR, the worst first, with place and loss."""
+def worst_faces(
+    rows: Sequence[Row], dtype: str, count: int, photographs: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the ``count`` faces on which a dtype loses most PSNR, the worst first, with place and loss.
+
+    Photographs come before them, in their order.
+    """
     if count < 1:
         raise ValueError(f"count={count}: must be at least 1")
     of_dtype = [row for row in rows if row["dtype"] == dtype]
     if not of_dtype:
         raise ValueError(choice_error("dtype", dtype, sorted({row["dtype"] for row in rows})))
-    worst = [of_dtype[index] for index in rank(of_dtype, "best", count, "psnr_drop")]
-    return {row["name"]: f"{place}: {row['psnr_drop']:+.3f} dB" for place, row in enumerate(worst, 1)}
+    others = [row for row in of_dtype if row["name"] not in photographs]
+    worst = [others[index] for index in rank(others, "best", count, "psnr_drop")]
+    leading = {row["name"]: PHOTOGRAPH for row in of_dtype if row["name"] in photographs}
+    roles = leading | {row["name"]: str(place) for place, row in enumerate(worst, 1)}
+    drops = {row["name"]: row["psnr_drop"] for row in of_dtype}
+    return {name: f"{role}: {drops[name]:+.3f} dB" for name, role in roles.items()}
 
 
 def open_face_errors(

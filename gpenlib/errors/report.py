@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare
 from gpenlib.files import write_text
 from gpenlib.images import Image
+from gpenlib.plots import face_title
 from gpenlib.plots.before_after import before_after
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
@@ -37,8 +39,9 @@ def write_report(
     gallery: tuple[str, Sequence[compare.FaceErrors]],
     command: str,
     comparison: Mapping[str, Any] | None = None,
+    photographs: Sequence[str] = (),
 ) -> Path:
-    """Write a run's page; ``gallery`` is a dtype and the faces on which it loses most."""
+    """Write a run's page; ``gallery`` is a dtype, and photographs and the faces on which it loses most."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -66,7 +69,9 @@ def write_report(
         groups_note=compare.groups_note(results["groups"]),
         gallery_dtype=dtype,
         gallery=faces,
-        wipe=before_after(wiped(faces, dtype), REFERENCE, dtype).html,
+        photographs=photographs,
+        face_title=partial(face_title, photographs=photographs, length=99),
+        wipe=before_after(wiped(faces, dtype, photographs), REFERENCE, dtype).html,
         comparison=later_runs(comparison["rows"]) if comparison else None,
         compared=comparison["runs"] if comparison else None,
         command=command,
@@ -74,20 +79,24 @@ def write_report(
             "pareto": inline(pareto_figure(pareto)),
             "drops": inline(drops_figure(results["rows"], table)),
             "groups": inline(groups_figure(results["groups"], SHOWN_SCORE)),
-            "worst": inline(worst_figure(faces, dtype)),
+            "worst": inline(worst_figure(faces, dtype, photographs)),
         },
     )
     return write_text(path, text)
 
 
-def wiped(faces: Sequence[compare.FaceErrors], dtype: str) -> dict[str, dict[str, Image]]:
+def wiped(
+    faces: Sequence[compare.FaceErrors], dtype: str, photographs: Sequence[str] = ()
+) -> dict[str, dict[str, Image]]:
     """Return the pictures to wipe between, by face and label: input and truth only where they were read."""
     pictures = [
         {"input": face.source, REFERENCE: face.expected, dtype: face.outputs[dtype], "truth": face.truth}
         for face in faces
     ]
     return {
-        f"{face.name} ({face.role})": {label: image for label, image in row.items() if image is not None}
+        f"{face_title(face.name, photographs, 99)} ({face.role})": {
+            label: image for label, image in row.items() if image is not None
+        }
         for face, row in zip(faces, pictures, strict=True)
     }
 

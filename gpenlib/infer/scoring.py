@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from skimage.color import lab2rgb, rgb2lab
 
 from gpenlib import metrics
-from gpenlib.data.faces import DataError
+from gpenlib.data.faces import DataError, Faces, few
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, read_pack
 from gpenlib.files import choice_error, progress, write_atomically, write_csv, write_json
 from gpenlib.images import (
@@ -45,6 +45,37 @@ Chroma = tuple[float, float]  # CIELAB a and b
 Row = dict[str, Any]
 Result = TypeVar("Result")
 GREY = 1.0  # mean chroma below this is no colour: a grey picture, up to rounding
+
+
+# Whether there is something to score against.
+
+PHOTO_NOTEBOOK = "07_photos.ipynb"  # enhances pictures of which nobody has the truth
+
+
+def fit_to_score(faces: Faces, task: str) -> list[str]:
+    """Refuse grey truths of ``color``; return in words how many pictures are not square, if any are."""
+
+    def examine(index: int) -> tuple[bool, bool]:
+        face = faces.read(index)
+        both = [face, faces.inputs.read(index)] if faces.inputs else [face]
+        return any(image.shape[0] != image.shape[1] for image in both), metrics.is_grey(face)
+
+    count = len(faces)
+    oblong, grey = zip(*in_parallel(partial(examine, index) for index in range(count)), strict=True)
+    if task == "color" and any(grey):
+        named = few([name for name, is_grey in zip(faces.names, grey, strict=True) if is_grey])
+        which = f"all {count}" if all(grey) else f"{sum(grey)} of the {count}"
+        todo = "" if all(grey) else "remove them from the folder, or "
+        raise DataError(
+            f"{faces.label}: {which} evaluation pictures are grey ({named}), so that no truth is there to "
+            f"score task 'color' against; {todo}enhance such photographs with notebooks/{PHOTO_NOTEBOOK} "
+            "(parameter photos)"
+        )
+    cropped = (
+        f"aligned faces are square: {sum(oblong)} of {count} pictures were cropped to their middle; "
+        f"for whole photographs use {PHOTO_NOTEBOOK}"
+    )
+    return [cropped] if any(oblong) else []
 
 
 # The second baseline of colouring: the grey input under one even colour, the mean of other faces.
@@ -300,6 +331,13 @@ def best_median_worst(rows: Sequence[Mapping[str, Any]], key: str = "psnr") -> d
         free = [index for index in rank(rows, order, len(rows), key) if index not in chosen]
         chosen |= dict.fromkeys(free[:1], order)
     return dict(sorted(chosen.items(), key=lambda item: ORDERS.index(item[1])))
+
+
+def extremes(rows: Sequence[Mapping[str, Any]], leading: int = 0, most: int = 4) -> list[list[int]]:
+    """Return positions of the best and of the worst rows, as many of each; without the leading ones."""
+    first = leading if leading < len(rows) else 0
+    count = max(1, min(most, (len(rows) - first) // 2))
+    return [[first + i for i in rank(rows[first:], order, count)] for order in (ORDERS[0], ORDERS[-1])]
 
 
 def output_reader(

@@ -147,6 +147,21 @@ def shorten(name: str, length: int = 16) -> str:
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 
+# With the default data two photographs lead and are large; what stands beside them are samples of a prior.
+SAMPLES, SMALL = "samples of demo-prior", 0.6  # size of a sample beside a photograph
+
+
+def face_title(name: str, photographs: Sequence[str], length: int = 16) -> str:
+    """Return what to call a face: its name, or beside photographs the number of the sample."""
+    sample = photographs and name not in photographs
+    return f"sample {int(name.rpartition('_')[2])}" if sample else shorten(name, length)
+
+
+def face_sizes(names: Iterable[str], photographs: Sequence[str]) -> list[float]:
+    """Return relative sizes in which to show faces: samples beside photographs are small."""
+    return [SMALL if photographs and name not in photographs else 1.0 for name in names]
+
+
 def facts(about: Mapping[str, Any]) -> Any:
     """Return facts as a styled table of one column, or one per name where every value is a mapping."""
     several = all(isinstance(value, Mapping) for value in about.values())
@@ -178,6 +193,11 @@ class Region:
     y: float
     side: float
     colour: str
+    elsewhere: str = ""  # its name in faces whose points are not known
+
+    def called(self, face: str, photographs: Sequence[str]) -> str:
+        """Return the part's name in a face: only of the photographs the points are known."""
+        return self.name if face in photographs else self.elsewhere
 
     def corner(self, size: int) -> tuple[float, float]:
         """Return the top left corner in the pixel coordinates of an image of side ``size``."""
@@ -185,8 +205,8 @@ class Region:
 
 
 # Places in FFHQ layout, in which GPEN was trained: eyes at 0.47 of the height, mouth at 0.72.
-EYE = Region("eye", 0.375, 0.46, 0.26, ACCENT)
-MOUTH = Region("mouth", 0.5, 0.715, 0.26, SECOND)
+EYE = Region("eye", 0.375, 0.46, 0.26, ACCENT, "upper part")
+MOUTH = Region("mouth", 0.5, 0.715, 0.26, SECOND, "lower part")
 
 
 def show_zoom(axis: Axes, image: Any, region: Region, title: str = "", **options: Any) -> None:

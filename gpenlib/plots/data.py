@@ -16,12 +16,30 @@ from gpenlib.plots import Row
 SUBSET_COLOURS = {"evaluation": "#332288", "calibration": style.SECOND}  # not those of the dtypes
 
 
-def pairs_figure(inputs: Sequence[Image], truths: Sequence[Image], names: Sequence[str]) -> Figure:
-    """Show what the network is given above what it should answer; about eight columns are readable."""
-    kinds = {"input": inputs[0].shape, "truth": truths[0].shape}
-    sides = [f"{kind}\n{width} x {height}" for kind, (height, width, _) in kinds.items()]
-    titles = [[style.shorten(name) for name in names]]
-    return style.picture_grid([inputs, truths], titles, sides, 1.55 * len(inputs) + 0.4, 3.35)[0]
+def pairs_figure(
+    inputs: Sequence[Image], truths: Sequence[Image], names: Sequence[str], photographs: Sequence[str] = ()
+) -> Figure:
+    """Show what the network is given above what it should answer; samples stand small beside photographs."""
+    large = [i for i, name in enumerate(names) if name in photographs or not photographs]
+    small = [i for i in range(len(names)) if i not in large]
+    side, widths = 2.4 if photographs else 1.55, [len(large), -(-len(small) // 2) / 2][: 1 + bool(small)]
+    figure = style.empty_figure(side * sum(widths) + 0.4, 2 * side + 0.3)
+    parts = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    for part, chosen, lines in zip(parts, (large, small), (1, 2), strict=False):
+        grid = part.subplots(2 * lines, -(-len(chosen) // lines), squeeze=False)
+        for place, index in enumerate(chosen):
+            line, column = divmod(place, grid.shape[1])
+            title = style.face_title(names[index], photographs)
+            style.show_image(grid[2 * line, column], inputs[index], title)
+            style.show_image(grid[2 * line + 1, column], truths[index])
+        for axis in grid.flat:
+            axis.set_visible(bool(axis.images))
+    sides = {"input": inputs[0].shape, "truth": truths[0].shape}
+    for axis, (kind, (height, width, _)) in zip(parts[0].axes[:: len(large)], sides.items(), strict=True):
+        axis.set_ylabel(f"{kind}\n{width} x {height}")
+    if small:
+        parts[1].suptitle(style.SAMPLES, fontsize=9)
+    return figure
 
 
 def tasks_figure(rows: Sequence[Row]) -> Figure:

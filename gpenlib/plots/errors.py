@@ -173,13 +173,17 @@ def _title(error: np.ndarray) -> str:
     return f"mean {error.mean():.2f}, largest {error.max()}"
 
 
-def error_maps_figure(faces: Sequence[FaceErrors], region: Region = style.EYE) -> Figure:
+def error_maps_figure(
+    faces: Sequence[FaceErrors], photographs: Sequence[str] = (), region: Region = style.EYE
+) -> Figure:
     """Show fp32's output, every dtype's error map, and a part of both enlarged, for about three faces."""
     count = 1 + len(faces[0].errors)  # of pictures; a whole one takes two columns, an enlarged part one
     scale = _scale(faces)
-    figure = style.empty_figure(1.0 + 2.76 * count, 1.2 + 2.2 * len(faces))
+    heights = style.face_sizes([face.name for face in faces], photographs)
+    figure = style.empty_figure(1.0 + 2.76 * count, 1.2 + 2.2 * sum(heights))
     figure.set_layout_engine("constrained", h_pad=0.1)
-    grid = figure.add_gridspec(2 * len(faces), 3 * count)
+    grid = figure.add_gridspec(2 * len(faces), 3 * count, height_ratios=np.repeat(heights, 2))
+    named = ""
     for place, face in enumerate(faces):
         top = 2 * place
         whole, above, below = (
@@ -188,7 +192,7 @@ def error_maps_figure(faces: Sequence[FaceErrors], region: Region = style.EYE) -
                 (slice(top, top + 2), 0, 2), (top, 2 * count, 1), (top + 1, 2 * count, 1),
             )
         )  # fmt: skip
-        style.show_image(whole[0], face.expected, f"{style.shorten(face.name)}\nfp32")
+        style.show_image(whole[0], face.expected, f"{style.face_title(face.name, photographs)}\nfp32")
         below[0].set_visible(False)  # fp32 has no error
         for axis, axis_zoom, (dtype, error) in zip(whole[1:], below[1:], face.errors.items(), strict=True):
             style.show_image(axis, error, f"{dtype}\n{_title(error)}", **scale)
@@ -196,17 +200,21 @@ def error_maps_figure(faces: Sequence[FaceErrors], region: Region = style.EYE) -
         for axis in whole:
             style.mark_region(axis, face.expected.shape[0], region)
         pictures = {"fp32": face.expected, **face.outputs}
+        part = region.called(face.name, photographs)
         for axis, (dtype, picture) in zip(above, pictures.items(), strict=True):
-            style.show_zoom(axis, picture, region, f"{region.name}\n{dtype}" if place == 0 else "")
+            style.show_zoom(axis, picture, region, f"{part}\n{dtype}" if part != named else "")
+        named = part
     label = f"{SCALE};\nshown {255 / scale['norm'].vmax:.0f} times amplified"
     _scale_bar(figure, scale, label, ax=figure.axes, shrink=0.5, aspect=45)
     return figure
 
 
-def worst_figure(faces: Sequence[FaceErrors], dtype: str) -> Figure:
+def worst_figure(faces: Sequence[FaceErrors], dtype: str, photographs: Sequence[str] = ()) -> Figure:
     """Show input, fp32, dtype, error, and its worst part enlarged, for up to six faces with ``source``."""
     scale = _scale([replace(face, errors={dtype: face.errors[dtype]}) for face in faces])
-    figure, axes = style.new_figure(len(faces), 7, width=14.0, height=0.9 + 2.1 * len(faces))
+    sizes = style.face_sizes([face.name for face in faces], photographs)
+    height = 0.9 + 2.1 * sum(sizes)
+    figure, axes = style.new_figure(len(faces), 7, width=14.0, height=height, height_ratios=sizes)
     figure.set_layout_engine("constrained", h_pad=0.08)
     for row, face in zip(axes, faces, strict=True):
         first = face is faces[0]
@@ -222,7 +230,7 @@ def worst_figure(faces: Sequence[FaceErrors], dtype: str) -> Figure:
         for axis, name in zip(row[4:6], ("fp32", dtype), strict=True):
             style.show_zoom(axis, pictures[name], region, f"{name}, enlarged" if first else "")
         style.show_zoom(row[6], error, region, "error, enlarged" if first else "", **scale)
-        row[0].set_ylabel(f"{style.shorten(face.name)}\n{face.role}", fontsize=9)
+        row[0].set_ylabel(f"{style.face_title(face.name, photographs)}\n{face.role}", fontsize=9)
     _scale_bar(figure, scale, SCALE, ax=axes, shrink=0.4, aspect=45)
     return figure
 

@@ -27,13 +27,17 @@ MEAN_LINE: Any = {"color": style.INK, "linewidth": 1.5, "linestyle": "--"}
 LEGEND: Any = {"fontsize": 8.5, "frameon": False}
 
 
-def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (style.EYE, style.MOUTH)) -> Figure:
+def strips_figure(
+    faces: Sequence[Face],
+    photographs: Sequence[str] = (),
+    regions: tuple[Region, Region] = (style.EYE, style.MOUTH),
+) -> Figure:
     """Show input, output and truth of each face, and two enlarged parts of all three; about three strips."""
     figure = style.empty_figure(11.0, 2.75 * len(faces))
     for strip, face in zip(figure.subfigures(len(faces), 1, squeeze=False)[:, 0], faces, strict=True):
         row = face.row
         text = (
-            f"{face.role + ': ' if face.role else ''}{style.shorten(face.name, 32)}     "
+            f"{face.role + ': ' if face.role else ''}{style.face_title(face.name, photographs, 32)}     "
             f"PSNR {row['psnr']:.2f} dB (input {row['psnr_input']:.2f})     "
             f"SSIM {row['ssim']:.3f} (input {row['ssim_input']:.3f})"
         )
@@ -45,7 +49,7 @@ def strips_figure(faces: Sequence[Face], regions: tuple[Region, Region] = (style
             for region in regions:
                 style.mark_region(axis, image.shape[0], region)
         for line, region in zip(parts.subplots(2, 3), regions, strict=True):
-            line[0].set_ylabel(region.name, fontsize=9)
+            line[0].set_ylabel(region.called(face.name, photographs), fontsize=9)
             for axis, (name, image) in zip(line, pictures.items(), strict=True):
                 style.show_zoom(axis, image, region, name if region is regions[0] else "")
     return figure
@@ -62,7 +66,7 @@ def under_divider(faces: Sequence[Face], dtype: str, fp32: Sequence[Image]) -> B
     return before_after(pictures, right=dtype)
 
 
-def extremes_figure(best: Sequence[Face], worst: Sequence[Face]) -> Figure:
+def extremes_figure(best: Sequence[Face], worst: Sequence[Face], photographs: Sequence[str] = ()) -> Figure:
     """Show the best and the worst faces side by side with their scores; up to four each are readable."""
     columns = len(best) + len(worst)
     figure = style.empty_figure(1.0 + 1.45 * columns, 5.3)
@@ -70,12 +74,14 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face]) -> Figure:
     widths = [len(faces) for faces in kinds.values()]
     panels = figure.subfigures(1, len(kinds), squeeze=False, width_ratios=widths)[0]
     for panel, (kind, faces) in zip(panels, kinds.items(), strict=True):
-        panel.suptitle(f"{kind} {len(faces)}", fontsize=11, weight="bold")
+        samples = f" {style.SAMPLES}" if photographs and faces[0].name not in photographs else ""
+        panel.suptitle(f"{kind} {len(faces)}{samples}", fontsize=11, weight="bold")
         grid = panel.subplots(3, len(faces), squeeze=False)
         for column, face in zip(grid.T, faces, strict=True):
             for axis, image in zip(column, (face.source, face.output, face.truth), strict=True):
                 style.show_image(axis, image)
-            heading = f"{style.shorten(face.name)}\n{face.row['psnr']:.2f} dB, {face.row['ssim']:.3f}"
+            scores = f"{face.row['psnr']:.2f} dB, {face.row['ssim']:.3f}"
+            heading = f"{style.face_title(face.name, photographs)}\n{scores}"
             column[0].set_title(heading, fontsize=8.5)
         for axis, name in zip(grid[:, 0], ("input", "output", "truth"), strict=True):
             axis.set_ylabel(name, fontsize=9)

@@ -103,6 +103,29 @@ def test_a_file_is_hashed_once_and_only_if_needed(tmp_path, monkeypatch):
     assert len(hashed) == len(set(hashed)) == 30
 
 
+# Pairs of files
+
+
+def test_inputs_and_truths_of_one_stem_are_pairs(tmp_path):
+    truths = folder_of(tmp_path / "hq", [10, 2, 9, 5], ["10.png", "2.png", "Face.PNG", "only.png"])
+    inputs = folder_of(tmp_path / "lq", [110, 102, 109, 0], ["10.bmp", "2.PNG", "face.webp", "lonely.png"])
+    faces = module.pair_up(inputs, truths)
+    assert faces.names == ["2.png", "10.png", "Face.PNG"], "in the order of the truths"
+    assert [faces.read(i)[0, 0, 0] for i in range(2)] == [2, 10]
+    assert [faces.inputs.read(i)[0, 0, 0] for i in range(2)] == [102, 110]
+    assert faces.left_out == "truths without an input: 1 (only.png); inputs without a truth: 1 (lonely.png)"
+    with pytest.raises(DataError, match=r"dataset_size=4.*there are 3.*only\.png"):
+        faces.split(4, 1)
+    parts = faces.split(1, 5)
+    assert parts.calibration.inputs.names == ["10.bmp", "face.webp"] and parts.evaluation.left_out
+    before = faces.combined_digest()
+    changed = module.pair_up(folder_of(tmp_path / "lq", [111], ["10.bmp"]), truths)
+    assert changed.combined_digest() != before, "the inputs' contents count"
+    for name, said in (("a.png", r"such as a\.png.*such as 2\.png"), ("A.jpg", r"A\.jpg and a\.png")):
+        with pytest.raises(DataError, match=said):
+            module.pair_up(folder_of(tmp_path / "other", [0], [name]), truths)
+
+
 # The split
 
 
@@ -255,10 +278,13 @@ def test_what_a_data_dir_may_be(tmp_path, samples):
     ):  # fmt: skip
         with pytest.raises(refused, match=Path(data_dir).name):
             open_faces(data_dir, 1)
-    faces, shipped = open_faces("", 3, 64), open_faces("prior", 2)  # the photograph comes first
-    assert faces.names == ["astronaut_0000.png", "prior_0000.png", "prior_0001.png"]
-    assert "demo-prior" in faces.label and faces.digest(2) == shipped.digest(1)
+    faces, shipped = open_faces("", 4, 64), open_faces("prior", 2)  # the photographs come first
+    assert faces.names == ["astronaut_0000.png", "grace_hopper.png", "prior_0000.png", "prior_0001.png"]
+    assert "demo-prior" in faces.label and faces.digest(3) == shipped.digest(1)
     assert np.array_equal(faces.read(0), embedded_faces(1, 64).read(0))
+    hopper, large = faces.read(1), open_faces("", 2, 128)
+    assert psnr(resize(large.read(1), 64), hopper) > 25 and large.digest(1) != faces.digest(1)
+    assert hopper[10:22, 24:40].mean() + 60 < hopper[36:44, 28:36].mean(), "a black cap over a light nose"
     assert open_faces(None, 1, 64).names == ["astronaut_0000.png"]
     made, brought = ("", None, "prior", "prior:mine.safetensors", "embedded"), ("faces", "priors", ":prior")
     assert all(map(module.made_here, made)) and not any(map(module.made_here, brought)), "no test set"

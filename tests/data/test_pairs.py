@@ -69,6 +69,20 @@ def test_a_picture_is_decoded_once_for_input_and_truth_and_may_be_asked_for_by_t
         pairs.truths(0)[:] = 0
 
 
+def test_inputs_from_files_are_not_degraded_and_the_middle_of_oblong_pictures_is_taken():
+    wide = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (64, 1, 3))
+    tall, middle = np.ascontiguousarray(wide.transpose(1, 0, 2)), wide[:, 16:80]
+    faces = replace(FACES.take((0,)), read=lambda index: wide)
+    assert np.array_equal(Pairs(faces, "inpaint", 64).truths(0), middle)
+    real = replace(faces, inputs=replace(faces, read=lambda index: tall))
+    pairs = Pairs(real, "inpaint", SIZE, 64)
+    assert np.array_equal(pairs.truths(0), middle)
+    assert np.array_equal(pairs.inputs(0), resize(tall[16:80], SIZE))
+    others = (faces, replace(faces, inputs=FACES.take((1,))))
+    digests = [Pairs(each, task, SIZE).digest() for each in (real, *others) for task in ("color", "inpaint")]
+    assert len(set(digests)) == 4, "the inputs decide where there are some, else the task"
+
+
 def test_the_digest_covers_all_that_decides_pairs_and_their_names(tmp_path):
     base = {"faces": FACES, "task": "restore", "in_size": 32, "out_size": 32, "seed": (0, 0)}
     changes = [

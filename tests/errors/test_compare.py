@@ -366,6 +366,9 @@ def test_faces_by_loss_and_the_worst_ones():
     assert compare.faces_by_loss(rows) == ("int8", roles), "of the dtype that loses most"
     assert compare.worst_faces(rows, "int8", 2) == {"c": "1: +1.000 dB", "a": "2: +0.500 dB"}
     assert list(compare.worst_faces(rows, "bf16", 9)) == ["b", "c", "a"]
+    assert compare.faces_by_loss(rows, ["b"])[1] == {"b": "photograph", "c": "loses most"}
+    leading = {"b": "photograph: -0.200 dB", "c": "1: +1.000 dB"}
+    assert compare.worst_faces(rows, "int8", 1, ["b"]) == leading
     with pytest.raises(ValueError, match="fp32"):
         compare.faces_by_loss(rows[:3])
     for dtype, count, named in (("int9", 2, "int9.*bf16, fp32, int8"), ("int8", 0, "count=0")):

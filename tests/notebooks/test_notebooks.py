@@ -31,8 +31,8 @@ NATURAL = {
     "05_errors": {"dtypes": "int8,bf16,fp16"},
 }
 INFER_PARAMETERS = (
-    "run", "weights", "task", "data_dir", "dataset_size", "dtype", "backend", "device", "batch_size",
-    "calib_dir", "calib_size", "save_images", "save_npz", "build", "calibrate_mode",
+    "run", "weights", "task", "data_dir", "input_dir", "dataset_size", "dtype", "backend", "device",
+    "batch_size", "calib_dir", "calib_size", "save_images", "save_npz", "build", "calibrate_mode",
 )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_data_are_those_asked_for(executed, run_folder):
 
 
 def test_inference_writes_what_other_programs_read(executed, run_folder):
-    assert pictures_under_divider(executed("04_infer")) == 3 * 3  # faces; input, fp32, truth
+    assert pictures_under_divider(executed("04_infer")) == 2 * 3  # the photographs; input, fp32, truth
     results = read_json(run_folder / "04_infer/fp32/results.json")
     assert (results["images"], results["dtype"]) == (3, "fp32")
     assert results["backend"] in ("openvino", "onnxruntime"), "whichever was measured to be faster"

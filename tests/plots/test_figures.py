@@ -1,7 +1,7 @@
 """Every figure draws from small rows of the shape that the stages write, and can be read."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import isfunction
 from itertools import combinations, product
 
@@ -271,6 +271,28 @@ def faults(figure, monkeypatch):
 @pytest.mark.parametrize("draw", SAMPLES, ids=lambda draw: f"{draw.__module__[14:]}.{draw.__name__}")
 def test_figure_can_be_read(draw, case, monkeypatch):
     assert faults(draw(*SAMPLES[draw](CASES[case])), monkeypatch) == []
+
+
+def test_photographs_are_large_and_samples_small_and_named(monkeypatch):
+    case, two = CASES["many"], ["astronaut_0000", "grace_hopper"]
+    names = [*two, *(f"prior_{i:04d}" for i in range(6))]
+    shown = [replace(face, name=name) for face, name in zip(case.shown(), names[::2], strict=False)]
+    maps = [replace(face, name=name) for face, name in zip(case.maps(), names[::2], strict=False)]
+    figures = [
+        data.pairs_figure(*[[picture()] * 8] * 2, names, two), infer.strips_figure(shown, two),
+        infer.extremes_figure(shown[1:], shown[1:], two), errors.error_maps_figure(maps, two),
+        errors.worst_figure(maps, "int8", two),
+    ]  # fmt: skip
+    for figure in figures:
+        assert faults(figure, monkeypatch) == []
+        _, boxes = drawn(figure, monkeypatch)
+        texts = " ".join(text.get_text() for text in boxes)
+        assert "sample" in texts and "prior_0" not in texts
+        for part in {1: "eye mouth upper lower", 3: "eye upper"}.get(figures.index(figure), "").split():
+            assert part in texts
+    for figure in (figures[0], figures[4]):
+        pictures = [axis.bbox.width for axis in figure.axes if axis.get_visible() and axis.images]
+        assert pictures[0] > 1.3 * pictures[-1]
 
 
 def test_every_figure_has_a_sample():
