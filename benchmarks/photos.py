@@ -17,9 +17,10 @@ import cv2
 import numpy as np
 
 from gpenlib import open_runtime
+from gpenlib.data.faces import whole_photographs
 from gpenlib.images import open_picture, to_grey, write_image, write_picture
 from gpenlib.photos import CenterFace, enhance_photo
-from gpenlib.photos.folder import FrameFinder, enhance_files, photographs
+from gpenlib.photos.folder import FrameFinder, enhance_files
 
 FRAMES = 200
 REPEATS = 5
@@ -38,7 +39,7 @@ def main() -> None:
     networks = {"network": {runtime.dtype: runtime}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        large = cv2.resize(photographs()["astronaut"], (3464, 3464), interpolation=cv2.INTER_CUBIC)
+        large = cv2.resize(whole_photographs()["astronaut"], (3464, 3464), interpolation=cv2.INTER_CUBIC)
         photo = write_image(folder / "large.jpg", to_grey(np.asarray(large, np.uint8)))
         before, times = peak(), []
         for reach in [1.0] * (REPEATS + 1) + [2.4] * (REPEATS + 1):
@@ -53,7 +54,7 @@ def main() -> None:
 
 def frames_keep_pace(folder: Path, networks: dict, detector: CenterFace, count: int) -> None:
     """Print the rate of frames beside that of the slowest step alone, and what memory grew by."""
-    picture = cv2.resize(photographs()["astronaut"], (640, 640), interpolation=cv2.INTER_CUBIC)
+    picture = cv2.resize(whole_photographs()["astronaut"], (640, 640), interpolation=cv2.INTER_CUBIC)
     files = []
     for number in range(count):
         noise = np.random.default_rng(number).normal(0, 3, picture.shape)

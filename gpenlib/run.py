@@ -74,16 +74,9 @@ from gpenlib.settings import (
     TrainSettings,
     as_build_config,
 )
-from gpenlib.stages import MANIFEST, Manifest, StageError, Stages, Work, code_digest, stage
+from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, stage
 from gpenlib.train.batches import open_training_faces
-from gpenlib.train.trainer import (
-    CHECKPOINT,
-    RESUMABLE_CHANGES,
-    Trainer,
-    TrainingError,
-    beginning_and_end,
-    read_log,
-)
+from gpenlib.train.trainer import CHECKPOINT, RESUMABLE_CHANGES, clear_training, train
 
 # What decides which faces are used
 SPLIT = ("data_dir", "input_dir", "dataset_size", "calib_dir", "calib_size", "seed")
@@ -910,32 +903,17 @@ class Run(Stages):
             # A checkpoint that grew from another prior or other faces is no beginning of this run.
             keep = (folder / CHECKPOINT).is_file() and started.is_file() and read_json(started) == inputs
             if not keep:
-                _clear_training(folder)
+                clear_training(folder)
             write_json(started, inputs)
-            results = _train(config, folder)
+            results = train(config, folder)
             write_json(folder / "results.json", results)
             return results
 
         place = f"06_train/{name}"
         if not self.settings.resume:
             with self._lock(place):
-                _clear_training(self.folder / place)
+                clear_training(self.folder / place)
         return self._stand(place, key, build, in_place=True)
-
-
-def _clear_training(folder: Path) -> None:
-    """Remove what a training wrote, by its own names; anything else in the folder is refused."""
-    ours = ("checkpoint.pt", "inputs.json", "log.jsonl", MANIFEST, "results.json", "*.safetensors",
-            "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
-    files = {path for pattern in ours for path in folder.glob(pattern)}
-    foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
-    if foreign:
-        raise StageError(
-            f"{folder} is to be trained anew but holds {foreign[0].relative_to(folder)}, which no training "
-            "wrote; move it to another place, or choose another run"
-        )
-    for path in files:
-        path.unlink()
 
 
 @functools.lru_cache(maxsize=1)
@@ -972,28 +950,3 @@ def _export_parity(model: Any, folder: Path) -> dict[str, Any]:
             what = f"{name}, batch {batch}, against the training form"
             parity.setdefault(name, {})[str(batch)] = assert_parity(expected, output, what).to_dict()
     return parity
-
-
-def _train(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Train until the end; return the metrics."""
-    trainer = Trainer(config)
-    try:
-        model = trainer.run()
-    except TrainingError as error:
-        raise TrainingError(f"{error}. To start anew in its place set resume to False") from error
-    finally:
-        trainer.board.finalize("done")  # closes the file, so that its hash stays
-    trainer.save_weights()
-    rows = read_log(folder)
-    terms = {
-        term: dict(zip(("first", "last"), beginning_and_end(rows, term), strict=True))
-        for term in sorted({key for row in rows for key in row} - {"step"})
-    }
-    return {
-        **config.model_dump(include={"stage", "task", "size", "steps", "batch_size"}),
-        "data": open_training_faces(config).label,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "from_scratch": config.stage == "embed" or (config.stage == "finetune" and not config.init),
-        "device": str(trainer.fabric.device),
-        "terms": terms,
-    }

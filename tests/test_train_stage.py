@@ -9,7 +9,7 @@ import yaml
 
 from gpenlib import run as run_module
 from gpenlib.architecture.checkpoints import load_weights
-from gpenlib.run import Run, StageError
+from gpenlib.run import Run
 from gpenlib.settings import SettingsError, TrainSettings
 from gpenlib.train.trainer import Trainer, TrainingError
 
@@ -104,7 +104,7 @@ def test_another_start_removes_what_training_wrote_and_nothing_else(
     train(files[:1])
     folder = outputs_root / "t/06_train/a_prior"
     (folder / "samples" / "mine.txt").write_text("mine")
-    with pytest.raises(StageError, match=r"mine\.txt"):
+    with pytest.raises(TrainingError, match=r"mine\.txt"):
         train(files[:1], resume=False)
     assert (folder / "samples" / "mine.txt").read_text() == "mine" and (folder / "checkpoint.pt").is_file()
     (folder / "samples" / "mine.txt").unlink()

@@ -478,6 +478,11 @@ def _hopper() -> tuple[Image, str]:
     return photograph, hashlib.sha256(photograph.tobytes()).hexdigest()
 
 
+def whole_photographs() -> dict[str, Image]:
+    """Return two public-domain photographs, whole, by name; they lie in installed packages."""
+    return {"astronaut": _photograph()[0], "grace_hopper": _hopper()[0]}
+
+
 def photographs(size: int = 512) -> Faces:
     """Return the two photographs, ``size`` pixels wide in FFHQ layout, which lead the default data."""
     digest = partial(_hopper_digest, size)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gpenlib.data.faces import DataError, picture_files
+from gpenlib.data.faces import DataError, picture_files, whole_photographs
 from gpenlib.data.pairs import distinct_stems
 from gpenlib.data.tasks import BlindDegradation
 from gpenlib.images import (
@@ -23,7 +23,6 @@ from gpenlib.images import (
     ImageError,
     Picture,
     open_picture,
-    read_image,
     resize,
     to_grey,
     write_image,
@@ -265,15 +264,6 @@ def rows_of(results: Iterable[PhotoResult], folder: Path) -> dict[str, Any]:
     return {"photos": photos, "faces": faces, "failures": failures, "note": note}
 
 
-def photographs() -> dict[str, Image]:
-    """Return two public-domain photographs that lie in packages: astronaut, and Rear Admiral Grace Hopper."""
-    from matplotlib.cbook import get_sample_data
-    from skimage import data
-
-    hopper = Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))
-    return {"astronaut": np.asarray(data.astronaut()), "grace_hopper": read_image(hopper)}
-
-
 @dataclass(frozen=True, eq=False)
 class ShownPhoto:
     """A photograph to look at, reduced to a size for the screen."""
@@ -325,7 +315,7 @@ def write_examples(folder: Path, networks: Networks) -> list[Path]:
     """Write two public-domain photographs as old ones: black and white to colour, degraded to restore."""
     tasks = {colours(next(iter(runtimes.values()))) for runtimes in networks.values()}
     files = []
-    for number, (name, photograph) in enumerate(photographs().items()):
+    for number, (name, photograph) in enumerate(whole_photographs().items()):
         kinds = {"black_and_white": to_grey(photograph)} if True in tasks else {}
         if False in tasks:
             kinds["degraded"] = WORN(photograph, np.random.default_rng(number))

@@ -290,6 +290,46 @@ def check_log(rows: Sequence[LogRow], steps: int, falls: str | None = None) -> N
         raise ValueError(f"nothing was learned: {falls} was {first:.4g} and is {last:.4g}")
 
 
+def clear_training(folder: Path) -> None:
+    """Remove what a training wrote, by its own names; anything else in the folder is refused."""
+    ours = ("checkpoint.pt", "inputs.json", "log.jsonl", "manifest.json", "results.json", "*.safetensors",
+            "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
+    files = {path for pattern in ours for path in folder.glob(pattern)}
+    foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
+    if foreign:
+        raise TrainingError(
+            f"{folder} is to be trained anew but holds {foreign[0].relative_to(folder)}, which no training "
+            "wrote; move it to another place, or choose another run"
+        )
+    for path in files:
+        path.unlink()
+
+
+def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """Train until the end; return the metrics of a stage."""
+    trainer = Trainer(config)
+    try:
+        model = trainer.run()
+    except TrainingError as error:
+        raise TrainingError(f"{error}. To start anew in its place set resume to False") from error
+    finally:
+        trainer.board.finalize("done")  # closes the file, so that its hash stays
+    trainer.save_weights()
+    rows = read_log(folder)
+    terms = {
+        term: dict(zip(("first", "last"), beginning_and_end(rows, term), strict=True))
+        for term in sorted({key for row in rows for key in row} - {"step"})
+    }
+    return {
+        **config.model_dump(include={"stage", "task", "size", "steps", "batch_size"}),
+        "data": open_training_faces(config).label,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "from_scratch": config.stage == "embed" or (config.stage == "finetune" and not config.init),
+        "device": str(trainer.fabric.device),
+        "terms": terms,
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib train", description=main.__doc__)
