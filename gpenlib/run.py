@@ -786,7 +786,7 @@ class Run(Stages):
 
     @stage(
         "07_photos",
-        "networks photo_dtypes strength faces upscale reach aligned frames asked_task device",
+        "networks photo_dtypes strength faces upscale upscaler reach aligned frames detector asked_task device",
         PHOTOS,
         lambda run: run._photo_inputs(),
         lambda run: run._photo_networks(),
@@ -817,10 +817,10 @@ class Run(Stages):
         files = self._photo_files() or photo_folder.write_examples(work.folder / "examples", networks)
         options = {name: getattr(s, name) for name in ("strength", "faces", "upscale", "reach", "aligned")}
         options |= {"frames": s.frames, "task": s.asked_task}
-        if self.settings.upscaler:
-            options["upscaler"] = TiledUpscaler(resolve_path(self.settings.upscaler))
-        if self.settings.detector:
-            options["detector"] = YuNet(resolve_path(self.settings.detector))
+        if s.upscaler:
+            options["upscaler"] = TiledUpscaler(resolve_path(s.upscaler))
+        if s.detector:
+            options["detector"] = YuNet(resolve_path(s.detector))
         made = photo_folder.enhance_files(files, networks, work.folder, **options)
         results = photo_folder.rows_of(
             progress(made, total=len(files), desc="photographs", unit="photo"), work.folder

@@ -49,7 +49,7 @@ def test_parts_feed_one_another_and_stand(
     assert (results["stage"], results["steps"], results["from_scratch"]) == ("embed", 2, True)
     assert set(results["terms"]["content"]) == {"first", "last"}
     assert load_weights(str(folder / "weights.safetensors")).model.config.in_size == 64
-    monkeypatch.setattr(run_module, "Trainer", pytest.fail)
+    monkeypatch.setattr(run_module, "train", pytest.fail)
     assert [part["built"] for part in train(files).values()] == [False, False]
 
 
