@@ -786,7 +786,8 @@ class Run(Stages):
 
     @stage(
         "07_photos",
-        "networks photo_dtypes strength faces upscale upscaler reach aligned frames detector asked_task device",
+        "networks photo_dtypes strength faces upscale upscaler reach aligned frames detector asked_task "
+        "device",
         PHOTOS,
         lambda run: run._photo_inputs(),
         lambda run: run._photo_networks(),
