@@ -74,7 +74,7 @@ from gpenlib.settings import (
     TrainSettings,
     as_build_config,
 )
-from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, stage
+from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, keep_aside, read_manifest, stage
 from gpenlib.train.batches import open_training_faces
 from gpenlib.train.trainer import CHECKPOINT, RESUMABLE_CHANGES, clear_training, train
 
@@ -609,7 +609,11 @@ class Run(Stages):
             raise SettingsError(
                 f"dtypes={','.join(self.settings.dtypes)}: name fp32 and another, with commas"
             )
-        errors, report, page = self._errors(), self._report(), self.folder / PAGE
+        page, earlier = self.folder / PAGE, read_manifest(self.folder / "05_report")[0]
+        errors, report = self._errors(), self._report()
+        ours = {manifest["outputs"][PAGE] for manifest in (earlier, report) if manifest}
+        if page.exists() and (page.is_dir() or sha256(page) not in ours):
+            keep_aside(page)  # edited by hand, or not ours at all
         if not page.is_file() or sha256(page) != report["outputs"][PAGE]:
             with write_atomically(page) as temporary:
                 shutil.copyfile(Path(report["folder"]) / PAGE, temporary)

@@ -374,12 +374,15 @@ def _replace(folder: Path, work: Path) -> None:
 def _keep_unlisted(folder: Path) -> None:
     """Move a folder aside whose manifest is damaged and lists less than there is: nothing is removed."""
     if folder.is_dir() and read_manifest(folder)[0] is None and foreign_files(folder):
-        number = next(
-            n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.kept-{n}").exists()
-        )
-        kept = folder.with_name(f"{folder.name}.kept-{number}")
-        folder.rename(kept)
-        log.warning("%s: what lay there was kept as %s", folder, kept.name)
+        keep_aside(folder)
+
+
+def keep_aside(path: Path) -> None:
+    """Rename a file or folder that is not ours to ``NAME.kept-N``, and say so."""
+    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.kept-{n}").exists())
+    kept = path.with_name(f"{path.name}.kept-{number}")
+    path.rename(kept)
+    log.warning("%s: what lay there was kept as %s", path, kept.name)
 
 
 def _refuse_foreign_files(folder: Path) -> None:

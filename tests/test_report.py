@@ -124,6 +124,10 @@ def test_it_is_written_once_and_restored_if_lost(run):
     assert again["built"] is False and again["report"] == manifest["report"]
     assert (stage / "report.html").stat().st_mtime_ns == before
     assert sha256(page) == read_json(stage / "manifest.json")["outputs"]["report.html"]
+    page.write_text("edited by hand")
+    run.errors()
+    assert (run.folder / "report.html.kept-1").read_text() == "edited by hand"
+    assert sha256(page) == read_json(stage / "manifest.json")["outputs"]["report.html"]
 
 
 def test_the_command_repeats_the_run(run, page):

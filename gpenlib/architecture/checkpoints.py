@@ -72,8 +72,9 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
     if not path.is_file():
         names = _restoring_names()
         is_path = re.search(r"[/\\.]", text)
-        what = f"weights file {path} does not exist" if is_path else choice_error("weights", text, names)
-        raise MissingCheckpointError(f"{what}; give one of {', '.join(names)}, or the path of a checkpoint")
+        what = f"weights file {path} does not exist; give one of {', '.join(names)}"
+        what = what if is_path else choice_error("weights", text, names)
+        raise MissingCheckpointError(f"{what}, or the path of a checkpoint")
     if path.suffix == ".onnx":
         # The one upward import of the package: export stands above, but one door opens every file
         from gpenlib.export import RecoverError, gpen_from_onnx
