@@ -20,6 +20,7 @@ from gpenlib.data.faces import (
     DataError,
     Split,
     embedded_faces,
+    few,
     made_here,
     open_faces,
     open_folder,
@@ -788,15 +789,7 @@ class Run(Stages):
         extra = f"  # and, set in Python: seed={changed['seed']}" if "seed" in changed else ""
         return shlex.join(words) + extra
 
-    @stage(
-        "07_photos",
-        "networks photo_dtypes strength faces upscale upscaler reach aligned frames detector asked_task "
-        "device",
-        PHOTOS,
-        lambda run: run._photo_inputs(),
-        lambda run: run._photo_networks(),
-    )
-    def photos(self, work: Work) -> Mapping[str, Any]:
+    def photos(self) -> Manifest:
         """07_photos: find the faces of photographs, restore or colour them, put them back.
 
         Writes ``<dtype>/<original name>.jpg`` or ``.png``, the faces' crops (``faces/``), ``results.json``
@@ -811,6 +804,23 @@ class Run(Stages):
         DataError
             If there is no such file or folder, or no picture in it.
         """
+        folder = self.folder / "07_photos"
+        earlier, _ = read_manifest(folder)
+        self._refuse_inputs_inside(folder)
+        others = {name for name in earlier["inputs"] if Path(name).is_absolute()} if earlier else set()
+        if others - self._photo_inputs().keys():
+            keep_aside(folder)  # of other photographs: somebody may want them still
+        return self._photos()
+
+    @stage(
+        "07_photos",
+        "photos networks photo_dtypes strength faces upscale upscaler reach aligned frames detector "
+        "asked_task device",
+        PHOTOS,
+        lambda run: run._photo_inputs(),
+        lambda run: run._photo_networks(),
+    )
+    def _photos(self, work: Work) -> Mapping[str, Any]:
         s = work.settings
         networks = {
             weights: {
@@ -833,6 +843,10 @@ class Run(Stages):
         if results["failures"]:
             lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in results["failures"])
             write_text(work.folder / "failures.jsonl", lines)
+        folders = [path for path in map(resolve_path, s.photos) if path.is_dir()]
+        inner = [path.name for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()]
+        if inner:
+            results["note"] += f"; sub-folders were passed over: {few(inner)}"
         write_json(work.folder / "results.json", results)
         return results
 

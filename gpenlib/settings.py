@@ -354,7 +354,7 @@ class PhotoSettings(RunSettings):
     @classmethod
     def _one_or_several(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = dict(values)
-        if isinstance(photos := values.get("photos"), str) and resolve_path(photos or ".").is_file():
+        if isinstance(photos := values.get("photos"), str) and photos and resolve_path(photos).exists():
             values["photos"] = (photos,)  # a name with a comma
         for one, all_of_them in (("weights", "networks"), ("dtype", "photo_dtypes")):
             names = tuple(dict.fromkeys(_listed(values.get(one, cls.model_fields[one].default))))
@@ -375,6 +375,12 @@ class PhotoSettings(RunSettings):
         if value not in (1, 2, 4):
             raise ValueError("allowed are 1, 2, 4")
         return value
+
+    @model_validator(mode="after")
+    def _an_upscaler_enlarges(self) -> Self:
+        if self.upscaler and self.upscale == 1:
+            raise ValueError(f"upscaler={self.upscaler!r}: it needs upscale=2 or 4")
+        return self
 
 
 # The build configuration: the vendor's YAML schema, strict, with our backends

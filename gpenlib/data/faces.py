@@ -305,7 +305,9 @@ def warp(image: Image, matrix: Matrix, size: int) -> Image:
     finer[:, 2] += (factor - 1) / 2  # pixel centres: crop 0 is the middle of the finer 0 .. factor - 1
     flags = cv2.INTER_CUBIC if factor == 1 else cv2.INTER_LINEAR
     side = factor * size
-    large = cv2.warpAffine(image, finer, (side, side), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    # One pixel has no mirror image of the others: OpenCV would look for it for ever
+    border = cv2.BORDER_REFLECT_101 if min(image.shape[:2]) > 1 else cv2.BORDER_REPLICATE
+    large = cv2.warpAffine(image, finer, (side, side), flags=flags, borderMode=border)
     if factor > 1:
         large = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(large, dtype=np.uint8)

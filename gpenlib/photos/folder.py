@@ -66,7 +66,8 @@ def photo_files(photos: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for photo in map(Path, photos):
         if not photo.exists():
-            raise DataError(f"{photo}: no such file or folder of photographs")
+            hint = "paths that are not absolute count from the root of the repository"
+            raise DataError(f"{photo}: no such file or folder of photographs ({hint})")
         files += picture_files(photo, (*SUFFIXES, *HEIF_SUFFIXES)) if photo.is_dir() else [photo]
     if not files:
         raise DataError(f"{', '.join(map(str, photos)) or 'photos'}: holds no picture")
@@ -132,6 +133,7 @@ class PhotoResult:
     found: list[PhotoFace] = field(default_factory=list)
     picture: Picture | None = None  # only while it is worked on
     seen: Image | None = None
+    monochrome: bool = False
 
 
 Networks = Mapping[str, Mapping[str, Runtime]]  # by weights, then by dtype
@@ -150,12 +152,14 @@ def enhance_files(
     """Enhance picture files; ``folder/<dtype>`` gets the results under the original names.
 
     With several networks a black-and-white photograph goes to the first that colours, another to the first
-    that restores. ``options`` are those of :func:`gpenlib.enhance_photo`; the faces' crops go to
+    that restores. A network that colours leaves photographs that have colours as they are, unless ``task``
+    asks for it. ``options`` are those of :func:`gpenlib.enhance_photo`; the faces' crops go to
     ``folder/faces``. A picture that cannot be read or used does not stop the others: its result says why.
     """
     # Where several pictures are on their way, one thread a step is the better use of the processor
     detector = detector or CenterFace(threads=1 if len(files) > AHEAD else None)
     which, aligned = options.pop("faces", "all"), bool(options.get("aligned"))
+    plain = {name: value for name, value in options.items() if name != "aligned"}
     finder = FrameFinder(detector) if frames else partial(find_faces, detector=detector)
 
     def read(result: PhotoResult) -> None:
@@ -164,8 +168,9 @@ def enhance_files(
     def find(result: PhotoResult) -> None:
         assert result.picture is not None
         result.seen = to_seen(result.picture.pixels, result.picture.alpha)
-        result.weights = suited(networks, result.seen)
         result.found = [] if aligned else choose_faces(finder(result.seen), which)
+        result.monochrome = is_monochrome(result.seen, result.found)
+        result.weights = suited(networks, result.monochrome)
 
     def enhance(result: PhotoResult) -> None:
         assert result.picture is not None
@@ -173,7 +178,10 @@ def enhance_files(
         given = pixels if alpha is None else np.dstack([pixels, alpha])
         faces: Any = "all" if aligned else result.found
         for dtype, runtime in networks[result.weights].items():
-            result.made[dtype] = enhance_photo(given, runtime, faces=faces, **options)
+            made = enhance_photo(given, runtime, faces=faces, **options)
+            if not (result.monochrome or options.get("task") or not colours(runtime)):
+                made = _left_in_colour(made, enhance_photo(given, runtime, faces=[], **plain))
+            result.made[dtype] = made
 
     def write(result: PhotoResult) -> None:
         assert result.picture is not None
@@ -201,21 +209,28 @@ def _guarded(step: Step, result: PhotoResult) -> PhotoResult:
         try:
             step(result)
         except (ImageError, OSError, ValueError, MemoryError) as error:
-            result.error = str(error) or type(error).__name__
+            # The name stands beside the reason already
+            text = str(error).removeprefix(str(result.path)).lstrip(": ")
+            result.error = text or type(error).__name__
             result.picture = result.seen = None
         result.seconds[step.__name__] = time.perf_counter() - started
     return result
 
 
-def suited(networks: Networks, seen: Image) -> str:
+def suited(networks: Networks, monochrome: bool) -> str:
     """Return the weights for a photograph: the first that colours if it is black and white, or restores."""
-    if len(networks) == 1:
-        return next(iter(networks))
-    wanted = is_monochrome(seen)
-    return next(
-        (name for name, runtimes in networks.items() if colours(next(iter(runtimes.values()))) == wanted),
-        next(iter(networks)),
+    fitting = (
+        name for name, runtimes in networks.items() if colours(next(iter(runtimes.values()))) == monochrome
     )
+    return next(fitting, next(iter(networks)))
+
+
+def _left_in_colour(made: EnhancedPhoto, plain: EnhancedPhoto) -> EnhancedPhoto:
+    """Return the photograph as it was, with its faces: it has colours, and the network would give others."""
+    done = "left as it was: the photograph has colours (task=color gives it others)"
+    faces = [replace(face, done=done) for face in made.faces]
+    note = f"the photograph has colours and is as it was; {len(faces)} faces were found"
+    return EnhancedPhoto(plain.image, faces, note if faces else made.note, made.seconds)
 
 
 def rows_of(results: Iterable[PhotoResult], folder: Path) -> dict[str, Any]:
@@ -258,7 +273,10 @@ def rows_of(results: Iterable[PhotoResult], folder: Path) -> dict[str, Any]:
                     }
                 )
     without = {row["photo"] for row in photos if not row["faces"]}
-    parts = [f"{count} pictures", f"{len(failures)} could not be used" if failures else ""]
+    parts = [
+        f"{count} picture{'s' if count != 1 else ''}",
+        f"{len(failures)} could not be used" if failures else "",
+    ]
     parts.append(f"no face was found in {len(without)}" if without else "")
     note = "; ".join(filter(None, parts))
     return {"photos": photos, "faces": faces, "failures": failures, "note": note}

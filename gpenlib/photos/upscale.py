@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gpenlib.images import FloatArray, ImageError
 
 TILE = 256  # pixels of the photograph that a tile is wide, its overlap left out
-OVERLAP = 16  # pixels on every side that neighbours see as well; across them one tile fades into the next
+OVERLAP = 24  # pixels on every side that neighbours see as well
+CONTEXT = 16  # outermost pixels of a tile, which the network's own padding spoils: they never count
 
 
 class TiledUpscaler:
@@ -60,7 +61,9 @@ class TiledUpscaler:
             (0, 0),
         )
         padded = np.pad(photo, border, mode="symmetric")
-        rise = (np.arange(2 * OVERLAP * factor, dtype=np.float32) + 0.5) / (2 * OVERLAP * factor)
+        # From 0 to 1 between the outermost pixels of this tile and those of its neighbour
+        place = (np.arange(2 * OVERLAP * factor, dtype=np.float32) + 0.5) / factor
+        rise = np.clip((place - CONTEXT) / (2 * (OVERLAP - CONTEXT)), 0, 1)
         ramp = np.ones(self._whole * factor, np.float32)
         ramp[: len(rise)], ramp[-len(rise) :] = rise, rise[::-1]  # those of neighbours add up to 1
         weight = (ramp[:, None] * ramp[None])[:, :, None]
@@ -80,7 +83,7 @@ class TiledUpscaler:
                 window[:, column * step * factor :][:, : len(ramp)] += weight * made
             ready = len(ramp) if row == down - 1 else step * factor
             first = row * step * factor
-            blended = window[:ready] / (sums[first : first + ready] * columns)[:, :, None]
+            blended = window[:ready] / np.maximum(sums[first : first + ready] * columns, 1e-6)[:, :, None]
             low, high = first - OVERLAP * factor, first - OVERLAP * factor + ready
             inside = slice(max(low, 0), min(high, len(result)))
             part = blended[inside.start - low : inside.stop - low, OVERLAP * factor :][:, : result.shape[1]]

@@ -1,5 +1,7 @@
 """What enhance_photo promises of every pixel: outside, along the border, luma, grey, depth, alpha, size."""
 
+from dataclasses import astuple, replace
+
 import cv2
 import numpy as np
 import onnx
@@ -113,6 +115,57 @@ def test_without_a_face_the_photo_comes_back_and_the_note_says_so(restorer, dete
     made = enhance_photo(photo, restorer, detector=detector)
     assert made.faces == [] and (made.image == photo).all() and made.image is not photo
     assert made.note == "no face was found; the photograph is as it was"
+    assert "as asked for (0)" in enhance_photo(photo, restorer, faces=0, detector=detector).note
+
+
+def test_aligned_pictures_of_one_pixel_are_taken(restorer):
+    assert enhance_photo(np.full((1, 1, 3), 9, np.uint8), restorer, aligned=True).image.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("gain", [1.0, 1.3])
+def test_the_luma_is_kept_where_faces_overlap(colourer, astronaut, faces, gain):
+    photo = np.clip(to_grey(astronaut) * gain, 0, 255).astype(np.uint8)
+    strong = type(colourer)(lambda b: b + np.array([0.9, 0, -0.9], np.float32)[None, :, None, None], "color")
+    moved = [replace(face, landmarks=shifted(face.landmarks, 60)) for face in faces]
+    made = enhance_photo(photo, strong, faces=[*faces, *moved], reach=2.4).image
+    assert np.abs((made - photo.astype(float)) @ np.array([0.299, 0.587, 0.114])).max() <= 1
+
+
+def shifted(landmarks, by):
+    return type(landmarks)(*((x + by, y) for x, y in astuple(landmarks)))
+
+
+def black_and_white(photo):
+    """Old photographs as they come: toned, compressed, with a date, a frame, scanner noise."""
+    grey = to_grey(photo)
+    sepia = np.array([[0.393, 0.349, 0.272], [0.769, 0.686, 0.534], [0.189, 0.168, 0.131]])
+    toned = np.clip(grey @ sepia, 0, 255).astype(np.uint8)
+    jpeg = cv2.imdecode(cv2.imencode(".jpg", toned, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR)
+    dated, framed = grey.copy(), grey.copy()
+    dated[-12:, -60:] = (250, 140, 0)
+    framed[:20] = framed[-20:] = (200, 20, 20)
+    noisy = np.clip(grey + np.random.default_rng(0).normal(0, 4, grey.shape), 0, 255).astype(np.uint8)
+    return {
+        "grey": grey,
+        "sepia": toned,
+        "sepia JPEG": jpeg,
+        "dated": dated,
+        "framed": framed,
+        "noisy": noisy,
+    }
+
+
+def test_old_photographs_are_told_from_coloured_ones(astronaut, faces):
+    assert not is_monochrome(astronaut, faces)
+    assert {
+        name for name, photo in black_and_white(astronaut).items() if not is_monochrome(photo, faces)
+    } == set()
+
+
+def test_keeping_the_luma_of_a_black_and_white_photo_leaves_nothing_to_restore(colourer, astronaut, faces):
+    tinting = type(colourer)(colourer.answer, "restore")
+    made = enhance_photo(to_grey(astronaut), tinting, faces=faces, keep_luminance=True)
+    assert (made.image == to_grey(astronaut)).all() and made.faces[0].done.startswith("left as it was")
 
 
 def test_files_grey_arrays_and_faces_that_are_chosen(restorer, astronaut, detector, tmp_path):
@@ -136,7 +189,9 @@ def test_aligned_pictures_are_one_face_without_a_border(colourer, astronaut):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"strength": 1.5}, "strength"), ({"upscale": 3}, "upscale"), ({"reach": 3}, "reach"),
-     ({"faces": "many"}, "faces")],
+     ({"faces": "many"}, "faces"), ({"task": "colour"}, "task"), ({"strength": "1"}, "strength"),
+     ({"upscale": 2.0}, "upscale"), ({"upscaler": "x.onnx"}, "upscaler"),
+     ({"keep_luminance": "no"}, "keep_luminance")],
 )  # fmt: skip
 def test_wrong_values_are_named(restorer, astronaut, change, message):
     with pytest.raises(ValueError, match=message):
@@ -147,6 +202,8 @@ def test_wrong_values_are_named(restorer, astronaut, change, message):
 def test_what_is_no_picture_is_refused(restorer, shape):
     with pytest.raises(ImageError, match="expected"):
         enhance_photo(np.zeros(shape, np.uint8), restorer)
+    with pytest.raises(ImageError, match="NoneType"):
+        enhance_photo(None, restorer)
     with pytest.raises(ImageError, match="float32"):
         enhance_photo(np.zeros((8, 8, 3), np.float32), restorer)
 
@@ -156,6 +213,11 @@ def test_a_network_that_does_not_say_is_asked_what_it_does(colourer, astronaut, 
     assert enhance_photo(to_grey(astronaut), unknown, faces=faces).faces[0].done == "coloured"
     unknown = type(colourer)(lambda batch: batch, None)
     assert enhance_photo(astronaut, unknown, faces=faces).faces[0].done == "restored"
+
+
+def test_an_upscaler_that_gives_another_size_is_named(restorer, astronaut):
+    with pytest.raises(ImageError, match="upscaler gave"):
+        enhance_photo(astronaut, restorer, faces=[], upscale=2, upscaler=lambda photo, factor: photo)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -200,6 +262,23 @@ def test_tiles_show_no_seams(tmp_path, astronaut, side, scale, factor):
     assert np.abs(made.astype(int) - whole).max() <= tolerance
     steps = np.abs(np.diff(made.astype(int) - whole, axis=1)).mean(axis=(0, 2))
     assert steps.max() <= steps.mean() * 3 + 0.5  # no column where tiles meet stands out
+
+
+def test_what_the_networks_own_padding_spoils_never_shows(tmp_path):
+    """A wide filter with zero padding darkens the border of every tile."""
+    weights = np.zeros((3, 3, 17, 17), np.float32)
+    weights[range(3), range(3)] = 1 / 289
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[8] * 4)]
+    nodes.append(helper.make_node("Resize", ["y", "", "s"], ["z"], mode="linear"))
+    values = [helper.make_tensor("w", TensorProto.FLOAT, weights.shape, weights.ravel())]
+    values.append(helper.make_tensor("s", TensorProto.FLOAT, [4], [1, 1, 2, 2]))
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "h", "w"])
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 3, "H", "W"])
+    graph = helper.make_graph(nodes, "sr", [entry], [out], values)
+    opset = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "sr.onnx")
+    made = TiledUpscaler(tmp_path / "sr.onnx", tile=100)(np.full((300, 260, 3), 200, np.uint8), 2)
+    assert (made == 200).all()
 
 
 def test_networks_that_do_not_enlarge_are_named(tmp_path, astronaut):

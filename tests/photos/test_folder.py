@@ -65,9 +65,19 @@ def test_paths_that_hold_nothing_are_named(tmp_path):
         photo_files([tmp_path])
 
 
-def test_the_network_is_chosen_by_the_photograph(networks, astronaut):
-    assert suited(networks, astronaut) == "restore" and suited(networks, to_grey(astronaut)) == "colour"
-    assert suited({"colour": networks["colour"]}, astronaut) == "colour"
+def test_the_network_is_chosen_by_the_photograph(networks):
+    assert suited(networks, monochrome=False) == "restore" and suited(networks, monochrome=True) == "colour"
+    assert suited({"colour": networks["colour"]}, monochrome=False) == "colour"
+
+
+@pytest.mark.parametrize(("task", "left"), [(None, True), ("color", False)])
+def test_photographs_with_colours_are_not_coloured_anew_unless_asked(
+    networks, astronaut, tmp_path, task, left
+):
+    path = write_image(tmp_path / "a.png", astronaut)
+    (result,) = enhance_files([path], {"colour": networks["colour"]}, tmp_path / "out", task=task)
+    same = (open_picture(result.files["fp32"]).pixels == astronaut).all()
+    assert same == left == result.made["fp32"].faces[0].done.startswith("left as it was")
 
 
 def test_steps_overlap_in_order_and_never_run_far_ahead():
@@ -147,9 +157,21 @@ def test_the_stage_stands_until_a_photograph_or_a_setting_changes(run, folder):
     assert len((written / "failures.jsonl").read_text().splitlines()) == 2
     assert (written / "fp32/a.jpg").is_file() and (folder / "a.jpg").is_file()
     assert run(strength=0.5).photos()["built"]
-    (folder / "page.png").unlink()
+    write_image(folder / "a.jpg", np.zeros((30, 30, 3), np.uint8))
     assert run(strength=0.5).photos()["built"]
-    assert not (written / "fp32/page.png").exists()
+
+
+def test_results_of_other_photographs_are_kept(run, folder, tmp_path):
+    written = Path(run().photos()["folder"])
+    other = write_image(tmp_path / "other.png", np.zeros((30, 30, 3), np.uint8))
+    run(photos=str(other)).photos()
+    assert (written / "fp32/other.png").is_file()
+    assert (written.with_name("07_photos.kept-1") / "fp32/a.jpg").is_file()
+
+
+def test_sub_folders_are_named(run, folder):
+    (folder / "more").mkdir()
+    assert "sub-folders were passed over: more" in run().photos()["metrics"]["note"]
 
 
 def test_several_dtypes_and_the_examples(run):
@@ -167,8 +189,8 @@ def test_photographs_inside_the_results_are_refused(run):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"faces": "some"}, {"upscale": "3"}, {"strength": "2"}, {"reach": 0.5}, {"dtype": "fp32,int9"},
-     {"weights": ""}, {"strenght": 1}],
+    [{"faces": "some"}, {"upscale": "3"}, {"upscaler": "x.onnx"}, {"strength": "2"}, {"reach": 0.5},
+     {"dtype": "fp32,int9"}, {"weights": ""}, {"strenght": 1}],
 )  # fmt: skip
 def test_wrong_parameters_are_named(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong))):
