@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=FRAMES)
     options = parser.parse_args()
     runtime = open_runtime(options.artefact)
-    detector, one_thread = CenterFace(), CenterFace(threads=1)  # as enhance_files takes it for many files
+    detector, one_thread = CenterFace(), CenterFace(threads=1)  # stage 07 takes one thread for many files
     side = runtime.in_size
     runtime(np.zeros((1, 3, side, side), np.float32))  # the first call prepares it
     networks = {"network": {runtime.dtype: runtime}}
@@ -49,6 +49,7 @@ def main() -> None:
         for reach, spent in ((1.0, times[1 : REPEATS + 1]), (2.4, times[REPEATS + 2 :])):
             print(f"12 MP, one face, reach {reach:g}: {statistics.median(spent):.2f} s (median of {REPEATS})")
         print(f"memory above the runtime and the detector: {peak() - before:.0f} MiB")
+        networks = {"network": {runtime.dtype: open_runtime(options.artefact, threads=1)}}
         frames_keep_pace(folder, networks, one_thread, options.frames)
 
 

@@ -822,14 +822,17 @@ class Run(Stages):
     )
     def _photos(self, work: Work) -> Mapping[str, Any]:
         s = work.settings
+        own = self._photo_files()
+        # Where several pictures are on their way, one thread a step is the better use of the processor
+        threads = 1 if len(own) > photo_folder.AHEAD and s.device == "cpu" else None
         networks = {
             weights: {
-                dtype: open_runtime(work.path(f"{weights} {dtype}", "artefact"), device=s.device)
+                dtype: open_runtime(work.path(f"{weights} {dtype}", "artefact"), threads, s.device)
                 for dtype in s.photo_dtypes
             }
             for weights in s.networks
         }
-        files = self._photo_files() or photo_folder.write_examples(work.folder / "examples", networks)
+        files = own or photo_folder.write_examples(work.folder / "examples", networks)
         options = {name: getattr(s, name) for name in ("strength", "faces", "upscale", "reach", "aligned")}
         options |= {"frames": s.frames, "task": s.asked_task}
         if s.upscaler:

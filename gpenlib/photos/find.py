@@ -149,11 +149,11 @@ class YuNet:
         return boxes, rows[:, 4:14].reshape(-1, 5, 2)
 
 
-def find_faces(image: Image, detector: Detector) -> list[PhotoFace]:
-    """Find every face in uint8 RGB [H, W, 3]; the largest first."""
+def find_faces(image: Image, detector: Detector, enlarged: float = MOST_ENLARGED) -> list[PhotoFace]:
+    """Find every face in uint8 RGB [H, W, 3], enlarged at most so often; the largest first."""
     check_image(image)
     faces: list[PhotoFace] = []
-    for box, points in _first_look(image, detector):
+    for box, points in _first_look(image, detector, enlarged):
         face = _second_look(image, detector, box, points)
         if face is None or face.side < LEAST_FACE:
             continue
@@ -165,14 +165,14 @@ def find_faces(image: Image, detector: Detector) -> list[PhotoFace]:
     return sorted(faces, key=lambda face: face.side, reverse=True)
 
 
-def _first_look(image: Image, detector: Detector) -> list[tuple[NDArray[Any], Points]]:
+def _first_look(image: Image, detector: Detector, enlarged: float) -> list[tuple[NDArray[Any], Points]]:
     """Return boxes and points of all candidates in the photograph's pixels, the surest first."""
     longest = max(image.shape[:2])
     scale = FIRST_SIDES[0] / longest
     reduced = image if scale >= 1 else _resized(image, scale)  # large pictures are read through once
     looks = []
     for side in FIRST_SIDES:
-        boxes, points = _look_at(reduced, min(side / max(reduced.shape[:2]), MOST_ENLARGED), detector)
+        boxes, points = _look_at(reduced, min(side / max(reduced.shape[:2]), enlarged), detector)
         factors = np.array(
             [full / part for full, part in zip(image.shape[1::-1], reduced.shape[1::-1], strict=True)]
         )

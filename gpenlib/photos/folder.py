@@ -100,7 +100,7 @@ class FrameFinder:
         again = [look_again(frame, self._detector, face) for face in self._faces]
         faces = [face for face in again if face is not None]
         if self._count % FULL_LOOK == 0 or len(faces) < len(self._faces):
-            for face in find_faces(frame, self._detector):
+            for face in find_faces(frame, self._detector, enlarged=1.0):
                 if not any(same_face(face, known) for known in faces):
                     # Looked at as in the next frames: another look has other errors, which would show
                     faces.append(look_again(frame, self._detector, face) or face)
