@@ -61,7 +61,6 @@ from gpenlib.photos import YuNet
 from gpenlib.photos import folder as photo_folder
 from gpenlib.photos.upscale import TiledUpscaler
 from gpenlib.settings import (
-    AUTO,
     INCEPTION,
     MODES,
     QUANTISED,
@@ -878,7 +877,7 @@ class Run(Stages):
         used: dict[str, Manifest] = {}
         for number, weights in enumerate(s.networks):
             name = f"{s.run}-{Path(weights).stem}" if number else s.run
-            run = self.with_(weights=weights, task=s.asked_task or AUTO, run=name)
+            run = self.with_(weights=weights, task=s.asked_task or "", run=name)
             used |= {f"{weights} {dtype}": run.compile(dtype) for dtype in s.photo_dtypes}
         return used
 

@@ -43,7 +43,6 @@ BACKENDS: tuple[str, ...] = get_args(Backend)
 DEVICES: tuple[str, ...] = get_args(Device)
 MODES: tuple[str, ...] = get_args(CalibrateMode)
 QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
-AUTO = "auto"  # a task: the one that the weights were trained for
 INCEPTION = "inception:"  # before a features_file: it is the standard Inception network
 REFERENCE = "fp32"  # what every other dtype is compared with
 
@@ -232,7 +231,7 @@ class RunFolder(Settings):
 class RunSettings(RunFolder):
     """The parameters of notebooks 00 to 05; those of 04 are a contract with other programs."""
 
-    task: str = Field("", description="auto: what the weights were trained for; empty: none, with input_dir")
+    task: str = Field("", description="empty: what the weights were trained for; with input_dir: any")
     data_dir: str | None = None
     input_dir: str | None = Field(None, description="the network's inputs, truths of which data_dir holds")
     dataset_size: int = Field(16, ge=1)
@@ -279,15 +278,7 @@ class RunSettings(RunFolder):
             file = values["features_file"].removeprefix(INCEPTION)
             values = values | {"features_file": file, "features_are_inception": True}
         name = values.get("weights", cls.model_fields["weights"].default)
-        task, paired = values.get("task", AUTO), values.get("input_dir")
-        if task == "" and not paired and not made_here(values.get("data_dir")):
-            raise ValueError(
-                f"task='' degrades nothing, and data_dir={values['data_dir']!r} has no inputs beside it, so "
-                "that there is nothing to score: give input_dir, or a task (auto: what the weights were "
-                "trained for), or use 07_photos.ipynb, which enhances photographs without a truth"
-            )
-        if task in ("", AUTO):
-            task = "" if paired else trained_task(name)
+        task = values.get("task") or ("" if values.get("input_dir") else trained_task(name))
         return values | {"task": task}
 
     @field_validator(
@@ -370,8 +361,7 @@ class PhotoSettings(RunSettings):
             if not names:
                 raise ValueError(f"{one}: name one, or several with commas")
             values = {all_of_them: names} | values | {one: names[0]}
-        task = values.get("task", AUTO)
-        values.setdefault("asked_task", None if task in ("", AUTO) else task)
+        values.setdefault("asked_task", values.get("task") or None)
         return values
 
     @field_validator("upscaler", "detector", mode="before")
