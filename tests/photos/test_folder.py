@@ -150,28 +150,25 @@ def run(folder, outputs_root):
     return lambda **changes: Run(PhotoSettings.parse(settings | changes))
 
 
-def test_the_stage_stands_until_a_photograph_or_a_setting_changes(run, folder):
+def test_the_stage_stands_until_something_changes_and_keeps_what_is_not_its_own(run, folder, tmp_path):
+    (folder / "more").mkdir()
     manifest = run().photos()
     assert manifest["built"] and not run().photos()["built"]
+    assert "sub-folders were passed over: more" in manifest["metrics"]["note"]
     written = Path(manifest["folder"])
     assert len((written / "failures.jsonl").read_text().splitlines()) == 2
     assert (written / "fp32/a.jpg").is_file() and (folder / "a.jpg").is_file()
     assert run(strength=0.5).photos()["built"]
     write_image(folder / "a.jpg", np.zeros((30, 30, 3), np.uint8))
     assert run(strength=0.5).photos()["built"]
-
-
-def test_results_of_other_photographs_are_kept(run, folder, tmp_path):
-    written = Path(run().photos()["folder"])
+    with pytest.raises(
+        SettingsError, match="photos"
+    ):  # its results would be replaced by what is made of them
+        run(photos=f"{written / 'fp32'}").photos()
     other = write_image(tmp_path / "other.png", np.zeros((30, 30, 3), np.uint8))
     run(photos=str(other)).photos()
     assert (written / "fp32/other.png").is_file()
     assert (written.with_name("07_photos.kept-1") / "fp32/a.jpg").is_file()
-
-
-def test_sub_folders_are_named(run, folder):
-    (folder / "more").mkdir()
-    assert "sub-folders were passed over: more" in run().photos()["metrics"]["note"]
 
 
 def test_several_dtypes_and_the_examples(run):
@@ -179,12 +176,6 @@ def test_several_dtypes_and_the_examples(run):
     rows, folder = manifest["metrics"]["photos"], Path(manifest["folder"])
     assert {row["dtype"] for row in rows} == {"fp32", "bf16"} and len(rows) == 4
     assert all((folder / row["source"]).is_file() and row["faces"] == 1 for row in rows)
-
-
-def test_photographs_inside_the_results_are_refused(run):
-    folder = Path(run().photos()["folder"])
-    with pytest.raises(SettingsError, match="photos"):
-        run(photos=f"{folder / 'fp32'}").photos()
 
 
 @pytest.mark.parametrize(
