@@ -1,5 +1,6 @@
 """What enhance_photo promises of every pixel: outside, along the border, luma, grey, depth, alpha, size."""
 
+import resource
 from dataclasses import astuple, replace
 
 import cv2
@@ -184,6 +185,15 @@ def test_aligned_pictures_are_one_face_without_a_border(colourer, astronaut):
     np.testing.assert_allclose(made.faces[0].square[[0, 2]], [[-0.5, -0.5], [63.5, 63.5]], atol=1e-6)
     with pytest.raises(ImageError, match="aligned faces are square"):
         enhance_photo(astronaut[:40, :64], colourer, aligned=True)
+
+
+def test_50_megapixels_need_no_more_than_a_few_copies(colourer, astronaut, detector):
+    photo = cv2.resize(to_grey(astronaut), (7071, 7071), interpolation=cv2.INTER_LINEAR)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = enhance_photo(photo, colourer, reach=2.4, detector=detector)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert len(made.faces) == 1 and made.image.shape == photo.shape and (made.image != photo).any()
+    assert grown < 8 * photo.nbytes  # 1.2 GB
 
 
 @pytest.mark.parametrize(
