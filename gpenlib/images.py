@@ -84,11 +84,16 @@ def read_image(path: str | Path) -> Image:
     grey, so that the colours that a file hides there never show.
     """
     picture = open_picture(path)
-    pixels = _eight_bits(picture.pixels)
-    if picture.alpha is None:
-        return pixels
-    alpha = _eight_bits(picture.alpha)[:, :, None].astype(np.uint16)
-    return ((pixels * alpha + MIDDLE_GREY * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return to_seen(picture.pixels, picture.alpha)
+
+
+def to_seen(pixels: Levels, alpha: Levels | None = None) -> Image:
+    """Return [H, W, 3] as it is looked at: rounded to 8 bits, what is transparent over middle grey."""
+    seen = _eight_bits(pixels)
+    if alpha is None:
+        return np.ascontiguousarray(seen)
+    share = _eight_bits(alpha)[:, :, None].astype(np.uint16)
+    return ((seen * share + MIDDLE_GREY * (255 - share) + 127) // 255).astype(np.uint8)
 
 
 def open_picture(path: str | Path, most_megapixels: float = 200.0) -> Picture:

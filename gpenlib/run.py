@@ -808,7 +808,7 @@ class Run(Stages):
         earlier, _ = read_manifest(folder)
         self._refuse_inputs_inside(folder)
         others = {name for name in earlier["inputs"] if Path(name).is_absolute()} if earlier else set()
-        if others - self._photo_inputs().keys():
+        if others - {str(path) for path in self._photo_sources()}:
             keep_aside(folder)  # of other photographs: somebody may want them still
         return self._photos()
 
@@ -859,12 +859,15 @@ class Run(Stages):
         given = self.settings.photos
         return photo_folder.photo_files([resolve_path(name) for name in given]) if given else []
 
+    def _photo_sources(self) -> list[Path]:
+        """Return the user's pictures, and the files of what enlarges them and finds faces."""
+        s = self.settings
+        return [*self._photo_files(), *(resolve_path(name) for name in (s.upscaler, s.detector) if name)]
+
     def _photo_inputs(self) -> dict[str, str | None]:
         """Return digests of everything that is read; what cannot be read counts by its name."""
-        s = self.settings
-        tools = [resolve_path(name) for name in (s.upscaler, s.detector) if name]
         inputs: dict[str, str | None] = {}
-        for path in (*self._photo_files(), *tools):
+        for path in self._photo_sources():
             try:
                 inputs[str(path)] = sha256(path)
             except OSError as error:

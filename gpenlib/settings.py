@@ -283,7 +283,7 @@ class RunSettings(RunFolder):
 
     @field_validator(
         "data_dir", "input_dir", "calib_dir", "image", "build", "calibrate_mode", "lpips_weights",
-        "features_file", mode="before",
+        "features_file", "upscaler", "detector", mode="before", check_fields=False,
     )  # fmt: skip
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
@@ -363,11 +363,6 @@ class PhotoSettings(RunSettings):
             values = {all_of_them: names} | values | {one: names[0]}
         values.setdefault("asked_task", values.get("task") or None)
         return values
-
-    @field_validator("upscaler", "detector", mode="before")
-    @classmethod
-    def _none(cls, value: Any) -> Any:
-        return value or None
 
     @field_validator("upscale")
     @classmethod

@@ -38,6 +38,7 @@ from gpenlib.images import (
     open_picture,
     to_grey,
     to_levels,
+    to_seen,
     to_tensor,
 )
 from gpenlib.infer import Runtime
@@ -221,15 +222,6 @@ def _join_channels(photo: Photo, alpha: Photo | None, given: Photo) -> Photo:
     if given.ndim == 2 and (photo[..., :1] == photo).all():
         return np.ascontiguousarray(photo[..., 0])
     return photo
-
-
-def to_seen(photo: Photo, alpha: Photo | None = None) -> Image:
-    """Return the photograph as it is looked at: uint8 RGB, what is transparent over a middle grey."""
-    seen = photo if photo.dtype == np.uint8 else from_levels((photo / np.float32(257)).astype(np.float32))
-    if alpha is None:
-        return np.ascontiguousarray(seen)
-    share = (alpha / np.float32(np.iinfo(alpha.dtype).max))[:, :, None]
-    return from_levels(np.asarray(seen * share + 128 * (1 - share), np.float32))
 
 
 @lru_cache(maxsize=1)

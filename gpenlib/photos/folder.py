@@ -25,6 +25,7 @@ from gpenlib.images import (
     open_picture,
     resize,
     to_grey,
+    to_seen,
     write_image,
     write_picture,
 )
@@ -35,7 +36,6 @@ from gpenlib.photos.enhance import (
     enhance_photo,
     is_monochrome,
     split_channels,
-    to_seen,
 )
 from gpenlib.photos.find import (
     CenterFace,
@@ -159,7 +159,6 @@ def enhance_files(
     # Where several pictures are on their way, one thread a step is the better use of the processor
     detector = detector or CenterFace(threads=1 if len(files) > AHEAD else None)
     which, aligned = options.pop("faces", "all"), bool(options.get("aligned"))
-    plain = {name: value for name, value in options.items() if name != "aligned"}
     finder = FrameFinder(detector) if frames else partial(find_faces, detector=detector)
 
     def read(result: PhotoResult) -> None:
@@ -178,10 +177,10 @@ def enhance_files(
         given = pixels if alpha is None else np.dstack([pixels, alpha])
         faces: Any = "all" if aligned else result.found
         for dtype, runtime in networks[result.weights].items():
-            made = enhance_photo(given, runtime, faces=faces, **options)
-            if not (result.monochrome or options.get("task") or not colours(runtime)):
-                made = _left_in_colour(made, enhance_photo(given, runtime, faces=[], **plain))
-            result.made[dtype] = made
+            leave = colours(runtime) and not (result.monochrome or options.get("task"))
+            how = options | {"strength": 0.0} if leave else options
+            made = enhance_photo(given, runtime, faces=faces, **how)
+            result.made[dtype] = _left_in_colour(made) if leave else made
 
     def write(result: PhotoResult) -> None:
         assert result.picture is not None
@@ -225,12 +224,12 @@ def suited(networks: Networks, monochrome: bool) -> str:
     return next(fitting, next(iter(networks)))
 
 
-def _left_in_colour(made: EnhancedPhoto, plain: EnhancedPhoto) -> EnhancedPhoto:
-    """Return the photograph as it was, with its faces: it has colours, and the network would give others."""
+def _left_in_colour(made: EnhancedPhoto) -> EnhancedPhoto:
+    """Say why a photograph is as it was: it has colours, and the network would give others."""
     done = "left as it was: the photograph has colours (task=color gives it others)"
     faces = [replace(face, done=done) for face in made.faces]
     note = f"the photograph has colours and is as it was; {len(faces)} faces were found"
-    return EnhancedPhoto(plain.image, faces, note if faces else made.note, made.seconds)
+    return replace(made, faces=faces, note=note if faces else made.note)
 
 
 def rows_of(results: Iterable[PhotoResult], folder: Path) -> dict[str, Any]:
