@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import csv
 import difflib
+import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
+import os
+import shutil
+import sys
+import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -19,6 +27,18 @@ from tqdm import tqdm
 REPOSITORY_MARKER = "pyproject.toml"
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "pillow", "scikit-image")
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
+AHEAD = 2  # items that a step may be ahead of the next one: memory stays flat
+INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
+JOURNAL = ".finished.jsonl"
+# What the system says where a disk is full or may not be written to
+STORAGE_ERRORS = {getattr(errno, f"E{n}") for n in ("NOSPC", "DQUOT", "ROFS", "ACCES", "PERM", "IO", "FBIG")}
+FULL = 1 << 20  # bytes: a disk with less is full
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class StorageError(OSError):
+    """Results that cannot be written: the disk is full, or the folder may not be written to."""
 
 
 def repository_root() -> Path:
@@ -53,32 +73,157 @@ def choice_error(what: str, value: object, allowed: Sequence[object]) -> str:
 
 
 @contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing ``path`` for want of space or rights into a StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in STORAGE_ERRORS:  # not every library passes on what the system said
+            place = next((folder for folder in path.parents if folder.is_dir()), path)
+            if isinstance(error, OSError) or shutil.disk_usage(place).free > FULL:
+                raise
+            number = errno.ENOSPC
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        what = f"{path} cannot be written ({os.strerror(number or 0).lower()})"
+        todo = f"{'free some space' if full else 'check its permissions'}, or choose another folder"
+        raise StorageError(f"{what}: {todo}, and run again; what was finished is kept") from error
+
+
+@contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it onto ``path`` when the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:64]}.{uuid.uuid4().hex}{path.suffix}")
-    temporary.touch(exist_ok=False)  # made by the system's rules (umask), as any file of the user's
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)  # made by the system's rules (umask), as any file of the user's
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path, say_waiting: Callable[[], object]) -> Iterator[None]:
     """Hold a lock file while the block runs; where another process has it, call ``say_waiting`` and wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say_waiting()
-        lock.acquire()
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say_waiting()
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
+
+
+class Journal:
+    """What a long task has finished, item by item, so that a killed one goes on where it was.
+
+    Every line of the file holds an item's name, its results and the SHA-256 of the files that were written
+    for it. A line that was cut off, or whose files are not as they were, does not count; files that no line
+    names are removed.
+
+    Parameters
+    ----------
+    folder : Path
+        Made for this task alone: it holds the journal and, somewhere below it, the files of the items.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._path = folder, folder / JOURNAL
+        self.finished: dict[str, Any] = {}  # results by name, in the order in which they were added
+        self._lines: dict[str, str] = {}
+        self._lock = threading.Lock()
+        for line in self._path.read_bytes().splitlines() if self._path.is_file() else ():
+            try:
+                entry = json.loads(line)
+                name, results, files = entry["name"], entry["results"], entry["files"]
+                whole = all(sha256(folder / file) == digest for file, digest in files.items())
+            except (ValueError, KeyError, TypeError, AttributeError, OSError):
+                continue
+            if whole:
+                self.finished[name], self._lines[name] = results, line.decode() + "\n"
+        kept = {file for line in self._lines.values() for file in self._files(line)}
+        for path in folder.rglob("*"):  # none if there is no such folder
+            if path not in kept and not path.is_dir():
+                path.unlink()
+        self._write()
+
+    def _files(self, line: str) -> list[Path]:
+        return [self.folder / file for file in json.loads(line)["files"]]
+
+    def _write(self) -> None:
+        if self._lines:
+            write_text(self._path, "".join(self._lines.values()))
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Forget all items but these, and remove their files."""
+        kept = set(names)
+        for name in [name for name in self.finished if name not in kept]:
+            for path in self._files(self._lines.pop(name)):
+                path.unlink(missing_ok=True)
+            del self.finished[name]
+        self._write()
+
+    def add(self, name: str, results: Any, files: Iterable[Path]) -> Any:
+        """Note an item whose files are written; return its results as they will be read (plain values)."""
+        digests = hash_outputs(self.folder, files)
+        entry = {"name": name, "results": results, "files": digests}
+        line = json.dumps(entry, default=plain, allow_nan=False, ensure_ascii=False) + "\n"
+        with self._lock, storing(self._path), self._path.open("ab") as file:
+            file.write(line.encode())
+            self.finished[name], self._lines[name] = json.loads(line)["results"], line
+        return self.finished[name]
+
+
+def ahead(items: Iterable[S], step: Callable[[S], T], depth: int = AHEAD, workers: int = 1) -> Iterator[T]:
+    """Apply a step to items in order, on threads of its own, some items ahead of what is taken.
+
+    With one worker a step may keep a state from item to item. Steps that follow one another overlap.
+    """
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append(pool.submit(step, item))
+            if len(waiting) > depth + workers - 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def command(main: Callable[..., int]) -> Callable[..., int]:
+    """Make a function of arguments a command: our errors, and Ctrl-C, are one line and an exit status."""
+
+    @functools.wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except KeyboardInterrupt:
+            print("interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            ours = type(error).__module__.startswith("gpenlib.")
+            if not (ours or isinstance(error, ValueError | OSError)):
+                raise  # a fault of the code: the traceback says where
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    return run
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -24,8 +24,16 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillException
 from traitlets import default
 
-from gpenlib.files import choice_error, locked, nearest, repository_root, resolve_path, write_text
-from gpenlib.settings import RunFolder, SettingsError, parse_overrides, read_yaml
+from gpenlib.files import (
+    choice_error,
+    command,
+    locked,
+    nearest,
+    repository_root,
+    resolve_path,
+    write_text,
+)
+from gpenlib.settings import RunFolder, parse_overrides, read_yaml
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 PAGE = """<!doctype html>
@@ -202,6 +210,7 @@ def index_row(copy: Path) -> str:
     )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all notebooks, or those asked for; print where the results lie."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib notebooks", description=main.__doc__)
@@ -212,13 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     start = time.monotonic()
-    try:
-        values = read_yaml(resolve_path(options.params))
-        values |= parse_overrides([f"{key}={value}" for key, value in options.p])
-        executed, index = run_notebooks(values, options.only)
-    except (NotebookError, SettingsError) as error:
-        print(f"error: {error}")
-        return 1
+    values = read_yaml(resolve_path(options.params))
+    values |= parse_overrides([f"{key}={value}" for key, value in options.p])
+    executed, index = run_notebooks(values, options.only)
     print(f"executed notebooks: {executed}\nHTML pages:         {index}")
     if (report := executed.parent / "report.html").is_file():
         print(f"report:             {report}")

@@ -41,6 +41,7 @@ from gpenlib.export import (
 )
 from gpenlib.export.graphs import run_onnx
 from gpenlib.files import (
+    AHEAD,
     did_you_mean,
     fingerprint,
     package_versions,
@@ -482,6 +483,7 @@ class Run(Stages):
         _data_inputs,  # calibration too: its mean colour makes a baseline
         _compiled,
         _left_out,
+        goes_on=True,
     )
     def infer(self, work: Work) -> Mapping[str, Any]:
         """04_infer: restore and score the evaluation faces with one dtype.
@@ -511,7 +513,7 @@ class Run(Stages):
         chroma = data_chroma(pairs, self.calibration)
         images = folder / "images" if s.save_images else None
         npz = folder / "npz" if s.save_npz else None
-        rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, chroma)
+        rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, chroma, work.finished)
         results = {
             "images": len(rows),
             **{name: getattr(s, name) for name in ("dtype", "device", "batch_size", "weights", "task")},
@@ -819,12 +821,13 @@ class Run(Stages):
         PHOTOS,
         lambda run: run._photo_inputs(),
         lambda run: run._photo_networks(),
+        goes_on=True,
     )
     def _photos(self, work: Work) -> Mapping[str, Any]:
         s = work.settings
         own = self._photo_files()
         # Where several pictures are on their way, one thread a step is the better use of the processor
-        threads = 1 if len(own) > photo_folder.AHEAD and s.device == "cpu" else None
+        threads = 1 if len(own) > AHEAD and s.device == "cpu" else None
         networks = {
             weights: {
                 dtype: open_runtime(work.path(f"{weights} {dtype}", "artefact"), threads, s.device)
@@ -839,9 +842,9 @@ class Run(Stages):
             options["upscaler"] = TiledUpscaler(resolve_path(s.upscaler))
         if s.detector:
             options["detector"] = YuNet(resolve_path(s.detector))
-        made = photo_folder.enhance_files(files, networks, work.folder, **options)
+        made = photo_folder.enhance_files(files, networks, work.folder, finished=work.finished, **options)
         results = photo_folder.rows_of(
-            progress(made, total=len(files), desc="photographs", unit="photo"), work.folder
+            progress(made, total=len(files), desc="photographs", unit="photo"), work.folder, work.finished
         )
         if results["failures"]:
             lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in results["failures"])

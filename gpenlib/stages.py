@@ -26,6 +26,8 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from gpenlib.files import (
+    JOURNAL,
+    Journal,
     fingerprint,
     hash_outputs,
     locked,
@@ -91,11 +93,12 @@ class Declared(SimpleNamespace):
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage is built with: an empty folder, its declared settings, the manifests that it uses."""
+    """What a stage is built with: its folder, its declared settings, the manifests that it uses."""
 
-    folder: Path
+    folder: Path  # empty, but for what ``finished`` names
     settings: Declared
     used: Mapping[str, Manifest]
+    finished: Journal  # of stages that go on item by item
 
     def path(self, stage: str, file: str) -> Path:
         """Return a file or folder of a used stage."""
@@ -109,12 +112,14 @@ def stage(
     inputs: Callable[[Any], Mapping[str, str | None]] = lambda run: {},
     uses: Callable[[Any], Mapping[str, Manifest]] = lambda run: {},
     resolved: Callable[[Any], Mapping[str, Any]] = lambda run: {},
+    goes_on: bool = False,
 ) -> Callable[[Callable[[Any, Work], Mapping[str, Any]]], Callable[..., Manifest]]:
     """Make a stage of a method that fills a folder and returns its metrics. The key is made here alone.
 
     It holds the declared ``settings`` (names with spaces between), what else is ``resolved`` from them,
     digests of ``inputs`` and of the stages that this one ``uses``, package versions, and the ``code``.
     ``folder`` may hold ``{dtype}``; the method is then called with a dtype, or takes that of the settings.
+    A stage that ``goes_on`` keeps what its journal names when it is stopped, for the next build of the key.
     """
 
     def decorate(build: Callable[[Any, Work], Mapping[str, Any]]) -> Callable[..., Manifest]:
@@ -123,16 +128,26 @@ def stage(
             run = self if dtype is None else self.with_(dtype=dtype)
             name = folder.format(dtype=getattr(run.settings, "dtype", ""))
             used, declared = uses(run), {n: getattr(run.settings, n) for n in settings.split()}
-            key = {
+            key: dict[str, Any] = {
                 "settings": declared | dict(resolved(run)),
                 "inputs": {n: digest for n, digest in inputs(run).items() if digest is not None}
                 | {n: manifest["digest"] for n, manifest in used.items()},
                 "packages": package_versions(),
                 "code": code_digest(code),
             }
-            return run._stand(
-                name, key, lambda path: build(run, Work(path, Declared(**declared), used)), used
-            )
+
+            def fill(path: Path) -> Mapping[str, Any]:
+                metrics = build(run, Work(path, Declared(**declared), used, Journal(path)))
+                if run.reads_files():
+                    # Read again: what changed meanwhile is in the results, or is not, and nobody knows
+                    for input_name, digest in inputs(type(run)(run.settings)).items():
+                        if digest is not None and digest != key["inputs"][input_name]:
+                            raise StageError(
+                                f"{name}: {input_name} changed while this stage was built from it; run again"
+                            )
+                return metrics
+
+            return run._stand(name, key, fill, used, goes_on=goes_on)
 
         return method
 
@@ -149,7 +164,8 @@ def seal(content: Mapping[str, Any]) -> str:
 
 def write_manifest(folder: Path, name: str, key: Mapping[str, Any], metrics: Mapping[str, Any]) -> Manifest:
     """Write ``manifest.json`` over everything in ``folder``; it is the last file of a stage."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
+    aside = (folder / MANIFEST, folder / JOURNAL)
+    files = [path for path in folder.rglob("*") if path.is_file() and path not in aside]
     manifest = {"stage": name, **key, "metrics": dict(metrics), "outputs": hash_outputs(folder, files)}
     manifest = json.loads(json.dumps(manifest, default=plain))
     write_json(folder / MANIFEST, manifest | {"digest": seal(manifest)})
@@ -254,6 +270,18 @@ class Stages:
         given = self.settings.model_dump(include=self.settings.model_fields_set)
         return f"Run({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
+    def reads_files(self) -> bool:
+        """Return whether the settings name files or folders of the user's."""
+        return any(path.exists() for _, path in self._given())
+
+    def _given(self) -> Iterator[tuple[str, Path]]:
+        """Yield what the user may have named as inputs, by setting; not all need be files."""
+        for name in INPUTS:
+            value = getattr(self.settings, name, None)
+            for text in value if isinstance(value, tuple) else (str(value or "").removeprefix("prior:"),):
+                if text:
+                    yield name, resolve_path(text)
+
     @property
     def folder(self) -> Path:
         """Folder of the run, ``outputs/<run>``; every stage has a folder in it."""
@@ -266,6 +294,7 @@ class Stages:
         build: Callable[[Path], Mapping[str, Any]],
         used: Mapping[str, Manifest] | None = None,
         in_place: bool = False,
+        goes_on: bool = False,
     ) -> Manifest:
         """Return the standing manifest of a stage, or build it; adds ``folder`` and ``built``."""
         folder = self.folder / name
@@ -275,7 +304,7 @@ class Stages:
             with self._lock(name):
                 manifest, why = self._standing(folder, key)  # another process may have built it meanwhile
                 if manifest is None:
-                    return self._build(name, key, build, used or {}, why, in_place)
+                    return self._build(name, key, build, used or {}, why, in_place, goes_on)
         # A copy: what a caller changes in its manifest must not be what the next one is told.
         return copy.deepcopy(manifest) | {"folder": str(folder), "built": False}
 
@@ -298,6 +327,7 @@ class Stages:
         used: Mapping[str, Manifest],
         why: str,
         in_place: bool,
+        goes_on: bool,
     ) -> Manifest:
         folder = self.folder / name
         if why:
@@ -310,10 +340,11 @@ class Stages:
             _keep_unlisted(folder)
             _refuse_foreign_files(folder)
             prefix = f".{name.replace('/', '-')}-building-"
+            work = self.folder / f"{prefix}{fingerprint(key)}"
             for left in self.folder.glob(f"{prefix}*"):  # of a process that was killed: the lock is ours
-                shutil.rmtree(left, ignore_errors=True)
-            work = self.folder / f"{prefix}{uuid.uuid4().hex[:8]}"
-            work.mkdir(parents=True)
+                if not (goes_on and left == work):
+                    shutil.rmtree(left, ignore_errors=True)
+            work.mkdir(parents=True, exist_ok=True)
             try:
                 manifest = write_manifest(work, name, key, build(work))
                 for stage_name, earlier in used.items():
@@ -324,23 +355,22 @@ class Stages:
                             "while this stage was built from it; run again, or name a run for each process"
                         )
                 _refuse_foreign_files(folder)
+                (work / JOURNAL).unlink(missing_ok=True)
                 _replace(folder, work)
             finally:
-                shutil.rmtree(work, ignore_errors=True)
+                if not (goes_on and (work / JOURNAL).is_file()):
+                    shutil.rmtree(work, ignore_errors=True)
         self._memory.pop(folder, None)
         return manifest | {"folder": str(folder), "built": True}
 
     def _refuse_inputs_inside(self, folder: Path) -> None:
         """Raise SettingsError if something that the user gave lies inside a stage folder."""
-        for name in INPUTS:
-            value = getattr(self.settings, name, None)
-            for text in value if isinstance(value, tuple) else (str(value or "").removeprefix("prior:"),):
-                path = resolve_path(text)
-                if text and path.exists() and path.resolve().is_relative_to(folder.resolve()):
-                    raise SettingsError(
-                        f"{name}={value!r} lies inside {folder}, a folder of results that this run "
-                        "replaces; copy it to another place, or choose another run"
-                    )
+        for name, path in self._given():
+            if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+                raise SettingsError(
+                    f"{name}={str(path)!r} lies inside {folder}, a folder of results that this run "
+                    "replaces; copy it to another place, or choose another run"
+                )
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:

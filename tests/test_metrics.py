@@ -107,7 +107,7 @@ def test_ssim_is_that_of_scikit_image(shape):
         a.astype(float), b.astype(float), data_range=255, channel_axis=2 if len(shape) == 3 else None,
         gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True,
     )  # fmt: skip
-    assert ssim(a, b) == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-12)
+    assert ssim(a, b) == pytest.approx(full[5:-5, 5:-5].mean(), abs=2e-7)
     reference = SsimReference(b)
     assert [reference.score(each) for each in (a, b)] == [ssim(a, b), ssim(b, b)]
     for refused in (lambda: ssim(a[:10], b[:10]), lambda: reference.score(a[:-1])):
@@ -116,10 +116,10 @@ def test_ssim_is_that_of_scikit_image(shape):
 
 
 def test_lab_is_that_of_scikit_image(picture):
-    """Over the whole cube of colours; a bit of float32 near 100 is 8e-6."""
+    """Over the whole cube of colours; a bit of float32 in XYZ is 3e-5 in a, and b."""
     colours = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
     colours[0, :256] = np.arange(256)[:, None]
-    np.testing.assert_allclose(to_lab(colours), rgb2lab(colours.astype(np.float32) / 255), rtol=0, atol=2e-5)
+    np.testing.assert_allclose(to_lab(colours), rgb2lab(colours.astype(np.float32) / 255), rtol=0, atol=1.5e-4)
     np.testing.assert_allclose(mean_colour(to_lab(picture)), rgb2lab(picture).mean(axis=(0, 1)), atol=1e-3)
     with pytest.raises(ValueError, match="float64"):
         to_lab(picture / 255)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
@@ -29,7 +28,7 @@ from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.pairs import Pack, Pairs, preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
 from gpenlib.export.graphs import Parity
-from gpenlib.files import package_versions, read_json, resolve_path, sha256, write_json
+from gpenlib.files import command, package_versions, read_json, resolve_path, sha256, write_json
 from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
 from gpenlib.infer.performance import auto_candidates, fastest_backend
 from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE, runtime_class, serves, write_torch_files
@@ -471,18 +470,15 @@ def compile_file(config: BuildConfig) -> Path:
     return compile_model(model, config, workspace / config.name, calibration_cache=workspace / ".calibration")
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     """Build an artefact and print where it lies and how close it is to the float network."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib.compile", description=main.__doc__)
     parser.add_argument("build", help="YAML build configuration")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the file's")
     options = parser.parse_args(arguments)
-    try:
-        overrides = settings.parse_overrides(options.overrides)
-        folder = compile_file(BuildConfig.from_yaml(options.build, overrides))
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    overrides = settings.parse_overrides(options.overrides)
+    folder = compile_file(BuildConfig.from_yaml(options.build, overrides))
     manifest = read_json(folder / MANIFEST_FILE)
     print(f"{folder}: {manifest['dtype']} for {manifest['backend']}")
     print("not used by this backend:", ", ".join(manifest["unused_keys"]) or "none of the keys that are set")

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +16,9 @@ import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
 from gpenlib.data.pairs import Pack, Pairs
-from gpenlib.files import choice_error, progress
+from gpenlib.files import ahead, choice_error, progress
 from gpenlib.images import Image
-from gpenlib.infer.scoring import BASELINES, best_median_worst, in_parallel, rank
+from gpenlib.infer.scoring import BASELINES, best_median_worst, rank, workers
 from gpenlib.metrics import LabArray, colourfulness, finite_psnr, perceptual_rows, to_lab
 from gpenlib.settings import REFERENCE
 
@@ -88,8 +87,9 @@ def compare_outputs(
             "ms": row["ms"],
         }
 
-    jobs = (partial(compare, *each) for each in zip(rows, reference_rows, strict=True))
-    return list(progress(in_parallel(jobs), total=len(rows), desc=f"compare {dtype}", unit="image"))
+    pairs = zip(rows, reference_rows, strict=True)
+    compared = ahead(pairs, lambda pair: compare(*pair), workers=workers())
+    return list(progress(compared, total=len(rows), desc=f"compare {dtype}", unit="image"))
 
 
 def summarise_comparison(
@@ -243,18 +243,18 @@ def typology_angle(lab: LabArray) -> float | None:
 def face_traits(pairs: Pairs | Pack) -> list[dict[str, Any]]:
     """Return ``ita`` (or None), ``lightness`` (mean L*) and ``colourfulness`` of every face's truth."""
 
-    def measure(index: int, name: str) -> dict[str, Any]:
+    def measure(index: int) -> dict[str, Any]:
         truth = pairs.truths(index)
         lab = to_lab(truth)
         return {
-            "name": name,
+            "name": pairs.names[index],
             "ita": typology_angle(lab),
             "lightness": float(lab[..., 0].mean(dtype=np.float64)),
             "colourfulness": colourfulness(truth),
         }
 
-    jobs = (partial(measure, index, name) for index, name in enumerate(pairs.names))
-    return list(progress(in_parallel(jobs), total=len(pairs), desc="traits", unit="image", leave=False))
+    measured = ahead(range(len(pairs)), measure, workers=workers())
+    return list(progress(measured, total=len(pairs), desc="traits", unit="image", leave=False))
 
 
 def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:

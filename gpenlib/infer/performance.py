@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gpenlib.files import package_versions, progress, read_json, write_json
+from gpenlib.files import command, package_versions, processors, progress, read_json, write_json
 from gpenlib.infer.runtime import (
     MOST_THREADS,
     ONNX_BACKENDS,
@@ -335,7 +335,7 @@ def summary_row(
     c = combination
     fields = {
         **{name: getattr(c, name) for name in ("device", "batch_size", "instances", "threads")},
-        "oversubscribed": c.instances * c.threads > available_cores(),
+        "oversubscribed": c.instances * c.threads > processors(),
         "calls": len(times),
         "mean_ms": statistics.fmean(times),
         "enough_for_p99": len(times) >= ENOUGH_FOR_P99,
@@ -344,11 +344,6 @@ def summary_row(
         "wall_s": wall_s,
     }
     return timing_row(runtime, times, {"p50_ms": 50, "p95_ms": 95, "p99_ms": 99}, **fields)
-
-
-def available_cores() -> int:
-    """Return how many processor cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def child_main() -> int:
@@ -406,6 +401,7 @@ def measure_in_child(combination: Combination) -> Row:
     return measured
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure an artefact, print a table, write the rows."""
     import pandas as pd
@@ -423,13 +419,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", choices=DEVICES, default="cpu")
     add("--json", type=Path, metavar="FILE", help="write rows and package versions here")
     o = parser.parse_args(arguments)
-    try:
-        counts = (o.batch, o.instances, o.threads, o.repeats, o.seconds, o.warm_up)
-        rows = performance_test(o.artefact, *counts, backend=o.backend, device=o.device)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        print(f"error: {error}")
-        return 1
-    first, cores = rows[0], available_cores()
+    counts = (o.batch, o.instances, o.threads, o.repeats, o.seconds, o.warm_up)
+    rows = performance_test(o.artefact, *counts, backend=o.backend, device=o.device)
+    first, cores = rows[0], processors()
     ran = f"{first['backend']}, {first['dtype']} (ran in {first['executed_precision']}), {first['device']}"
     print(f"{ran}, {cores} cores")
     print(pd.DataFrame(rows)[list(TABLE)].rename(columns=TABLE).round(2).to_string(index=False))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -25,7 +22,17 @@ from skimage.color import lab2rgb, rgb2lab
 from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, few
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, read_pack
-from gpenlib.files import choice_error, progress, write_atomically, write_csv, write_json
+from gpenlib.files import (
+    Journal,
+    ahead,
+    choice_error,
+    command,
+    processors,
+    progress,
+    write_atomically,
+    write_csv,
+    write_json,
+)
 from gpenlib.images import (
     FloatArray,
     Image,
@@ -61,7 +68,7 @@ def fit_to_score(faces: Faces, task: str) -> list[str]:
         return any(image.shape[0] != image.shape[1] for image in both), metrics.is_grey(face)
 
     count = len(faces)
-    oblong, grey = zip(*in_parallel(partial(examine, index) for index in range(count)), strict=True)
+    oblong, grey = zip(*ahead(range(count), examine, workers=workers()), strict=True)
     if task == "color" and any(grey):
         named = few([name for name, is_grey in zip(faces.names, grey, strict=True) if is_grey])
         which = f"all {count}" if all(grey) else f"{sum(grey)} of the {count}"
@@ -103,8 +110,8 @@ def data_chroma(pairs: Pairs | Pack, calibration: Pairs | Pack | None = None) ->
 
 def _mean_chromas(pairs: Pairs | Pack) -> NDArray[np.float64]:
     """Return the mean (a, b) of every truth, float64 [N, 2]."""
-    bar = progress(range(len(pairs)), desc="mean chroma", unit="image", leave=False)
-    return np.array([mean_colour(to_lab(pairs.truths(index)))[1:] for index in bar])
+    means = ahead(range(len(pairs)), lambda i: mean_colour(to_lab(pairs.truths(i)))[1:], workers=workers())
+    return np.array(list(progress(means, total=len(pairs), desc="mean chroma", unit="image", leave=False)))
 
 
 def coloured_with(image: Image, chroma: Chroma) -> Image:
@@ -181,14 +188,9 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     return means
 
 
-def in_parallel(jobs: Iterable[Callable[[], Result]], threads: int | None = None) -> Iterator[Result]:
-    """Run jobs on threads (by default one per processor, at most 8), and yield their results in order."""
-    threads = threads or min(8, len(os.sched_getaffinity(0)))
-    remaining = iter(jobs)
-    with ThreadPoolExecutor(threads) as pool:
-        # Few at a time: memory stays flat, and a timed call in the iterable never runs beside a job.
-        while few := list(islice(remaining, 4 * threads)):
-            yield from pool.map(lambda job: job(), few)
+def workers() -> int:
+    """Return how many threads score: one per processor, at most 8."""
+    return min(8, processors())
 
 
 # Network outputs as npz files: one per image in the order of the faces, ``000003_<name>.npz``, with
@@ -258,6 +260,17 @@ def _check(path: Path, output: np.ndarray, side: int | None = None) -> None:
         raise DataError(f"{path}: {OUTPUT_KEY} holds NaN or infinity")
 
 
+@dataclass
+class _Batch:
+    """Some images on their way through the steps of :func:`restore_pairs`."""
+
+    indices: Sequence[int]
+    sources: list[Image]
+    truths: list[Image]
+    outputs: FloatArray  # [N, 3, S, S]; until it has run, the network's input
+    ms: float = 0.0  # per image
+
+
 def restore_pairs(
     runtime: Runtime,
     pairs: Pairs | Pack,
@@ -265,32 +278,49 @@ def restore_pairs(
     images: Path | None = None,
     npz: Path | None = None,
     chroma: DataChroma | None = None,
+    finished: Journal | None = None,
 ) -> list[Row]:
-    """Restore and score every image: its figures and ``ms``, its share of the batch's time; keep outputs."""
+    """Restore and score every image: its figures and ``ms``, its share of the batch's time; keep outputs.
+
+    Reading, running, and scoring with writing overlap, a few images ahead of one another. With a journal
+    every image is noted when its files are written, and those that were noted earlier are not done again.
+    """
     whole_number("batch_size", batch_size, 1)
-    for size in sorted({min(batch_size, len(pairs)), len(pairs) % batch_size or batch_size}):
-        runtime(to_tensor([pairs.inputs(0)] * size))  # first calls compile; they are not timed
     names, chromas = pairs.names, (chroma or data_chroma(pairs)).per_face
+    done = finished.finished if finished is not None else {}
+    starts = range(0, len(pairs), batch_size)  # of the same batches, whatever is done: they decide last bits
+    batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
+    batches = [indices for indices in batches if any(names[index] not in done for index in indices)]
 
-    def finish(index: int, output: FloatArray, milliseconds: float) -> Row:
-        row = score(pairs.inputs(index), pairs.truths(index), output, chromas[index])
+    def read(indices: range) -> _Batch:
+        sources = [pairs.inputs(index) for index in indices]
+        return _Batch(indices, sources, [pairs.truths(index) for index in indices], to_tensor(sources))
+
+    def run(batch: _Batch) -> _Batch:
+        started = time.perf_counter()
+        batch.outputs = runtime(batch.outputs)
+        batch.ms = (time.perf_counter() - started) * 1000 / len(batch.indices)
+        return batch
+
+    def finish(item: tuple[_Batch, int]) -> tuple[str, Row]:
+        batch, place = item
+        index, output, files = batch.indices[place], batch.outputs[place], []
+        name = names[index]
+        figures = score(batch.sources[place], batch.truths[place], output, chromas[index])
+        row: Row = {"name": name, **figures, "ms": batch.ms}
         if images is not None:
-            write_image(images / f"{names[index]}.png", from_tensor(output[None])[0])
+            files.append(write_image(images / f"{name}.png", from_tensor(output[None])[0]))
         if npz is not None:
-            write_output_npz(npz, index, names[index], output)
-        return {"name": names[index], **row, "ms": milliseconds}
+            files.append(write_output_npz(npz, index, name, output))
+        return name, row if finished is None else finished.add(name, row, files)
 
-    def jobs() -> Iterator[Callable[[], Row]]:
-        for start in range(0, len(pairs), batch_size):
-            indices = range(start, min(start + batch_size, len(pairs)))
-            batch = to_tensor([pairs.inputs(index) for index in indices])
-            started = time.perf_counter()
-            outputs = runtime(batch)
-            milliseconds = (time.perf_counter() - started) * 1000 / len(indices)
-            for index, output in zip(indices, outputs, strict=True):
-                yield partial(finish, index, output, milliseconds)
-
-    return list(progress(in_parallel(jobs()), total=len(pairs), desc=f"infer {runtime.dtype}", unit="image"))
+    for size in {len(indices) for indices in batches}:
+        runtime(to_tensor([pairs.inputs(0)] * size))  # first calls compile; they are not timed
+    ran = ahead(ahead(batches, read), run)
+    left = ((b, place) for b in ran for place, index in enumerate(b.indices) if names[index] not in done)
+    bar = {"total": len(pairs), "initial": len(done), "desc": f"infer {runtime.dtype}", "unit": "image"}
+    rows = done | dict(progress(ahead(left, finish, workers=workers()), **bar))
+    return [rows[name] for name in names]
 
 
 # Faces to look at, with their pictures: input, restored output, truth.
@@ -379,10 +409,11 @@ def evaluate_npz(
         output = read_output_npz(paths[index], names[index] if named else None, truth.shape[0])
         return {"name": names[index], **score(pairs.inputs(index), truth, output, chromas[index])}
 
-    jobs = (partial(row_of, index) for index in range(len(pairs)))
-    return list(progress(in_parallel(jobs), total=len(pairs), desc="score npz", unit="image"))
+    rows = ahead(range(len(pairs)), row_of, workers=workers())
+    return list(progress(rows, total=len(pairs), desc="score npz", unit="image"))
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Score network outputs in npz files: print the means, write the rows as JSON and CSV."""
     import pandas as pd
@@ -394,14 +425,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where rows.json and rows.csv go (default: beside FOLDER)")
     options = parser.parse_args(arguments)
     beside = options.pack.resolve().parent / "calibration"  # as 02_data lays them out
-    try:
-        pack = read_pack(options.pack)
-        has_calibration = (beside / DATALIST).is_file() and not beside.samefile(options.pack)
-        chroma = data_chroma(pack, read_pack(beside) if has_calibration else None)
-        rows = evaluate_npz(options.folder, pack, not options.unnamed, chroma)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    pack = read_pack(options.pack)
+    has_calibration = (beside / DATALIST).is_file() and not beside.samefile(options.pack)
+    chroma = data_chroma(pack, read_pack(beside) if has_calibration else None)
+    rows = evaluate_npz(options.folder, pack, not options.unnamed, chroma)
     means = summarise(rows)
     suffixes = {"output": "", **{name: f"_{name}" for name in (*BASELINES, "truncated", "float")}}
     cells = {row: [means.get(f"{name}{suffix}_mean") for name in SCORES] for row, suffix in suffixes.items()}

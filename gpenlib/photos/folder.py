@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from gpenlib.data.faces import DataError, picture_files, whole_photographs
 from gpenlib.data.pairs import distinct_stems
 from gpenlib.data.tasks import BlindDegradation
+from gpenlib.files import AHEAD, Journal, StorageError, ahead
 from gpenlib.images import (
     HEIF_SUFFIXES,
     SUFFIXES,
@@ -48,9 +48,6 @@ from gpenlib.photos.find import (
     same_face,
 )
 
-S = TypeVar("S")
-T = TypeVar("T")
-AHEAD = 2  # pictures that a step may be ahead of the next one: memory stays flat
 FULL_LOOK = 12  # frames after which new faces are looked for
 JITTER = 0.05  # of a square's side: points that move less follow slowly, others at once
 SLOWEST = 0.1  # part of the way that a point follows at least from frame to frame
@@ -74,26 +71,23 @@ def photo_files(photos: Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def ahead(items: Iterable[S], step: Callable[[S], T], depth: int = AHEAD) -> Iterator[T]:
-    """Apply a step to items in order on a thread of its own, at most ``depth`` ahead of what is taken."""
-    waiting: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(1)
-    try:
-        for item in items:
-            waiting.append(pool.submit(step, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 class FrameFinder:
     """Finds faces in the frames of a film: those that are known are looked at again, and held still."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, state: Mapping[str, Any] | None = None) -> None:
         self._detector, self._faces, self._count = detector, list[PhotoFace](), 0
+        if state:
+            known = [(np.array(face["points"], face["type"]), face["score"]) for face in state["faces"]]
+            self._faces = [PhotoFace(points, score, ffhq_landmarks(points)) for points, score in known]
+            self._count = state["count"]
+
+    def state(self) -> dict[str, Any]:
+        """Return what is known after the last frame, as plain values to go on from."""
+        faces = [
+            {"points": face.points.tolist(), "type": face.points.dtype.name, "score": float(face.score)}
+            for face in self._faces
+        ]
+        return {"faces": faces, "count": self._count}
 
     def __call__(self, frame: Image) -> list[PhotoFace]:
         """Return the faces of the next frame, uint8 RGB [H, W, 3]."""
@@ -129,11 +123,13 @@ class PhotoResult:
     weights: str = ""  # which network was taken
     made: dict[str, EnhancedPhoto] = field(default_factory=dict)  # by dtype
     files: dict[str, Path] = field(default_factory=dict)  # by dtype
+    crops: set[Path] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)  # by step
     found: list[PhotoFace] = field(default_factory=list)
     picture: Picture | None = None  # only while it is worked on
     seen: Image | None = None
     monochrome: bool = False
+    state: dict[str, Any] | None = None  # of the finder of frames, after this one
 
 
 Networks = Mapping[str, Mapping[str, Runtime]]  # by weights, then by dtype
@@ -147,6 +143,7 @@ def enhance_files(
     *,
     frames: bool = False,
     detector: Detector | None = None,
+    finished: Journal | None = None,
     **options: Any,
 ) -> Iterator[PhotoResult]:
     """Enhance picture files; ``folder/<dtype>`` gets the results under the original names.
@@ -155,11 +152,19 @@ def enhance_files(
     that restores. A network that colours leaves photographs that have colours as they are, unless ``task``
     asks for it. ``options`` are those of :func:`gpenlib.enhance_photo`; the faces' crops go to
     ``folder/faces``. A picture that cannot be read or used does not stop the others: its result says why.
+    Those that a journal names are passed over (see :func:`rows_of`); frames go on with the faces known there.
     """
+    named = dict(zip(distinct_stems(file.name for file in files), files, strict=True))
+    state = None
+    if finished is not None:  # in order: each frame depends on the one before it
+        finished.keep(takewhile(finished.finished.__contains__, named))
+        known = [entry["state"] for entry in finished.finished.values() if entry["state"]]
+        state = known[-1] if known else None
     # Where several pictures are on their way, one thread a step is the better use of the processor
     detector = detector or CenterFace(threads=1 if len(files) > AHEAD else None)
     which, aligned = options.pop("faces", "all"), bool(options.get("aligned"))
-    finder = FrameFinder(detector) if frames else partial(find_faces, detector=detector)
+    tracker = FrameFinder(detector, state) if frames else None
+    finder = tracker or partial(find_faces, detector=detector)
 
     def read(result: PhotoResult) -> None:
         result.picture = open_picture(result.path)
@@ -168,6 +173,7 @@ def enhance_files(
         assert result.picture is not None
         result.seen = to_seen(result.picture.pixels, result.picture.alpha)
         result.found = [] if aligned else choose_faces(finder(result.seen), which)
+        result.state = tracker.state() if tracker else None
         result.monochrome = is_monochrome(result.seen, result.found)
         result.weights = suited(networks, result.monochrome)
 
@@ -191,11 +197,13 @@ def enhance_files(
                 crops = {"input": face.shown, dtype: face.output}
                 for label, crop in crops.items():
                     if crop is not None:
-                        write_image(folder / FACES / f"{result.name}_{number}_{label}.png", crop)
+                        path = folder / FACES / f"{result.name}_{number}_{label}.png"
+                        result.crops.add(write_image(path, crop))
             result.made[dtype] = replace(made, image=made.image[:0])  # on disk now
         result.picture = result.seen = None
 
-    results: Iterable[PhotoResult] = map(PhotoResult, files, distinct_stems(file.name for file in files))
+    left = {name: path for name, path in named.items() if finished is None or name not in finished.finished}
+    results: Iterable[PhotoResult] = map(PhotoResult, left.values(), left)
     for step in (read, find, enhance, write):
         results = ahead(results, partial(_guarded, step))
     yield from results
@@ -207,6 +215,8 @@ def _guarded(step: Step, result: PhotoResult) -> PhotoResult:
         started = time.perf_counter()
         try:
             step(result)
+        except StorageError:
+            raise  # no picture's fault: the next one would fail as well
         except (ImageError, OSError, ValueError, MemoryError) as error:
             # The name stands beside the reason already
             text = str(error).removeprefix(str(result.path)).lstrip(": ")
@@ -232,53 +242,65 @@ def _left_in_colour(made: EnhancedPhoto) -> EnhancedPhoto:
     return replace(made, faces=faces, note=note if faces else made.note)
 
 
-def rows_of(results: Iterable[PhotoResult], folder: Path) -> dict[str, Any]:
+def rows_of(results: Iterable[PhotoResult], folder: Path, finished: Journal | None = None) -> dict[str, Any]:
     """Return what was made as plain values: ``photos``, ``faces`` (a row per dtype), ``failures``, ``note``.
 
     ``source`` and ``file`` are paths, relative to ``folder`` where they lie in it; ``square`` holds corners
     (top left, bottom left, bottom right, top right) and ``points`` both eyes, nose and both corners of the
-    mouth, in pixels of the photograph; ``<step>_s`` are seconds.
+    mouth, in pixels of the photograph; ``<step>_s`` are seconds. A journal of ``folder`` gets every picture
+    when its files are written; what it held before comes first.
     """
+    entries = dict(finished.finished) if finished is not None else {}
+    for result in results:
+        entry = _rows_of(result, folder)
+        if finished is not None:
+            entry = finished.add(result.name, entry, {*result.files.values(), *result.crops})
+        entries[result.name] = entry
+    rows = {
+        kind: [row for entry in entries.values() for row in entry[kind]]
+        for kind in ("photos", "faces", "failures")
+    }
+    without, count = {row["photo"] for row in rows["photos"] if not row["faces"]}, len(entries)
+    parts = [
+        f"{count} picture{'s' if count != 1 else ''}",
+        f"{len(rows['failures'])} could not be used" if rows["failures"] else "",
+        f"no face was found in {len(without)}" if without else "",
+    ]
+    return {**rows, "note": "; ".join(filter(None, parts))}
+
+
+def _rows_of(result: PhotoResult, folder: Path) -> dict[str, Any]:
+    """Return the rows of one picture, and the state of the finder of frames behind it."""
+    if result.error:
+        failure = {"photo": str(result.path), "reason": result.error}
+        return {"photos": [], "faces": [], "failures": [failure], "state": result.state}
     photos: list[dict[str, Any]] = []
     faces: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
-    count = 0
 
     def place(path: Path) -> str:
         return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
-    for count, result in enumerate(results, start=1):  # noqa: B007 (it says how many there were)
-        if result.error:
-            failures.append({"photo": str(result.path), "reason": result.error})
-            continue
-        for dtype, made in result.made.items():
-            head = {"photo": result.path.name, "weights": result.weights, "dtype": dtype}
-            times = {f"{step}_s": round(spent, 4) for step, spent in result.seconds.items()}
-            times |= {f"{step}_s": round(spent, 4) for step, spent in made.seconds.items() if step != "find"}
-            paths = {"source": place(result.path), "file": place(result.files[dtype])}
-            photos.append({**head, **paths, "faces": len(made.faces), "note": made.note, **times})
-            for number, face in enumerate(made.faces):
-                faces.append(
-                    {
-                        **head,
-                        "file": paths["file"],
-                        "face": number,
-                        "done": face.done,
-                        "side_px": round(face.side, 1),
-                        "score": round(face.score, 3),
-                        "square": face.square.round(1).tolist(),
-                        "points": face.points.round(1).tolist(),
-                        "crops": f"{FACES}/{result.name}_{number}",
-                    }
-                )
-    without = {row["photo"] for row in photos if not row["faces"]}
-    parts = [
-        f"{count} picture{'s' if count != 1 else ''}",
-        f"{len(failures)} could not be used" if failures else "",
-    ]
-    parts.append(f"no face was found in {len(without)}" if without else "")
-    note = "; ".join(filter(None, parts))
-    return {"photos": photos, "faces": faces, "failures": failures, "note": note}
+    spent = {f"{step}_s": round(seconds, 4) for step, seconds in result.seconds.items()}
+    for dtype, made in result.made.items():
+        head = {"photo": result.path.name, "weights": result.weights, "dtype": dtype}
+        times = {f"{step}_s": round(s, 4) for step, s in made.seconds.items() if step != "find"}
+        paths = {"source": place(result.path), "file": place(result.files[dtype])}
+        photos.append({**head, **paths, "faces": len(made.faces), "note": made.note, **spent, **times})
+        for number, face in enumerate(made.faces):
+            faces.append(
+                {
+                    **head,
+                    "file": paths["file"],
+                    "face": number,
+                    "done": face.done,
+                    "side_px": round(face.side, 1),
+                    "score": round(face.score, 3),
+                    "square": face.square.round(1).tolist(),
+                    "points": face.points.round(1).tolist(),
+                    "crops": f"{FACES}/{result.name}_{number}",
+                }
+            )
+    return {"photos": photos, "faces": faces, "failures": [], "state": result.state}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import torch
 
 from gpenlib.architecture import Gpen, save_checkpoint
 from gpenlib.architecture.checkpoints import load_weights, trained_task
-from gpenlib.files import resolve_path
+from gpenlib.files import command, resolve_path
 
 
 def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = None) -> Gpen:
@@ -37,6 +37,7 @@ def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = Non
     return mean.eval()
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the mean of several weights as fp16 safetensors, with the task that all were trained for."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib average", description=main.__doc__)
@@ -44,16 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
     parser.add_argument("--shares", nargs="+", type=float, help="one per weights; by default all count alike")
     options = parser.parse_args(arguments)
-    try:
-        mean = average_weights([load_weights(name).model for name in options.weights], options.shares)
-        tasks = {name: trained_task(name) for name in options.weights}
-        if len(set(tasks.values())) > 1:
-            raise ValueError(f"weights of different tasks: {tasks}")
-        notes = {"task": tasks[options.weights[0]]}
-        path = save_checkpoint(mean, resolve_path(options.output), torch.float16, notes)
-    except ValueError as error:  # CheckpointError is one
-        print(f"error: {error}")
-        return 1
+    mean = average_weights([load_weights(name).model for name in options.weights], options.shares)
+    tasks = {name: trained_task(name) for name in options.weights}
+    if len(set(tasks.values())) > 1:
+        raise ValueError(f"weights of different tasks: {tasks}")
+    notes = {"task": tasks[options.weights[0]]}
+    path = save_checkpoint(mean, resolve_path(options.output), torch.float16, notes)
     print(f"weights: {path}")
     return 0
 

@@ -20,12 +20,11 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
-from gpenlib.architecture import CheckpointError, Generator, Gpen, save_checkpoint
+from gpenlib.architecture import Generator, Gpen, save_checkpoint
 from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
-from gpenlib.data.faces import DataError
-from gpenlib.files import progress, resolve_path, write_atomically, write_text
+from gpenlib.files import command, progress, resolve_path, write_atomically, write_text
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
-from gpenlib.settings import SettingsError, TrainConfig, parse_overrides
+from gpenlib.settings import TrainConfig, parse_overrides
 from gpenlib.train.batches import TrainingFaces, open_training_faces
 from gpenlib.train.objectives import PriorObjective, RestorationObjective
 from gpenlib.train.objectives import TrainingError as TrainingError
@@ -330,18 +329,15 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
     }
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train (or resume) and write the averaged weights as fp16 safetensors into the run folder."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib train", description=main.__doc__)
     parser.add_argument("config", help="YAML file with the keys of TrainConfig")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     options = parser.parse_args(arguments)
-    try:
-        trainer = Trainer(TrainConfig.from_yaml(options.config, parse_overrides(options.overrides)))
-        trainer.run()
-        if trainer.fabric.is_global_zero:
-            print(f"weights: {trainer.save_weights()}")
-    except (SettingsError, DataError, CheckpointError, TrainingError) as error:
-        print(f"error: {error}")
-        return 1
+    trainer = Trainer(TrainConfig.from_yaml(options.config, parse_overrides(options.overrides)))
+    trainer.run()
+    if trainer.fabric.is_global_zero:
+        print(f"weights: {trainer.save_weights()}")
     return 0

@@ -70,21 +70,6 @@ def test_each_rounding_scores_its_own_image():
     assert row["psnr"] == row["psnr_float"] == row["psnr_truncated"] == PSNR_CEILING
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_results_come_in_order_and_few_jobs_wait(threads):
-    done, waiting = [], []
-
-    def jobs():
-        for number in range(50):
-            waiting.append(number - len(done))
-            yield lambda number=number: done.append(number) or number
-
-    assert list(scoring.in_parallel(jobs(), threads)) == list(range(50))
-    assert 0 < max(waiting) < 4 * threads
-    with pytest.raises(ZeroDivisionError):
-        list(scoring.in_parallel([lambda: 1 / 0], threads))
-
-
 # The baseline of one even colour
 
 
