@@ -145,7 +145,8 @@ class Journal:
             try:
                 entry = json.loads(line)
                 name, results, files = entry["name"], entry["results"], entry["files"]
-                whole = all(sha256(folder / file) == digest for file, digest in files.items())
+                inside = all((folder / file).resolve().is_relative_to(folder.resolve()) for file in files)
+                whole = inside and all(sha256(folder / file) == digest for file, digest in files.items())
             except (ValueError, KeyError, TypeError, AttributeError, OSError):
                 continue
             if whole:

@@ -67,7 +67,8 @@ class SamePythonKernel(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         """The specification of a kernel with ``sys.executable``."""
-        return KernelSpec(**get_kernel_dict())
+        # Without what a kernel logs when Ctrl-C ends it in the middle of a cell
+        return KernelSpec(**get_kernel_dict(["--log-level=CRITICAL"]))
 
     @default("transport_encryption")
     def _encrypt(self) -> str:
@@ -167,6 +168,8 @@ def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
         if notebook is not None:  # papermill notes exceptions in cells, not a kernel that died
             notebook.metadata.setdefault("papermill", {})["exception"] = True
             write_text(copy, nbformat.writes(notebook))
+        if getattr(error, "ename", "") == "KeyboardInterrupt":  # the kernel was told first
+            raise KeyboardInterrupt from error
         if not isinstance(error, (PapermillException, RuntimeError, TimeoutError)):
             raise
         ending = "\n".join(str(error).strip().splitlines()[-15:])

@@ -119,7 +119,9 @@ def test_lab_is_that_of_scikit_image(picture):
     """Over the whole cube of colours; a bit of float32 in XYZ is 3e-5 in a, and b."""
     colours = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
     colours[0, :256] = np.arange(256)[:, None]
-    np.testing.assert_allclose(to_lab(colours), rgb2lab(colours.astype(np.float32) / 255), rtol=0, atol=1.5e-4)
+    np.testing.assert_allclose(
+        to_lab(colours), rgb2lab(colours.astype(np.float32) / 255), rtol=0, atol=1.5e-4
+    )
     np.testing.assert_allclose(mean_colour(to_lab(picture)), rgb2lab(picture).mean(axis=(0, 1)), atol=1e-3)
     with pytest.raises(ValueError, match="float64"):
         to_lab(picture / 255)

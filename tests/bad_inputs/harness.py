@@ -45,7 +45,9 @@ def check(case: Case, module: str, folder: Path) -> None:
     process.start()
     there.close()
     try:
-        assert here.poll(3 * SECONDS), f"{case.name}: no answer after {3 * SECONDS} s"  # to make it takes time
+        assert here.poll(3 * SECONDS), (
+            f"{case.name}: no answer after {3 * SECONDS} s"
+        )  # to make it takes time
         kinds, message, seconds, memory, changed, results = here.recv()
     except EOFError:
         process.join()
