@@ -1,7 +1,7 @@
-"""How a bad input is tried: in a process of its own, watched for time, memory and what it leaves on the disk.
+"""How a bad input is tried: in a process of its own, watched for time, memory and what it leaves.
 
-A module of this folder lists its inputs as ``CASES`` and tries each with :func:`check`. What a stranger's file
-may cost, and what must be said of it, stands here once.
+A module of this folder lists its inputs as ``CASES`` and tries each with :func:`check`. What a file of
+strangers may cost, and what must be said of it, stands here once.
 """
 
 import importlib.util
