@@ -24,8 +24,8 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillException
 from traitlets import default
 
-from gpenlib.files import choice_error, locked, nearest, repository_root, resolve_path, write_text
-from gpenlib.settings import RunFolder, SettingsError, parse_overrides, read_yaml
+from gpenlib.files import choice_error, locked, nearest, repository_root, resolve_path, shown, write_text
+from gpenlib.settings import RunFolder, parse_overrides, read_yaml
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 PAGE = """<!doctype html>
@@ -96,9 +96,10 @@ def check_parameters(values: Mapping[str, Any], notebooks: Iterable[Path]) -> No
     for name, value in values.items():
         if name not in known:
             close = ", ".join(nearest(name, known) or known)
-            raise NotebookError(f"unknown parameter {name!r}: no notebook has it; nearest: {close}")
+            raise NotebookError(f"unknown parameter {shown(name)}: no notebook has it; nearest: {close}")
         if isinstance(value, Mapping):
-            raise NotebookError(f"parameter {name!r}: {value!r} is a mapping; notebooks take plain values")
+            given = f"parameter {name!r}: {shown(value)}"
+            raise NotebookError(f"{given} is a mapping; notebooks take plain values")
 
 
 def run_notebooks(
@@ -167,6 +168,8 @@ def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
 
 def read_copy(copy: Path) -> nbformat.NotebookNode | None:
     """Return an executed copy; None if there is none, or a killed process left half of one."""
+    if not copy.is_file():  # a pipe would be waited for
+        return None
     try:
         return nbformat.read(copy, as_version=4)
     except (OSError, ValueError, nbformat.reader.NotJSONError):
@@ -216,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = read_yaml(resolve_path(options.params))
         values |= parse_overrides([f"{key}={value}" for key, value in options.p])
         executed, index = run_notebooks(values, options.only)
-    except (NotebookError, SettingsError) as error:
+    except (NotebookError, ValueError, OSError) as error:
         print(f"error: {error}")
         return 1
     print(f"executed notebooks: {executed}\nHTML pages:         {index}")
