@@ -9,7 +9,9 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
+import reprlib
 import shutil
 import sys
 import threading
@@ -17,7 +19,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +29,7 @@ from tqdm import tqdm
 REPOSITORY_MARKER = "pyproject.toml"
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "pillow", "scikit-image")
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
+MOST_JSON, MOST_ENTRIES = 256 << 20, 8_000_000  # bytes and values of a file: scores of 30,000 faces fit
 AHEAD = 2  # items that a step may be ahead of the next one: memory stays flat
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
 JOURNAL = ".finished.jsonl"
@@ -35,6 +38,9 @@ STORAGE_ERRORS = {getattr(errno, f"E{n}") for n in ("NOSPC", "DQUOT", "ROFS", "A
 FULL = 1 << 20  # bytes: a disk with less is full
 S = TypeVar("S")
 T = TypeVar("T")
+
+_short = reprlib.Repr()
+vars(_short).update(maxlevel=4, maxdict=20, maxlist=20, maxtuple=20, maxstring=120, maxlong=80, maxother=80)
 
 
 class StorageError(OSError):
@@ -52,8 +58,33 @@ def repository_root() -> Path:
 
 def resolve_path(path: str | Path) -> Path:
     """Resolve ``path`` against the repository root, never against the working directory."""
-    path = Path(path).expanduser()
+    path = Path(path)
+    with suppress(RuntimeError):  # ~ and the name of nobody: a file may be called so
+        path = path.expanduser()
+    if max((len(os.fsencode(part)) for part in path.parts), default=0) > 255 or len(str(path)) > 1000:
+        raise ValueError(f"{shown(str(path))}: longer than the name of a file can be; shorten it")
     return path if path.is_absolute() else repository_root() / path
+
+
+def cut(text: str, most: int = 160) -> str:
+    """Return the beginning of a text that is too long for a message."""
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: cut, however long or deep it is."""
+    try:
+        return cut(_short.repr(value))
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return f"{type(value).__name__} of thousands of digits"
+
+
+def whole_number(name: str, value: object, least: int, most: float = math.inf) -> None:
+    """Raise ValueError unless ``value`` is a whole number in the bounds."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        told = most < 1000 or (isinstance(value, int) and value > most)  # else a limit that nobody meets
+        bounds = f"from {least} to {most}" if told else f"at least {least}"
+        raise ValueError(f"{name}={shown(value)}: must be a whole number, {bounds}")
 
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
@@ -63,13 +94,14 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 
 def did_you_mean(name: object, allowed: Iterable[object]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest allowed name, or nothing."""
-    close = nearest(str(name), [str(a) for a in allowed], count=1)
-    return f" (did you mean {close[0]!r}?)" if close and close[0] != str(name) else ""
+    name = name if isinstance(name, str) else shown(name)
+    close = nearest(name, [str(a) for a in allowed], count=1)
+    return f" (did you mean {close[0]!r}?)" if close and close[0] != name else ""
 
 
 def choice_error(what: str, value: object, allowed: Sequence[object]) -> str:
     """Return the message for a value outside a set: the value, what is allowed, the nearest match."""
-    return f"{what}={value!r}: allowed are {', '.join(map(str, allowed))}{did_you_mean(value, allowed)}"
+    return f"{what}={shown(value)}: allowed are {', '.join(map(str, allowed))}{did_you_mean(value, allowed)}"
 
 
 @contextmanager
@@ -248,9 +280,29 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def read_text(path: Path, most: int) -> str:
+    """Read UTF-8 text of at most ``most`` bytes; pipes and devices, which have no end, are refused."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'no regular file' if path.exists() else 'no such file'}")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path}: larger than the {most >> 20} MiB that are read")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file; FileNotFoundError or ValueError says why it cannot be."""
+    text = read_text(path, MOST_JSON)
+    if sum(map(text.count, "[{,")) > MOST_ENTRIES:  # a few bytes of text each, but a hundred of memory
+        raise ValueError(f"{path}: more than {MOST_ENTRIES} values")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error!s:.100})") from None
 
 
 def plain(value: object) -> object:

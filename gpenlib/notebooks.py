@@ -31,6 +31,7 @@ from gpenlib.files import (
     nearest,
     repository_root,
     resolve_path,
+    shown,
     write_text,
 )
 from gpenlib.settings import RunFolder, parse_overrides, read_yaml
@@ -105,9 +106,10 @@ def check_parameters(values: Mapping[str, Any], notebooks: Iterable[Path]) -> No
     for name, value in values.items():
         if name not in known:
             close = ", ".join(nearest(name, known) or known)
-            raise NotebookError(f"unknown parameter {name!r}: no notebook has it; nearest: {close}")
+            raise NotebookError(f"unknown parameter {shown(name)}: no notebook has it; nearest: {close}")
         if isinstance(value, Mapping):
-            raise NotebookError(f"parameter {name!r}: {value!r} is a mapping; notebooks take plain values")
+            given = f"parameter {name!r}: {shown(value)}"
+            raise NotebookError(f"{given} is a mapping; notebooks take plain values")
 
 
 def run_notebooks(
@@ -178,6 +180,8 @@ def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
 
 def read_copy(copy: Path) -> nbformat.NotebookNode | None:
     """Return an executed copy; None if there is none, or a killed process left half of one."""
+    if not copy.is_file():  # a pipe would be waited for
+        return None
     try:
         return nbformat.read(copy, as_version=4)
     except (OSError, ValueError, nbformat.reader.NotJSONError):

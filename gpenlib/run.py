@@ -49,6 +49,7 @@ from gpenlib.files import (
     read_json,
     resolve_path,
     sha256,
+    shown,
     write_atomically,
     write_csv,
     write_json,
@@ -75,6 +76,7 @@ from gpenlib.settings import (
     TrainConfig,
     TrainSettings,
     as_build_config,
+    as_plain_name,
 )
 from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, keep_aside, read_manifest, stage
 from gpenlib.train.batches import open_training_faces
@@ -235,8 +237,10 @@ class Run(Stages):
         SettingsError
             If the name leads out of the run's folder.
         """
-        if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise SettingsError(f"record: {name!r} is no folder of a stage, such as '00_architecture'")
+        for word in (*(Path(name).parts or ("",)), *results):
+            if as_plain_name(word) != word:
+                told = f"record: {shown(word)} in {shown(name)} is no plain name of a folder or file"
+                raise SettingsError(f"{told}, such as '00_architecture'")
         key = {
             "settings": {"weights": self.settings.weights, "recorded": fingerprint(results)},
             "inputs": {"weights": self.weights.digest},
@@ -330,7 +334,7 @@ class Run(Stages):
         s = self.settings
         choose_backend(s.backend, s.dtype, s.device)  # refuses early what cannot be run
         values = (as_build_config(s.build) if s.build else BuildConfig()).model_dump()
-        values["name"] = f"{s.weights}_{s.dtype}".replace("/", "_").lstrip(".")
+        values["name"] = as_plain_name(f"{s.weights}_{s.dtype}")
         values["backend"] |= {"dtype": s.dtype, "type": s.backend, "device": s.device}
         values["frontend"]["checkpoint"] = s.weights
         values["frontend"]["type"] = "onnx" if s.weights.endswith(".onnx") else "pytorch"
@@ -734,7 +738,11 @@ class Run(Stages):
             raise DataError(
                 f"run {name!r} has no results at {path}{did_you_mean(name, present)}: {todo}{there}"
             )
-        if "facts" not in read_json(path):
+        try:
+            results = read_json(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"run {name!r}: {error}: {todo}") from None
+        if not isinstance(results, dict) or "facts" not in results:
             raise DataError(
                 f"run {name!r}: {path} does not say what it was made from (older version): {todo}"
             )
@@ -882,7 +890,7 @@ class Run(Stages):
         s = self.settings
         used: dict[str, Manifest] = {}
         for number, weights in enumerate(s.networks):
-            name = f"{s.run}-{Path(weights).stem}" if number else s.run
+            name = f"{s.run}-{as_plain_name(Path(weights).stem)}" if number else s.run
             run = self.with_(weights=weights, task=s.asked_task or "", run=name)
             used |= {f"{weights} {dtype}": run.compile(dtype) for dtype in s.photo_dtypes}
         return used

@@ -10,17 +10,19 @@ import ast
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from pathlib import Path, PurePath
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     StrictInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -30,7 +32,7 @@ from gpenlib.architecture.checkpoints import trained_task
 from gpenlib.data.faces import made_here
 from gpenlib.data.pairs import ProcessOp, parse_process_ops
 from gpenlib.data.tasks import TaskName, known_task
-from gpenlib.files import did_you_mean, resolve_path
+from gpenlib.files import cut, did_you_mean, read_text, resolve_path, shown
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 
@@ -45,6 +47,9 @@ MODES: tuple[str, ...] = get_args(CalibrateMode)
 QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
 INCEPTION = "inception:"  # before a features_file: it is the standard Inception network
 REFERENCE = "fp32"  # what every other dtype is compared with
+MOST_THREADS = 4 * (os.cpu_count() or 1)  # more are a slip of the pen
+MOST_YAML, MOST_NODES, DEEPEST = 1 << 20, 10_000, 20  # bytes and values of a file, and levels of them
+MOST_SAID = 5  # problems that a message names
 
 Range = tuple[float, float]
 DEFAULT_OPS: tuple[dict[str, Any], ...] = (
@@ -63,7 +68,11 @@ class Settings(BaseModel):
     """Base of every configuration: frozen, no unknown keys, errors in plain words."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
 
     @classmethod
@@ -76,6 +85,8 @@ class Settings(BaseModel):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise SettingsError(f"{source}: {_explain(error, cls)}") from None
+        except RecursionError:
+            raise SettingsError(f"{source}: nested too deep for settings; write plain values") from None
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -99,7 +110,7 @@ class Settings(BaseModel):
                 for name in (target.id for target in targets if isinstance(target, ast.Name)):
                     if name not in cls.model_fields:
                         hint = did_you_mean(name, cls.model_fields)
-                        raise SettingsError(f"parameters: unknown parameter {name!r}{hint}")
+                        raise SettingsError(f"parameters: unknown parameter {shown(name)}{hint}")
         values = {name: namespace[name] for name in cls.model_fields if name in namespace}
         if hasattr(values.get("run"), "settings"):  # the cell is run again: the name now holds the run itself
             values["run"] = values["run"].settings.run
@@ -109,24 +120,95 @@ class Settings(BaseModel):
         """Return a copy with other values, validated."""
         return type(self).parse(self.model_dump(exclude_unset=True) | changes)
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_booleans_for_numbers(cls, values: Any) -> Any:
-        for name, field in cls.model_fields.items():
-            kinds = {field.annotation, *get_args(field.annotation)}
-            if isinstance(values, dict) and isinstance(values.get(name), bool) and bool not in kinds:
-                raise ValueError(f"{name}={values[name]!r}: true and false are no value here")
-        return values
+    def _no_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        own = any(
+            kind in (bool, Any) or (isinstance(kind, type) and issubclass(kind, Settings)) for kind in kinds
+        )
+        if not own and _holds_boolean(value):
+            raise ValueError("true and false are no value here")
+        return value
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """Return the types that an annotation is made of."""
+    return [kind for part in get_args(annotation) for kind in _kinds(part)] or [annotation]
+
+
+def _holds_boolean(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_holds_boolean, inner))
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain YAML: what grows, repeats a key or reads as something else than it looks is refused."""
+
+    TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+    NUMBERS: ClassVar = {  # YAML reads 010 as 8 and 1:30 as 90
+        "tag:yaml.org,2002:int": r"[-+]?(0|[1-9]\d{0,30})",
+        "tag:yaml.org,2002:float": r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|nan)",
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes = self.depth = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node and check it; an alias counts as all that it stands for."""
+        event, before = self.peek_event(), self.nodes
+        self.nodes, self.depth = self.nodes + 1, self.depth + 1
+        self._refuse(self.depth > DEEPEST, event, f"nested more than {DEEPEST} deep")
+        tag = getattr(event, "tag", None)
+        self._refuse(tag is not None, event, f"the tag {shown(tag)} is not read: write plain values")
+        node: Any = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(id(node) not in self.sizes, event, "an alias stands inside of what it stands for")
+            self.nodes += self.sizes[id(node)]
+        self.sizes.setdefault(id(node), self.nodes - before)
+        self.depth -= 1
+        self._refuse(self.nodes > MOST_NODES, event, f"more than {MOST_NODES} values, counting aliases")
+        if isinstance(node, yaml.ScalarNode):
+            number, what = self.NUMBERS.get(node.tag), f"{shown(node.value)} is no plain"
+            wrong = number is not None and re.fullmatch(number, node.value) is None
+            self._refuse(wrong, event, f"{what} decimal number: write one, or put text in quotes")
+            self._refuse("\0" in node.value, event, f"{what} text")
+            if number is None and not node.tag.endswith((":null", ":bool", ":merge")):
+                node.tag = self.TEXT  # a date is a word
+        keys: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            what = f"the key {shown(key.value if isinstance(key, yaml.ScalarNode) else key.id)}"
+            self._refuse(key.tag not in (self.TEXT, self.MERGE), key, f"{what} is no word: put it in quotes")
+            self._refuse(key.value in keys, key, f"{what} is there twice: remove one")
+            keys.add(key.value)
+        return node
+
+    def _refuse(self, wrong: bool, where: Any, problem: str) -> None:
+        if wrong:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """Read YAML text as plain values; SettingsError says what is wrong in which line of ``source``."""
+    try:
+        return yaml.load(text, _PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{source}{line}: not YAML as it is read here ({error.problem:.200})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise SettingsError(f"{source}: not YAML as it is read here ({why:.200})") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping; SettingsError says what is wrong with it."""
-    if not path.is_file():
-        raise SettingsError(f"{path}: no such file")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not YAML ({error})") from None
+        content = load_yaml(read_text(path, MOST_YAML), str(path))
+    except (OSError, ValueError) as error:
+        raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected a mapping of keys to values")
     return content
@@ -138,7 +220,7 @@ def set_dotted(values: dict[str, Any], dotted: str, value: object) -> None:
     for name in parents:
         inner = values.setdefault(name, {})
         if not isinstance(inner, dict):
-            raise SettingsError(f"{dotted}: {name} is not a mapping")
+            raise SettingsError(f"{dotted:.80}: {name:.80} is not a mapping")
         values = inner
     values[last] = value
 
@@ -149,24 +231,22 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise SettingsError(f"{word!r}: expected key=value")
-        try:
-            overrides[key] = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise SettingsError(f"{word!r}: the value is not YAML ({error})") from None
+            raise SettingsError(f"{shown(word)}: expected key=value")
+        overrides[key] = load_yaml(text, shown(word))
     return overrides
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the problems, each with its key, value and what is allowed."""
     lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
+    problems = error.errors(include_url=False)
+    for problem in problems[:MOST_SAID]:
+        where = cut(".".join(str(part) for part in problem["loc"]), 80)
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, problem["loc"][:-1])
             hint = did_you_mean(problem["loc"][-1], known)
-            lines.append(f"unknown key {where!r}{hint}; allowed: {', '.join(known)}")
+            lines.append(f"unknown key {where!r}{hint}; allowed: {cut(', '.join(known), 300)}")
         elif problem["type"] == "missing":
             lines.append(f"missing key {where!r}")
         elif problem["type"] == "value_error" and not where:
@@ -177,8 +257,10 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
                     problem["input"], re.findall(r"'([^']*)'", problem["ctx"]["expected"])
                 )
             prefix = "" if problem["type"] == "value_error" else "should be "
-            lines.append(f"{where}={problem['input']!r}: {prefix}{message}")
-    return "; ".join(lines)
+            lines.append(f"{where}={shown(problem['input'])}: {prefix}{message}")
+    if len(problems) > MOST_SAID:
+        lines.append(f"and {len(problems) - MOST_SAID} more")
+    return cut("; ".join(lines), 800)
 
 
 def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
@@ -205,22 +287,32 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
+def _plain_name(value: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{0,99}", value) or len(value.encode()) > 200:
+        raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.'; at most 100)")
+    return value
+
+
+def as_plain_name(text: str) -> str:
+    """Return a name of a file or folder for text such as the path of weights."""
+    return re.sub(r"[^\w.-]", "_", text).lstrip(".-")[-50:] or "_"
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed), Field(min_length=1)]
+PlainNames = Annotated[tuple[PlainName, ...], BeforeValidator(_listed)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_listed), Field(min_length=1)]
+ThreadCounts = Annotated[tuple[Threads, ...], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class RunFolder(Settings):
     """What names the folder of a run."""
 
-    run: str = "demo"
+    run: PlainName = "demo"
     weights: str = "demo-color"
-
-    @field_validator("run")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        if not re.fullmatch(r"\w[\w.-]{0,99}", value):
-            raise ValueError("must be a plain folder name (letters, digits, '_', '-', '.')")
-        return value
 
     @property
     def folder(self) -> Path:
@@ -237,7 +329,7 @@ class RunSettings(RunFolder):
     dataset_size: int = Field(16, ge=1)
     calib_dir: str | None = None
     calib_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0, description="of the draw of calibration images, and of degradations")
+    seed: Seed = Field(0, description="of the draw of calibration images, and of degradations")
     save_packs: bool = Field(False, description="02: the pairs as the vendor's npz packs, too")
     # 00_architecture
     image: str | None = Field(None, description="picture of one face")
@@ -250,14 +342,14 @@ class RunSettings(RunFolder):
     build: str | None = Field(
         None, description="YAML build configuration; dtype, backend and data are set by us"
     )
-    healed: int = Field(8, ge=0, description="layers left in float to see what it heals")
-    choice_faces: int = Field(16, ge=1, description="faces on which dtypes and modes are compared")
+    healed: int = Field(8, ge=0, le=1000, description="layers left in float to see what it heals")
+    choice_faces: Count = Field(16, description="faces on which dtypes and modes are compared")
     perf_batch: Counts = (1,)
-    perf_instances: Counts = (1, 2)
-    perf_threads: Counts = (1, 2)
-    perf_repeats: int = Field(10, ge=1)
+    perf_instances: ThreadCounts = (1, 2)
+    perf_threads: ThreadCounts = (1, 2)
+    perf_repeats: Count = 10
     # 04_infer
-    batch_size: int = Field(1, ge=1)
+    batch_size: Count = 1
     save_images: bool = True
     save_npz: bool = False
     # 05_errors
@@ -265,11 +357,13 @@ class RunSettings(RunFolder):
     lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
-    worst: int = Field(4, ge=1, description="how many of the faces with the largest loss are shown")
-    runs: Words = Field((), description="runs whose results are compared, too")
+    worst: Count = Field(4, description="how many of the faces with the largest loss are shown")
+    runs: Annotated[tuple[PlainName, ...], BeforeValidator(_listed)] = Field(
+        (), description="runs whose results are compared, too"
+    )
     max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
-    repeats: int = Field(9, ge=1, description="timed calls of every dtype, taken in turns")
-    layer_faces: int = Field(4, ge=1, description="faces on which the layers of int8 are compared with float")
+    repeats: Count = Field(9, description="timed calls of every dtype, taken in turns")
+    layer_faces: Count = Field(4, description="faces on which the layers of int8 are compared with float")
 
     @model_validator(mode="before")
     @classmethod
@@ -288,6 +382,11 @@ class RunSettings(RunFolder):
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return value or None
+
+    @field_validator("size")
+    @classmethod
+    def _of_a_network(cls, value: int) -> int:
+        return GpenConfig(value, value).out_size
 
     @field_validator("task")
     @classmethod
@@ -317,7 +416,7 @@ class RunSettings(RunFolder):
     def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if value and len(set(value)) < max(2, len(value)):
             raise ValueError("name two or more different runs, separated by commas, or none")
-        return tuple(cls._folder_name(name) for name in value)
+        return value
 
     @field_validator("lpips_weights", "features_file")
     @classmethod
@@ -388,7 +487,7 @@ class FrontendConfig(Settings):
     to ``compile_model`` only ``shape`` is checked.
     """
 
-    shape: dict[str, list[int]] | None = Field(None, description="input name -> [N, 3, S, S]")
+    shape: dict[str, list[Count]] | None = Field(None, description="input name -> [N, 3, S, S]")
     type: Literal["pytorch", "onnx"] = Field("pytorch", description="onnx: recover the weights of a file")
     checkpoint: str | None = Field(None, description="name of weights, checkpoint, or ONNX file")
     dtype: Literal["fp32"] = "fp32"
@@ -419,7 +518,7 @@ class QuantizeConfig(Settings):
     )
     quantize_mode: Literal["manual", "auto"] = Field("manual", description="auto: exclude_layers auto")
     max_drop_db: float = Field(0.05, gt=0, description="exclude_layers auto: largest loss of PSNR, dB")
-    sensitivity_images: int = Field(8, ge=1, description="calibration images that auto measures on")
+    sensitivity_images: Count = Field(8, description="calibration images that auto measures on")
     bias_correction: bool = Field(
         True, description="take the mean error of rounded weights, and of the picture, out of the biases"
     )
@@ -484,11 +583,17 @@ class WorkspaceConfig(Settings):
 
     path: str = "./deploy_weights/"
 
+    @property
+    def inside(self) -> bool:
+        """Whether the path stays in the folder that it is relative to."""
+        path = PurePath(self.path)
+        return not path.is_absolute() and ".." not in path.parts
+
 
 class BuildConfig(Settings):
     """A build: frontend -> backend, calibrated on a data set. Every key has a default."""
 
-    name: str = "gpen"
+    name: PlainName = "gpen"
     frontend: FrontendConfig = Field(default_factory=FrontendConfig)
     backend: BackendConfig = Field(default_factory=BackendConfig)
     dataset: DatasetConfig = Field(default_factory=DatasetConfig)
@@ -589,10 +694,10 @@ class TrainConfig(Settings):
     )
     task: TaskName = "color"
     size: int = 128
-    channel_multiplier: int = 2
-    narrow: float = 0.25
+    channel_multiplier: int = Field(2, ge=1, le=16)
+    narrow: float = Field(0.25, gt=0, le=16)
     steps: int = Field(ge=1)
-    batch_size: int = Field(8, ge=1, description="over all devices")
+    batch_size: Count = Field(8, description="over all devices")
     holdout: int = Field(48, ge=1, description="last images in natural order, never trained on")
     jitter: Jitter = Jitter()
     learning_rates: LearningRates = LearningRates()
@@ -603,12 +708,12 @@ class TrainConfig(Settings):
     )
     style_mixing: float = Field(0.9, ge=0, le=1, description="share of images with two latents (prior)")
     ema_decay: float = Field(0.998, ge=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
     accelerator: str = Field("auto", description="Lightning Fabric's: auto, cpu, cuda")
     devices: int = Field(1, ge=1, description="processes, one per device; start them with torchrun")
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = Field(False, description="torch.compile the networks (needs a C++ compiler on CPU)")
-    workers: int = Field(0, ge=0, description="processes that read and degrade pictures")
+    workers: int = Field(0, ge=0, le=MOST_THREADS, description="processes that read and degrade pictures")
     checkpoint_every: int = Field(200, ge=1)
     evaluate_every: int = Field(200, ge=1)
 
@@ -619,6 +724,7 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        _ = self.network  # refuses a size or width that no network has
         if self.batch_size % self.devices:
             raise ValueError(f"batch_size={self.batch_size}: not a multiple of devices={self.devices}")
         if self.stage == "embed" and self.init is None:
@@ -636,19 +742,19 @@ class TrainSettings(RunFolder):
     task: TaskName | None = None
     steps: int | None = Field(None, ge=1)
     size: int | None = None
-    batch_size: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
+    batch_size: Count | None = None
+    seed: Seed = 0
     resume: bool = True
 
     @field_validator("data_dir", "task", "steps", "size", "batch_size", mode="before")
     @classmethod
     def _unset_is_none(cls, value: Any) -> Any:
-        return None if value in ("", "0", 0) else value
+        return None if value in ("", "0", 0) and value is not False else value
 
     @field_validator("train")
     @classmethod
     def _different_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        stems = [Path(file).stem for file in value]
+        stems = [_plain_name(Path(file).stem) for file in value]
         if len(set(stems)) < len(stems):
             raise ValueError("each configuration has a folder of its file's name: name different files")
         return value

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -182,11 +182,21 @@ def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
         return None, "half-written (no manifest)"
     except (OSError, ValueError, RecursionError):
         return None, "manifest is not JSON"
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+    if _outputs(manifest) is None:
         return None, "manifest has another form"
     if manifest.get("digest") != seal(manifest):
         return None, "manifest was edited, or is of another version"
     return manifest, ""
+
+
+def _outputs(manifest: Any) -> list[str] | None:
+    """Return the files that a manifest lists; None if it is none, or names what lies outside its folder."""
+    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
+    if not isinstance(outputs, dict):
+        return None
+    paths = [PurePosixPath(name) for name in outputs]
+    inside = all(path.parts and not path.is_absolute() and ".." not in path.parts for path in paths)
+    return [*outputs] if inside and not any("\0" in name for name in outputs) else None
 
 
 def standing(folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str]:
@@ -216,13 +226,13 @@ def listed_files(folder: Path) -> set[Path]:
             manifest = read_json(path)
         except (OSError, ValueError, RecursionError):
             continue
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+        if (names := _outputs(manifest)) is None:
             continue
         if path.parent == folder:
             stage_name = manifest.get("stage")
         elif manifest.get("stage") != f"{stage_name}/{path.parent.relative_to(folder).as_posix()}":
             continue
-        listed |= {path, *(path.parent / name for name in manifest["outputs"])}
+        listed |= {path, *(path.parent / name for name in names)}
     return listed
 
 

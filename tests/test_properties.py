@@ -40,7 +40,7 @@ from gpenlib.settings import BuildConfig, PhotoSettings, RunSettings, SettingsEr
 
 # Equal on every machine and in every order: what fails here fails for the next one, too
 settings.register_profile(
-    "same", deadline=None, derandomize=True, max_examples=60,
+    "same", deadline=None, derandomize=True, database=None, max_examples=60,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 settings.load_profile("same")

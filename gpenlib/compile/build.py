@@ -28,11 +28,27 @@ from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.pairs import Pack, Pairs, preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
 from gpenlib.export.graphs import Parity
-from gpenlib.files import command, package_versions, read_json, resolve_path, sha256, write_json
+from gpenlib.files import (
+    command,
+    package_versions,
+    read_json,
+    resolve_path,
+    sha256,
+    shown,
+    whole_number,
+    write_json,
+)
 from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
 from gpenlib.infer.performance import auto_candidates, fastest_backend
 from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE, runtime_class, serves, write_torch_files
-from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
+from gpenlib.settings import (
+    QUANTISED,
+    BackendConfig,
+    BuildConfig,
+    QuantizeConfig,
+    SettingsError,
+    WorkspaceConfig,
+)
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
 # Sound ones lie far above: see notebook 03.
@@ -97,7 +113,7 @@ def calibrate_layers(build: Build) -> None:
     if build.cache_dir is not None:
         setup = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
         path = build.cache_dir / f"{calibrate.cache_key(sha256(build.float_path), digest, setup)}.npz"
-        stored = calibrate.load_calibration(path)
+        stored = calibrate.load_calibration(path, inputs, outputs)
     build.calibration = stored or calibrate.calibrate(build.graph, inputs, outputs, data.calibration())
     build.calibration.check_alive(layer.inputs for layer in layers)
     if path is not None and stored is None:
@@ -280,7 +296,8 @@ def compile_model(
     build : BuildConfig, path of a YAML file, or mapping
         A mapping may be partial: ``{"backend": {"dtype": "int8"}, "dataset": {"path": "faces"}}``.
     out_dir : path
-        The artefact folder; an older artefact in it is replaced, files of others stay.
+        The artefact folder; an older artefact in it is replaced, files of others stay. If one of them has
+        the name of a file that is to be written, nothing is.
     float_graph : Path, optional
         This model as :func:`gpenlib.export_onnx` wrote it, to save exporting it again.
     calibration_cache : Path, optional
@@ -317,6 +334,9 @@ def compile_model(
         runtime_class(name).check_device(options.device)
     candidates = auto_candidates(options.dtype, options.device, options.also) if auto else [options.type]
     forms = int8_forms(options, [*candidates, *options.also]) if options.dtype in QUANTISED else {}
+    names = {MANIFEST_FILE, MODEL_FILE, *(FILES[name] for name in [*candidates, *options.also])}
+    names |= {write.QOPERATOR_FILE} if len({*forms.values()}) > 1 else set()
+    write.check_folder(out_dir, names, write.older_files(out_dir))
     data = open_calibration_data(config.dataset, network, calibration)
     manifest = {
         "kind": "gpen-artefact",
@@ -365,6 +385,7 @@ def measure_sensitivity(
 
     Each step has ``excluded``, ``psnr`` (against the float network, dB) and ``drop_db`` (against the truth).
     """
+    whole_number("healed", healed, 0)
     probe = open_probe(deploy, data, images)
     ranking = rank_layers(probe, built.layers)
     steps = []
@@ -437,8 +458,8 @@ def _check_sizes(config: BuildConfig, size: int) -> None:
     for name, shape in (config.frontend.shape or {}).items():
         if name != "input" or list(shape[1:]) != [3, size, size]:
             raise ParityError(
-                f"frontend.shape {name}={shape}: this network takes input=[N, 3, {size}, {size}]; "
-                "override frontend.shape"
+                f"frontend.shape {shown(name)}={shown(shape)}: this network takes "
+                f"input=[N, 3, {size}, {size}]; override frontend.shape"
             )
     try:
         preprocess(np.zeros((size, size, 3), np.uint8), config.dataset.operators(), size)
@@ -460,9 +481,9 @@ def compile_file(config: BuildConfig) -> Path:
             f"frontend.type={config.frontend.type!r} does not go with frontend.checkpoint={checkpoint!r}; "
             "onnx is for .onnx files, pytorch for checkpoints and names of weights"
         )
-    if config.name.startswith(".") or Path(config.name).parts != (config.name,):
-        raise SettingsError(f"name={config.name!r}: give a plain folder name, for workspace.path/name")
     workspace = resolve_path(config.workspace.path)
+    if not config.workspace.inside:  # the vendor's compiler gets one below workspace.path/name
+        config = config.model_copy(update={"workspace": WorkspaceConfig()})
     task = trained_task(checkpoint)
     if "task" not in config.dataset.model_fields_set and task != config.dataset.task:
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"task": task})})

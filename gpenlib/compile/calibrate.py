@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpenlib.architecture import GpenConfig
 from gpenlib.data.faces import DataError, Faces, embedded_faces, open_folder
-from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_pack
+from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_npz, read_pack
 from gpenlib.files import choice_error, fingerprint, progress, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
 from gpenlib.settings import MODES, DatasetConfig
@@ -219,7 +217,7 @@ def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> 
 
 
 FORMAT = 3  # of the cache; raise it when the meaning of a field changes
-DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 def cache_key(model_digest: str, images_digest: str, settings: Any) -> str:
@@ -242,26 +240,38 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         np.savez(file, **arrays)
 
 
-def load_calibration(path: Path) -> Calibration | None:
-    """Return a stored calibration; None if there is none, or the file is damaged or another's (logged)."""
+def load_calibration(
+    path: Path, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None
+) -> Calibration | None:
+    """Return a stored calibration (of these tensors); None if there is none, or it is another's (logged)."""
     if not path.is_file():
         return None
     try:
-        with np.load(path) as arrays:
-            if str(arrays["key"]) != path.stem:
-                raise ValueError(f"it is {arrays['key']}")
-            result = Calibration({}, picture_mean=arrays["picture_mean"], images=int(arrays["images"]))
-            for key in arrays.files:
-                kind, _, name = key.partition("/")
-                if kind == "counts":
-                    limit, largest = arrays[f"range/{name}"].tolist()
-                    result.histograms[name] = MagnitudeHistogram(arrays[key], limit, largest)
-                    result.input_means[name] = arrays[f"mean/{name}"]
-                elif kind == "output":
-                    result.output_ranges[name] = ChannelRange(*arrays[key])
-            return result
+        arrays = read_npz(path)
+        if str(arrays["key"]) != path.stem:
+            raise ValueError(f"it is {arrays['key']!s:.80}")
+        result = Calibration({}, picture_mean=arrays["picture_mean"], images=int(arrays["images"]))
+        for key, values in arrays.items():
+            kind, _, name = key.partition("/")
+            if key != "key" and not np.isfinite(values).all():
+                raise ValueError(f"{key:.80} is not finite")
+            if kind == "counts":
+                limit, largest = arrays[f"range/{name}"].tolist()
+                mean = arrays[f"mean/{name}"]
+                if values.shape != (BINS,) or values.min() < 0 or not 0 <= largest <= limit or mean.ndim != 1:
+                    raise ValueError(f"{key:.80} is no histogram")
+                result.histograms[name] = MagnitudeHistogram(values, limit, largest)
+                result.input_means[name] = mean
+            elif kind == "output":
+                result.output_ranges[name] = ChannelRange(*values)
+        named = (inputs or result.histograms, outputs or result.output_ranges)
+        if result.histograms.keys() != {*named[0]} or result.output_ranges.keys() != {*named[1]}:
+            raise ValueError("it is of other tensors")
+        if result.picture_mean.shape != (RGB_CHANNELS,) or result.images < 1:
+            raise ValueError("it saw no image")
+        return result
     except DAMAGE as error:
-        log.warning("%s: damaged calibration cache, calibrating anew (%s)", path, error)
+        log.warning("%s: damaged calibration cache, calibrating anew (%.300s)", path, error)
         return None
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from gpenlib.compile.calibrate import CalibrationData, open_calibration_data
-from gpenlib.compile.write import read_listing, remove_older
+from gpenlib.compile.write import check_folder, older_files, read_listing, remove_older
 from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.export import DeployGpen, export_torchscript
-from gpenlib.files import hash_outputs, package_versions, progress, sha256, write_json, write_text
+from gpenlib.files import hash_outputs, package_versions, progress, sha256, shown, write_json, write_text
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
@@ -26,6 +26,7 @@ COMPILER = "vamc"
 VENDOR_DTYPES = ("fp16", "int8")  # what the vendor's model card names
 BUILD_FILE = "build.yaml"  # names everything relative to itself: the folder can be moved to another machine
 PICTURES = "calibration"
+PICTURE_KIND = "vendor-pictures"
 PICTURE_LIST = "calibration.json"  # the pictures that were written here and may be replaced
 LOG_FILE = "vamc.log"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg")
@@ -53,15 +54,22 @@ def build_for_vendor(
         told = f"{COMPILER} takes indices only, counted in its own graph; set indices, or an empty list"
         raise SettingsError(f"backend.quantize.exclude_layers={layers!r}: {told}")
     size = deploy.config.in_size
+    if not config.workspace.inside:
+        need = f"give a folder inside the build, relative and without '..': {COMPILER} writes there"
+        raise SettingsError(f"workspace.path={shown(config.workspace.path)}: {need}")
+    checkpoint = f"gpen-3_{size}_{size}.torchscript.pt"
+    files = [BUILD_FILE, PICTURE_LIST, LOG_FILE, checkpoint]
+    started = read_listing(out_dir / PICTURE_LIST).get("kind") == PICTURE_KIND
+    ours = older_files(out_dir) + (files if started else [])
+    check_folder(out_dir, [*files, MODEL_FILE, MANIFEST_FILE], ours)
     data = open_calibration_data(config.dataset, deploy.config, calibration)
     _check_pictures(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     remove_older(out_dir)
-    (out_dir / MODEL_FILE).unlink(missing_ok=True)  # beside the vendor's manifest it would be opened
-    checkpoint = export_torchscript(deploy, out_dir / f"gpen-3_{size}_{size}.torchscript.pt").name
     suffix = (config.dataset.sampler.suffix or "").lower().lstrip(".")
     suffix = suffix if suffix in PICTURE_SUFFIXES else PICTURE_SUFFIXES[0]
     _write_pictures(data, out_dir, suffix)
+    export_torchscript(deploy, out_dir / checkpoint)
     resolved = vendor_schema(config, size, checkpoint, suffix, len(data.chosen))
     write_text(out_dir / BUILD_FILE, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     if (compiler := shutil.which(COMPILER)) is None:
@@ -149,7 +157,7 @@ def _write_pictures(data: CalibrationData, out_dir: Path, suffix: str) -> None:
             write_image(Path(work) / name, data.network_input(data.chosen, index))
         for path in _check_pictures(out_dir):
             path.unlink()
-        write_json(out_dir / PICTURE_LIST, {"kind": "vendor-pictures", "files": names})
+        write_json(out_dir / PICTURE_LIST, {"kind": PICTURE_KIND, "files": names})
         (out_dir / PICTURES).mkdir(exist_ok=True)
         for name in names:
             (Path(work) / name).replace(out_dir / PICTURES / name)

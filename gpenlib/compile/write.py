@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from gpenlib.compile.rounding import ConvolutionLayer, QuantisationError, Rounde
 from gpenlib.export.graphs import CONVOLUTIONS
 from gpenlib.files import read_json
 from gpenlib.images import RGB_CHANNELS
-from gpenlib.infer.runtime import FILES, MANIFEST_FILE
+from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE
+from gpenlib.settings import SettingsError
 
 QOPERATOR_FILE = "model_qoperator.onnx"
 MODEL_FILES = {QOPERATOR_FILE, *FILES.values()}  # what an artefact consists of beside its manifest
@@ -35,15 +37,30 @@ def read_listing(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def older_files(folder: Path) -> list[str]:
+    """Return the names of what an older build wrote into a folder, manifest first."""
+    manifest = read_listing(folder / MANIFEST_FILE)
+    if (kind := manifest.get("kind")) not in ("gpen-artefact", "vendor-build"):
+        return []
+    text = str([manifest.get(key) for key in ("files", "torch_files", "files_sha256")])
+    text += repr(MODEL_FILE) if kind == "gpen-artefact" else ""  # older manifests do not list it
+    return [MANIFEST_FILE, *(name for name in MODEL_FILES if repr(name) in text)]
+
+
+def check_folder(folder: Path, names: Iterable[str], ours: Iterable[str]) -> None:
+    """Refuse a folder in which files of these names would be replaced that are not ``ours``."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{folder} is no folder; move it away, or build into another folder")
+    present = [name for name in sorted({*names} - {*ours}) if os.path.lexists(folder / name)]
+    if present:
+        told = f"{folder} holds {', '.join(present)}, which no build wrote"
+        raise SettingsError(f"{told}: move it away, or build into another folder")
+
+
 def remove_older(folder: Path) -> None:
     """Remove the artefact that lies in a folder, manifest first; files that it does not list stay."""
-    manifest = read_listing(folder / MANIFEST_FILE)
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    if manifest.get("kind") == "gpen-artefact":
-        text = str([manifest.get(key) for key in ("files", "torch_files", "files_sha256")])
-        for name in MODEL_FILES:
-            if repr(name) in text:
-                (folder / name).unlink(missing_ok=True)
+    for name in older_files(folder):
+        (folder / name).unlink(missing_ok=True)
 
 
 def count_quantised(model: onnx.ModelProto) -> dict[str, int]:

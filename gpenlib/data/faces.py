@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.checkpoints import weights_file
 from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, per_layer, to_pictures
-from gpenlib.files import resolve_path, sha256
+from gpenlib.files import resolve_path, sha256, shown, whole_number
 from gpenlib.images import HEIF_SUFFIXES, SUFFIXES, FloatArray, Image, check_image, read_image
 
 Point = tuple[float, float]
@@ -81,13 +81,13 @@ class Faces:
         """Choose the first faces for evaluation and random ones for calibration that share no content."""
         # Calibration comes from ``calibration``, else from the rest of these, else (no rest) from embedded,
         # if need be fewer than ``calib_size``; both sets are in the order of their source
-        if dataset_size < 1 or calib_size < 0 or seed < 0:
-            sizes = f"dataset_size={dataset_size}, calib_size={calib_size}, seed={seed}"
-            raise DataError(f"{sizes}: allowed are at least 1, 0 and 0")
+        whole_number("dataset_size", dataset_size, 1)
+        whole_number("calib_size", calib_size, 0)
+        whole_number("seed", seed, 0)
         count = len(self)
         if count < dataset_size:
             there = f"there are {count} images ({'; '.join(filter(None, (self.label, self.left_out)))})"
-            raise DataError(f"dataset_size={dataset_size}, but {there}: ask for {count} or fewer")
+            raise DataError(f"dataset_size={shown(dataset_size)}, but {there}: ask for {count} or fewer")
         evaluation = self.take(range(dataset_size))
         if calib_size == 0:
             return Split(evaluation, self.take(()), "no calibration images were asked for")
@@ -341,6 +341,8 @@ def align(image: Image, landmarks: Landmarks, size: int) -> Image:
 
 EMBEDDED_VERSION = "astronaut variations 1"  # change it whenever the same Variation gives other pixels
 SEED = 20210511
+MOST_MADE = 200_000  # faces that are made here: names and digests of all are kept
+NUMBERS_ASKED = "dataset_size, calib_size or get_data_num"
 FAR = 10_000  # calibration faces beyond those at hand begin at a multiple of this number
 
 # Read off an eightfold enlargement of scikit-image's astronaut (512 x 512), to about half a pixel.
@@ -394,13 +396,18 @@ def variation(index: int) -> Variation:
 
 def embedded_faces(count: int, size: int = 512) -> Faces:
     """Return faces that need no download: scikit-image's ``astronaut`` in FFHQ layout and its variations."""
-    if count < 1 or size < 16:
-        raise DataError(f"embedded images: count={count}, size={size}; needed are at least 1 and 16")
+    if size < 16 or not _can_be_made(count):
+        need = f"needed are 1 to {MOST_MADE} and at least 16"
+        raise DataError(f"embedded images: count={shown(count)}, size={size}; {need}: lower {NUMBERS_ASKED}")
     what = "variations of one public-domain photograph"
     label = f"embedded: {what}; scores show that the pipeline works, not how good the model is"
     names = [f"astronaut_{index:04d}.png" for index in range(count)]
     read, digest = partial(_embedded_face, size), partial(_embedded_digest, size)
     return Faces(label, names, read, digest, partial(_embedded_beyond, count, size))
+
+
+def _can_be_made(count: int) -> bool:
+    return isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= MOST_MADE
 
 
 def _embedded_face(size: int, index: int) -> Image:
@@ -512,9 +519,10 @@ _mean_latent = lru_cache(maxsize=2)(mean_latent)  # of thousands: only those pay
 
 def prior_faces(name: str, count: int, truncation: float = TRUNCATION, noise: float = NOISE) -> Faces:
     """Return samples of the GAN prior in a weights file; face k depends on prior, truncation, noise and k."""
-    if count < 1 or not 0 < truncation <= 1 or not 0 <= noise <= 1:
-        values = f"count={count}, truncation={truncation}, noise={noise}"
-        raise DataError(f"faces of a prior: {values}; allowed are at least 1, (0, 1] and [0, 1]")
+    if not _can_be_made(count) or not 0 < truncation <= 1 or not 0 <= noise <= 1:
+        values = f"count={shown(count)}, truncation={truncation}, noise={noise}"
+        allowed = f"allowed are 1 to {MOST_MADE}, (0, 1] and [0, 1]"
+        raise DataError(f"faces of a prior: {values}; {allowed}: lower {NUMBERS_ASKED}")
     path = weights_file(name)
     if not path.is_file():
         raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")

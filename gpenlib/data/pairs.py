@@ -3,7 +3,7 @@
 A pack is a folder as the vendor's ``image2npz.py`` and ``vamp --datalist`` have it. The truths are ours, so
 that it can be scored without the pictures it came from::
 
-    datalist.txt        one line per image, in order: input/<name>.npz, or an absolute path
+    datalist.txt        one line per image, in order: input/<name>.npz (a vendor's may be absolute)
     input/<name>.npz    input_0: uint8 CHW RGB, what the network is given
     truth/<name>.npz    truth_0: uint8 CHW RGB, what it should answer
 """
@@ -11,6 +11,7 @@ that it can be scored without the pictures it came from::
 from __future__ import annotations
 
 import hashlib
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 from gpenlib import images
 from gpenlib.data.faces import DataError, Faces
 from gpenlib.data.tasks import TASKS, find_task, make_pair
-from gpenlib.files import choice_error, fingerprint, progress, write_atomically
+from gpenlib.files import choice_error, cut, fingerprint, progress, read_text, shown, write_atomically
 from gpenlib.images import FloatArray, Image
 from gpenlib.metrics import colour_shift, colourfulness, mean_colour, psnr, ssim, to_lab
 
@@ -34,6 +35,8 @@ CACHED = 8  # pairs that are kept: input and truth of a face are asked for one a
 DATALIST = "datalist.txt"
 INPUT_FOLDER, INPUT_KEY = "input", "input_0"
 TRUTH_FOLDER, TRUTH_KEY = "truth", "truth_0"
+MOST_LIST = 64 << 20  # bytes of a datalist
+MOST_UNPACKED = 256 << 20  # of an npz file: five times a network's output of 2048 px
 
 
 class Pairs:
@@ -133,24 +136,32 @@ def write_pack(folder: str | Path, pairs: AnyPairs) -> Path:
     return datalist
 
 
-def read_pack(folder: str | Path) -> Pack:
-    """Open a pack whose files, and truths if it has a folder of them, are all there; else DataError."""
+def read_pack(folder: str | Path, outside: bool = False) -> Pack:
+    """Open a pack whose files, and truths if it has a folder of them, are all there; else DataError.
+
+    With ``outside`` the datalist may lead out of the folder, as a vendor's absolute paths do.
+    """
     folder = Path(folder)
     datalist = folder / DATALIST
     if not datalist.is_file():
         raise DataError(f"{datalist}: no such file (a pack that was interrupted has none: write it again)")
     try:
-        lines = datalist.read_bytes().decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{datalist}: not a UTF-8 text file") from None
+        lines = read_text(datalist, MOST_LIST).split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{error}; write the pack again") from None
     pack = Pack(folder, tuple(folder / line.rstrip("\r") for line in lines if line.strip()))
     if not len(pack):
         raise DataError(f"{datalist}: lists no file")
     truths = folder / TRUTH_FOLDER
     expected = [truths / f"{name}.npz" for name in pack.names] if truths.is_dir() else []
+    root = folder.resolve()
     for path in (*pack.paths, *expected):
-        if not path.is_file():
-            raise DataError(f"{datalist}: {path} is listed or belongs to a listed file, but is not there")
+        listed = shown(str(path))
+        if max(map(len, path.parts)) > 255 or not path.is_file():
+            raise DataError(f"{datalist}: {listed} is listed or belongs to a listed file, but is not there")
+        if not outside and not path.resolve().is_relative_to(root):
+            allow = "read_pack(folder, outside=True) or `score --outside` reads it"
+            raise DataError(f"{datalist}: {listed} lies outside of the pack; if you trust the list, {allow}")
     return pack
 
 
@@ -210,15 +221,37 @@ def _write_array(path: Path, key: str, image: Image) -> None:
         np.savez_compressed(temporary, **arrays)
 
 
+NPZ_DAMAGE = (
+    OSError, EOFError, TypeError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
+def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
+    """Read the arrays of an npz file that have these names, or all; DataError says why it cannot be."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("no regular file" if path.exists() else "no such file")
+        with zipfile.ZipFile(path) as archive:
+            size = max(path.stat().st_size, sum(entry.file_size for entry in archive.infolist()))
+        if size > MOST_UNPACKED:
+            raise ValueError(f"{size >> 20} MiB of arrays, at most {MOST_UNPACKED >> 20} are read")
+        with np.load(path, allow_pickle=False) as arrays:
+            if missing := [key for key in keys if key not in arrays.files]:
+                held = cut(", ".join(arrays.files)) or "nothing"
+                raise DataError(f"{path}: holds {held}, expected also {', '.join(missing)}")
+            return {key: arrays[key] for key in keys or arrays.files}
+    except NPZ_DAMAGE as error:
+        if isinstance(error, DataError):
+            raise
+        what = f"npz file with {', '.join(keys)}" if keys else "npz file"
+        why = str(error) or type(error).__name__
+        raise DataError(f"{path}: not a readable {what} ({why:.200}); write it again") from None
+
+
 def _read_array(path: Path, key: str) -> Image:
     """Read one image; every failure is a DataError that names the file."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:  # a single array is a TypeError
-            planar = archive[key]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a readable npz file with {key} ({error})") from None
+    planar = read_npz(path, key)[key]
     if planar.dtype != np.uint8 or planar.ndim != 3 or planar.shape[0] != 3 or 0 in planar.shape:
         raise DataError(f"{path}: {key} is {planar.dtype} {planar.shape}, expected uint8 [3, H, W]")
     return images.from_planar(planar)
@@ -229,6 +262,10 @@ def _read_array(path: Path, key: str) -> Image:
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "DecodeImage": (), "Resize": ("size",), "CenterCrop": ("size",), "Pad": ("size", "value"),
     "CvtColor": ("code",), "Normalize": ("mean", "std"), "ToTensor": (),
+}  # fmt: skip
+NUMBERS = {  # length of the list (0: none), from, to
+    "size": ((0, 2), 1, 4096), "value": ((0,), 0.0, 255.0),
+    "mean": ((3,), -1e4, 1e4), "std": ((3,), 1e-4, 1e4),
 }  # fmt: skip
 COLOUR_CODES = ("COLOR_BGR2RGB", "COLOR_RGB2BGR", "COLOR_RGB2GRAY", "COLOR_BGR2GRAY")
 
@@ -246,16 +283,28 @@ def parse_process_ops(entries: Sequence[Mapping[str, Any]]) -> list[ProcessOp]:
     operators = []
     for entry in entries:
         kind = entry.get("type")
-        if kind not in PARAMETERS:
+        if not isinstance(kind, str) or kind not in PARAMETERS:
             raise ValueError(choice_error("process_ops type", kind, tuple(PARAMETERS)))
         parameters = {name: value for name, value in entry.items() if name != "type"}
         for name in parameters:
             if name not in PARAMETERS[kind]:
                 raise ValueError(choice_error(f"parameter of {kind}", name, PARAMETERS[kind] or ("(none)",)))
+            if name in NUMBERS:
+                _check_numbers(f"{name} of {kind}", parameters[name], *NUMBERS[name])
         if kind == "CvtColor" and parameters.get("code") not in COLOUR_CODES:
             raise ValueError(choice_error("CvtColor code", parameters.get("code"), COLOUR_CODES))
         operators.append(ProcessOp(kind, parameters))
     return operators
+
+
+def _check_numbers(what: str, value: Any, lengths: tuple[int, ...], least: float, most: float) -> None:
+    """Refuse what is no number, or list of so many numbers (0: none), in the bounds."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    whole = (int,) if isinstance(most, int) else (int, float)
+    good = [type(number) in whole and least <= number <= most for number in numbers]
+    if not all(good) or (len(good) if numbers is value else 0) not in lengths:
+        forms = " or ".join(f"a list of {length}" if length else "one number" for length in lengths)
+        raise ValueError(f"{what}={shown(value)}: must be {forms} from {least} to {most}")
 
 
 def preprocess(image: Image, operators: Sequence[ProcessOp], size: int) -> FloatArray:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from gpenlib.files import command, package_versions, processors, progress, read_json, write_json
+from gpenlib.files import command, package_versions, processors, progress, read_json, whole_number, write_json
 from gpenlib.infer.runtime import (
-    MOST_THREADS,
+    MOST_REPEATS,
     ONNX_BACKENDS,
     OnnxRuntimeRuntime,
     OpenVinoRuntime,
@@ -39,9 +39,8 @@ from gpenlib.infer.runtime import (
     read_artefact,
     runs,
     runtime_class,
-    whole_number,
 )
-from gpenlib.settings import BACKENDS, DEVICES
+from gpenlib.settings import BACKENDS, DEVICES, MOST_THREADS
 
 Row = dict[str, Any]
 
@@ -57,7 +56,8 @@ def interleaved_latency(
     runtimes: Mapping[str, Runtime], repeats: int = 15, warm_up: int = 2, batch_size: int = 1
 ) -> list[Row]:
     """Return a row per runtime, timed in turn, so that noise on the machine hits all alike."""
-    whole_number("batch_size", batch_size, 1)
+    for each in runtimes.values():
+        each.check_batch(batch_size)
     calls = {label: partial(each, random_batch(batch_size, each.in_size)) for label, each in runtimes.items()}
     times = interleaved_times(calls, repeats, warm_up)
     percentiles = {"median_ms": 50, "p10_ms": 10, "p90_ms": 90}
@@ -144,7 +144,7 @@ def layer_times(
     artefacts: Mapping[str, Path], repeats: int = 5, threads: int | None = None
 ) -> dict[str, list[Row]]:
     """Return the median times of the layers at batch 1, slowest first, but none for PyTorch's backends."""
-    whole_number("repeats", repeats, 1)
+    whole_number("repeats", repeats, 1, MOST_REPEATS)
     profiles: dict[str, Profile] = {}
     for label, folder in artefacts.items():
         runtime = open_runtime(folder, threads)
@@ -240,6 +240,7 @@ def _medians(events: Iterable[Event]) -> list[Row]:
 # batch size, instances and threads in a process of its own, whose memory is theirs alone.
 
 CHILD = "--child"
+MOST_SECONDS = 86_400
 ENOUGH_FOR_P99 = 100  # calls; with fewer the 99th percentile lies between the two slowest
 # What a user can put right; anything else is a fault of a backend, and shows its traceback.
 PASSED_ON: tuple[type[Exception], ...] = (ValueError, FileNotFoundError, RuntimeUnavailable)
@@ -265,12 +266,13 @@ class Combination:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "instances", "repeats"):
-            whole_number(name, getattr(self, name), 1)
+        whole_number("batch_size", self.batch_size, 1)
+        whole_number("repeats", self.repeats, 1, MOST_REPEATS)
+        whole_number("instances", self.instances, 1, MOST_THREADS)
         whole_number("threads", self.threads, 1, MOST_THREADS)
-        whole_number("warm_up", self.warm_up, 0)
-        if not 0 <= self.seconds < float("inf"):
-            raise ValueError(f"seconds={self.seconds!r}: must be 0 or more")
+        whole_number("warm_up", self.warm_up, 0, MOST_REPEATS)
+        if not isinstance(self.seconds, float | int) or not 0 <= self.seconds <= MOST_SECONDS:
+            raise ValueError(f"seconds={self.seconds!r}: must be from 0 to {MOST_SECONDS}")
 
 
 def run_instances(
@@ -321,6 +323,7 @@ def measure(combination: Combination, opener: Callable[..., Runtime] = open_runt
     base, c = memory_mib("VmRSS"), combination  # before the artefact and its backend's library are loaded
     opened = partial(opener, c.artefact_dir, threads=c.threads, device=c.device, backend=c.backend)
     runtimes = [opened() for _ in range(c.instances)]
+    runtimes[0].check_batch(c.batch_size, at_once=c.instances)
     batch = random_batch(c.batch_size, runtimes[0].in_size)
     calls = [partial(runtime, batch) for runtime in runtimes]
     times, wall = run_instances(calls, c.repeats, c.seconds, c.warm_up)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
+import re
 import tempfile
 import threading
 import time
@@ -12,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -19,30 +19,40 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, ValidationError
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen, GpenConfig
+from gpenlib.architecture.inspect import live_activations
+from gpenlib.architecture.model import MAX_SIZE
 from gpenlib.export.deploy import DeployGpen, mixed_precision, read_mixed_precision, write_mixed_precision
 from gpenlib.export.graphs import TOLERANCE, save_torchscript
-from gpenlib.files import choice_error, sha256
+from gpenlib.files import choice_error, read_text, sha256, shown, whole_number
 from gpenlib.images import RGB_CHANNELS, FloatArray
-from gpenlib.settings import BACKENDS, DEVICES, DTYPES, QUANTISED, Backend, Dtype
+from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MOST_THREADS, QUANTISED, Backend, Dtype
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
-MOST_THREADS = 4 * (os.cpu_count() or 1)  # more are a slip of the pen
+MOST_MANIFEST = 64 << 20  # bytes
+MOST_REPEATS = 1_000_000
+Side = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 
 class RuntimeUnavailable(RuntimeError):
     """A backend, device and dtype that do not go together, or an artefact that cannot be opened."""
 
 
-def whole_number(name: str, value: object, least: int, most: float = math.inf) -> None:
-    """Raise ValueError unless ``value`` is a whole number in the bounds."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-        raise ValueError(f"{name}={value!r}: must be a whole number, {bounds}")
+def free_memory(device: str) -> int:
+    """Return the bytes that are free on a device; on the CPU within the limit of a container, too."""
+    if device != "cpu" and torch.cuda.is_available():
+        kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0] + kept)
+    available = re.search(r"MemAvailable: +(\d+)", Path("/proc/meminfo").read_text())
+    free = int(available[1]) << 10 if available else 1 << 62
+    with suppress(OSError, ValueError):  # no container, or none with a limit
+        limit, stat = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.stat"))
+        free = min(free, int(limit) - sum(map(int, re.findall(r"^anon (\d+)", stat, re.MULTILINE))))
+    return max(free, 0)
 
 
 def random_batch(size: int, side: int) -> FloatArray:
@@ -56,7 +66,7 @@ def interleaved_times(
     calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, lead_in: int = 0
 ) -> dict[str, list[float]]:
     """Return ``repeats`` times in ms per call, taken in turns, each after ``lead_in`` untimed calls of it."""
-    whole_number("repeats", repeats, 1)
+    whole_number("repeats", repeats, 1, MOST_REPEATS)
     times: dict[str, list[float]] = {label: [] for label in calls}
     for turn in range(warm_up + repeats):
         # Order alternates, so that no call always follows the same other one.
@@ -76,8 +86,8 @@ class Artefact(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
     dtype: Dtype
     backend: Backend | Literal["tvm_vacc"]
-    in_size: PositiveInt
-    out_size: PositiveInt
+    in_size: Side
+    out_size: Side
     network: dict[str, Any] = {}
     task: str | None = None  # what the weights were trained for, where their file said so
     # By backend, names that do not lead out of the folder. Manifests from before there were others have none.
@@ -109,12 +119,14 @@ def read_artefact(folder: Path) -> Artefact:
     if not path.is_file():
         raise FileNotFoundError(missing % MANIFEST_FILE)
     try:
-        artefact = Artefact.model_validate_json(path.read_bytes())
+        artefact = Artefact.model_validate_json(read_text(path, MOST_MANIFEST))
     except ValidationError as error:
         first = error.errors()[0]
-        where = f"{'.'.join(map(str, first['loc']))}={first['input']!r:.80}: " if first["loc"] else ""
-        told = f"{path}: {where}{first['msg']}; build the artefact anew with compile_model"
+        where = f"{'.'.join(map(str, first['loc'])):.80}={shown(first['input'])}: " if first["loc"] else ""
+        told = f"{path}: {where}{first['msg']:.200}; build the artefact anew with compile_model"
         raise RuntimeUnavailable(told) from None
+    except ValueError as error:
+        raise RuntimeUnavailable(f"{error}; build the artefact anew with compile_model") from None
     if artefact.backend == "tvm_vacc":
         raise RuntimeUnavailable(f"{folder}: built for the vendor's chip (tvm_vacc); run it with its runtime")
     if not (folder / MODEL_FILE).is_file():
@@ -134,6 +146,24 @@ class Runtime(ABC):
         self.dtype: str = artefact.dtype
         self.in_size, self.out_size, self.task = artefact.in_size, artefact.out_size, artefact.task
         self._prepared: dict[int, Any] = {}
+        self._fitting = 1  # the largest batch that was found to fit into memory
+        self._image_bytes = 4 * RGB_CHANNELS * (self.in_size**2 + self.out_size**2)
+        with suppress(TypeError, ValueError):  # older manifests do not describe the network
+            self._image_bytes += max(s.total_bytes for s in live_activations(GpenConfig(**artefact.network)))
+
+    def check_batch(self, size: int, images: int | None = None, at_once: int = 1) -> None:
+        """Raise ValueError unless a batch of the ``images`` that there are fits into memory."""
+        whole_number("batch_size", size, 1)
+        size = min(size, images or size)
+        if size * at_once <= self._fitting:
+            return
+        free = free_memory(self.device)
+        most = max(1, free // (self._image_bytes * at_once))
+        if size > most:
+            need, has = (f"{n / 2**30:.1f} GiB" for n in (size * self._image_bytes * at_once, free))
+            told = f"{size} images of {self.out_size} px take {need} of memory and {has} are free"
+            raise ValueError(f"batch_size={size}: {told}; at most {most} fit")
+        self._fitting = size * at_once
 
     @classmethod  # noqa: B027 (not abstract: a backend for the CPU alone needs nothing)
     def check_device(cls, device: str) -> None:
@@ -144,6 +174,7 @@ class Runtime(ABC):
         side = self.in_size
         if batch.dtype != np.float32 or batch.shape[1:] != (RGB_CHANNELS, side, side) or not len(batch):
             raise ValueError(f"input {batch.dtype} {batch.shape}: expected float32 [N, 3, {side}, {side}]")
+        self.check_batch(len(batch))
         return self._run(np.ascontiguousarray(batch))
 
     @abstractmethod

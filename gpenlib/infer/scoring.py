@@ -7,8 +7,6 @@ import statistics
 import sys
 import time
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -21,7 +19,7 @@ from skimage.color import lab2rgb, rgb2lab
 
 from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, few
-from gpenlib.data.pairs import DATALIST, Pack, Pairs, read_pack
+from gpenlib.data.pairs import DATALIST, Pack, Pairs, read_npz, read_pack
 from gpenlib.files import (
     Journal,
     ahead,
@@ -29,6 +27,7 @@ from gpenlib.files import (
     command,
     processors,
     progress,
+    shown,
     write_atomically,
     write_csv,
     write_json,
@@ -45,7 +44,7 @@ from gpenlib.images import (
     to_tensor,
     write_image,
 )
-from gpenlib.infer.runtime import Runtime, open_runtime, whole_number
+from gpenlib.infer.runtime import Runtime, open_runtime
 from gpenlib.metrics import SsimReference, finite_psnr, mean_colour, to_lab
 
 Chroma = tuple[float, float]  # CIELAB a and b
@@ -234,17 +233,11 @@ def output_paths(folder: str | Path, pairs: Pairs | Pack, named: bool = True) ->
 def read_output_npz(path: Path, name: str | None, side: int) -> FloatArray:
     """Read a face's output, float32 [3, side, side]; its ``name`` must agree (None: files carry none)."""
     keys = [OUTPUT_KEY] if name is None else [OUTPUT_KEY, NAME_KEY]
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            held = archive.files
-            arrays = {key: archive[key] for key in keys if key in held}
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not a readable npz file ({error})") from None
-    if missing := [key for key in keys if key not in held]:
-        raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}, expected also {', '.join(missing)}")
+    arrays = read_npz(path, *keys)
     output, stored = arrays[OUTPUT_KEY], None if name is None else str(arrays[NAME_KEY])
     if stored != name:
-        raise DataError(f"{path}: holds the output of {stored!r}, expected that of {name!r} (another order?)")
+        held = shown(stored)
+        raise DataError(f"{path}: holds the output of {held}, expected that of {name!r} (another order?)")
     output = output[0] if output.ndim == 4 and output.shape[0] == 1 else output
     _check(path, output, side)
     return np.asarray(output)
@@ -285,7 +278,7 @@ def restore_pairs(
     Reading, running, and scoring with writing overlap, a few images ahead of one another. With a journal
     every image is noted when its files are written, and those that were noted earlier are not done again.
     """
-    whole_number("batch_size", batch_size, 1)
+    runtime.check_batch(batch_size, len(pairs))
     names, chromas = pairs.names, (chroma or data_chroma(pairs)).per_face
     done = finished.finished if finished is not None else {}
     starts = range(0, len(pairs), batch_size)  # of the same batches, whatever is done: they decide last bits
@@ -422,12 +415,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder of npz outputs")
     parser.add_argument("pack", type=Path, help="folder of the pack, such as outputs/demo/02_data/evaluation")
     parser.add_argument("--unnamed", action="store_true", help="files of the vendor's tool: no names inside")
+    parser.add_argument("--outside", action="store_true", help="the pack's list may lead out of its folder")
     parser.add_argument("--out", type=Path, help="where rows.json and rows.csv go (default: beside FOLDER)")
     options = parser.parse_args(arguments)
     beside = options.pack.resolve().parent / "calibration"  # as 02_data lays them out
-    pack = read_pack(options.pack)
+    pack = read_pack(options.pack, options.outside)
     has_calibration = (beside / DATALIST).is_file() and not beside.samefile(options.pack)
-    chroma = data_chroma(pack, read_pack(beside) if has_calibration else None)
+    chroma = data_chroma(pack, read_pack(beside, options.outside) if has_calibration else None)
     rows = evaluate_npz(options.folder, pack, not options.unnamed, chroma)
     means = summarise(rows)
     suffixes = {"output": "", **{name: f"_{name}" for name in (*BASELINES, "truncated", "float")}}

@@ -133,8 +133,8 @@ def test_vamc_gets_what_the_vendors_file_says(tiny_model, tmp_path, vamc, pictur
 def test_without_vamc_the_inputs_lie_ready(tiny_model, tmp_path, vamc, picture_folder):
     artefact = tmp_path / "an artefact"
     artefact.mkdir()
-    for old in ("model.onnx", "manifest.json"):
-        (artefact / old).write_bytes(b"old")
+    (artefact / "model.onnx").write_bytes(b"old")
+    (artefact / "manifest.json").write_text('{"kind": "gpen-artefact"}')
     for count in (4, 3):  # the second time in place of the first
         with pytest.raises(RuntimeUnavailable) as caught:
             compile_model(tiny_model, configuration(picture_folder(4), count), artefact)

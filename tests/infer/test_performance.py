@@ -185,6 +185,8 @@ def test_peak_memory_of_a_child_is_what_it_holds():
             in_size = 8
             def __init__(self):
                 self.held = np.ones(201 << 17)
+            def check_batch(self, size, at_once):
+                assert size == at_once == 1
             def __call__(self, batch):
                 return batch
 
