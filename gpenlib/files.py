@@ -7,11 +7,12 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -19,6 +20,15 @@ from tqdm import tqdm
 REPOSITORY_MARKER = "pyproject.toml"
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "pillow", "scikit-image")
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
+# How files begin that people take for others, and what to do about it
+CONTENTS = (
+    (b"version https://git-lfs", "a Git LFS pointer in place of the {0}: run `git lfs pull`"),
+    (b"<!doctype html", "a web page, not a {0}: download the {0} itself"),
+    (b"<html", "a web page, not a {0}: download the {0} itself"),
+    (b"<?xml", "an XML file, not a {0}"),
+    (b"pk\3\4", "a ZIP archive: unpack it"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+)
 
 
 def repository_root() -> Path:
@@ -32,7 +42,9 @@ def repository_root() -> Path:
 
 def resolve_path(path: str | Path) -> Path:
     """Resolve ``path`` against the repository root, never against the working directory."""
-    path = Path(path).expanduser()
+    path = Path(path)
+    with suppress(RuntimeError):  # the home of a user who does not exist
+        path = path.expanduser()
     return path if path.is_absolute() else repository_root() / path
 
 
@@ -50,6 +62,42 @@ def did_you_mean(name: object, allowed: Iterable[object]) -> str:
 def choice_error(what: str, value: object, allowed: Sequence[object]) -> str:
     """Return the message for a value outside a set: the value, what is allowed, the nearest match."""
     return f"{what}={value!r}: allowed are {', '.join(map(str, allowed))}{did_you_mean(value, allowed)}"
+
+
+def open_regular(path: Path, wanted: str, error_type: type[ValueError]) -> BinaryIO:
+    """Open a regular file; a folder is refused, and so is a pipe or device, which might block for ever."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return path.open("rb")
+    except FileNotFoundError:
+        link = f" (it is a link to {path.readlink()})" if path.is_symlink() else ""
+        raise FileNotFoundError(f"{path}: no such {wanted}{link}") from None
+    except OSError as error:
+        raise error_type(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+    raise error_type(f"{path} is {kind}: name a {wanted}")
+
+
+def first_bytes(path: str | Path, wanted: str, error_type: type[ValueError]) -> bytes:
+    """Return how a file begins; see :func:`open_regular`."""
+    with open_regular(Path(path), wanted, error_type) as file:
+        return file.read(512)
+
+
+def describe(
+    start: bytes, wanted: str, allowed: Iterable[str], contents: Iterable[tuple[bytes, str]] = ()
+) -> str:
+    """Say what a file that is not the one ``wanted`` is, from its first bytes; ``contents`` as CONTENTS."""
+    if not start:
+        return "is empty: fetch it again"
+    for beginning, what in (*contents, *CONTENTS):
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(beginning):
+            return f"is {what.format(wanted)}"
+    # All of it is UTF-8, but for the last letter, which may be cut
+    text = b"\0" not in start and len(start.decode(errors="ignore").encode()) > len(start) - 4
+    what = f"is text, not a {wanted}" if text else "is damaged or of an unknown format"
+    return f"{what}; read are {', '.join(allowed)}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ trained for PSNR and one trained on against a discriminator, the shares choose b
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = Non
         listed = ", ".join(map(str, configs))
         raise ValueError(f"{len(models)} networks of configuration {listed}: needed are at least two of one")
     shares = [1.0] * len(models) if shares is None else shares
-    if len(shares) != len(models) or min(shares) <= 0:
+    if len(shares) != len(models) or not all(0 < share < math.inf for share in shares):
         raise ValueError(f"shares {list(shares)}: one positive number for each of {len(models)} networks")
     factors = torch.tensor(shares, dtype=torch.float64) / sum(shares)
     states = [model.state_dict() for model in models]
@@ -43,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="a .safetensors file")
     parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
     parser.add_argument("--shares", nargs="+", type=float, help="one per weights; by default all count alike")
+    parser.add_argument("--key", help="entry that holds the weights, where files are training checkpoints")
     options = parser.parse_args(arguments)
     try:
-        mean = average_weights([load_weights(name).model for name in options.weights], options.shares)
+        models = [load_weights(name, options.key).model for name in options.weights]
+        mean = average_weights(models, options.shares)
         tasks = {name: trained_task(name) for name in options.weights}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"weights of different tasks: {tasks}")
         notes = {"task": tasks[options.weights[0]]}
         path = save_checkpoint(mean, resolve_path(options.output), torch.float16, notes)
-    except ValueError as error:  # CheckpointError is one
+    except (ValueError, OSError) as error:  # CheckpointError is one, too
         print(f"error: {error}")
         return 1
     print(f"weights: {path}")
