@@ -20,6 +20,7 @@ from tqdm import tqdm
 REPOSITORY_MARKER = "pyproject.toml"
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "pillow", "scikit-image")
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
+Contents = Iterable[tuple[bytes, str]]
 # How files begin that people take for others, and what to do about it
 CONTENTS = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the {0}: run `git lfs pull`"),
@@ -64,7 +65,9 @@ def choice_error(what: str, value: object, allowed: Sequence[object]) -> str:
     return f"{what}={value!r}: allowed are {', '.join(map(str, allowed))}{did_you_mean(value, allowed)}"
 
 
-def open_regular(path: Path, wanted: str, error_type: type[ValueError]) -> BinaryIO:
+def open_regular(
+    path: Path, wanted: str, error_type: type[Exception], absent: type[Exception] = FileNotFoundError
+) -> BinaryIO:
     """Open a regular file; a folder is refused, and so is a pipe or device, which might block for ever."""
     try:
         mode = path.stat().st_mode
@@ -72,22 +75,20 @@ def open_regular(path: Path, wanted: str, error_type: type[ValueError]) -> Binar
             return path.open("rb")
     except FileNotFoundError:
         link = f" (it is a link to {path.readlink()})" if path.is_symlink() else ""
-        raise FileNotFoundError(f"{path}: no such {wanted}{link}") from None
+        raise absent(f"{path}: no such {wanted}{link}") from None
     except OSError as error:
         raise error_type(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
     raise error_type(f"{path} is {kind}: name a {wanted}")
 
 
-def first_bytes(path: str | Path, wanted: str, error_type: type[ValueError]) -> bytes:
+def first_bytes(path: str | Path, wanted: str, error_type: type[Exception]) -> bytes:
     """Return how a file begins; see :func:`open_regular`."""
     with open_regular(Path(path), wanted, error_type) as file:
         return file.read(512)
 
 
-def describe(
-    start: bytes, wanted: str, allowed: Iterable[str], contents: Iterable[tuple[bytes, str]] = ()
-) -> str:
+def describe(start: bytes, wanted: str, allowed: Iterable[str], contents: Contents = ()) -> str:
     """Say what a file that is not the one ``wanted`` is, from its first bytes; ``contents`` as CONTENTS."""
     if not start:
         return "is empty: fetch it again"

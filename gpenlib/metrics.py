@@ -386,7 +386,7 @@ def open_extractor(path: str | Path, inception: bool = False) -> Extractor:
             with torch.inference_mode():
                 features = network(torch.from_numpy(batch), **options)
         except Exception as error:  # of the network's own code
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+            reason = repr(error)[-200:]  # in one line, the end of which says most
             raise FeatureError(f"{path}: cannot take uint8 RGB {batch.shape} ({reason})") from error
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         if isinstance(shape, str) or len(shape) < 2 or shape[0] != len(batch):

@@ -916,7 +916,7 @@ class Run(Stages):
         if config.init:
             init = weights_file(config.init)
             digest = onnx_digest if init.suffix == ".onnx" else sha256
-            inputs["init"] = digest(init) if init.is_file() else config.init
+            inputs["init"] = digest(init) if os.path.lexists(init) and init.is_file() else config.init
             inputs |= {"key": config.key} if config.key else {}
         key = {
             "settings": config.model_dump(mode="json", exclude=RESUMABLE_CHANGES),

@@ -36,16 +36,14 @@ RANDOM_NAMES = ("tiny-random", "random-256", "random-512", "random-1024", "rando
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 # Where training checkpoints keep networks: averaged weights before those of the last step
 AVERAGED, LAST = ("g_ema", "params_ema", "ema"), ("g", "params", "net_g", "generator", "model", "state_dict")
-GENERATOR_KEYS = (AVERAGED, LAST)
-DISCRIMINATOR_KEYS = (("d",),)
+Keys = Sequence[Sequence[str]]
+GENERATOR_KEYS: Keys = (AVERAGED, LAST)
 MARKS = {"ecd0.0.0.weight", "input.input", "final_conv.0.weight"}  # entries by which a network is known
 WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # by DataParallel, torch.compile
 # What strangers' files may hold
 MOST_BYTES, MOST_ENTRIES, MOST_WIDTH = 8 << 30, 10_000, 1024  # a GPEN has 512 channels and less
 MOST_PICKLED = 64 << 20  # bytes of all in a file of PyTorch's that is no tensor
-LEGACY = (
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch's files began before they were ZIP archives
-)
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's files began before they were archives
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ADVICE = "where it was made, save its weights alone: torch.save(network.state_dict(), 'weights.pth')"
 
@@ -109,7 +107,7 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
         what = what if is_path else choice_error("weights", text, names)
         raise MissingCheckpointError(f"{what}, or the path of a checkpoint")
     if path.suffix == ".onnx":
-        open_regular(path, "weights file", CheckpointError).close()  # a pipe would be waited for
+        open_regular(path, "weights file", CheckpointError, MissingCheckpointError).close()  # no pipe
         # The one upward import of the package: export stands above, but one door opens every file
         from gpenlib.export import RecoverError, gpen_from_onnx
 
@@ -192,7 +190,7 @@ def onnx_digest(path: Path) -> str:
 
 def load_discriminator(path: str | Path, key: str | None = None) -> Discriminator:
     """Load a discriminator: a state dict, or entry ``key`` (default ``d``) of a training checkpoint."""
-    state = read_state_dict(path, key, DISCRIMINATOR_KEYS)
+    state = read_state_dict(path, key, [["d"]])
     top, bottom = "convs.0.0.weight", "final_conv.0.weight"
     _require({top: 4, bottom: 4}, state, path, "discriminator")
     size = 4 * 2 ** sum(name.startswith("convs.") and name.endswith(".skip.1.weight") for name in state)
@@ -226,8 +224,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a state dict as safetensors, ``notes`` in its header; FIR kernels stay float32, so exact."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: checkpoints are written as .safetensors")
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise CheckpointError(f"{path}: checkpoints are written as .safetensors, files of that name")
     state = {
         name: tensor.detach().cpu().to(torch.float32 if name.endswith(".kernel") else dtype).contiguous()
         for name, tensor in model.state_dict().items()
@@ -251,11 +249,8 @@ def read_notes(path: str | Path) -> dict[str, str]:
 def _opened(path: Path) -> Iterator[None]:
     """Refuse a file that is not what its name says; turn what its reader raises into one kind of error."""
     allowed = (".safetensors", *TORCH_SUFFIXES)
-    try:
-        with open_regular(path, "weights file", CheckpointError) as file:
-            start, size = file.read(512), file.seek(0, os.SEEK_END)
-    except FileNotFoundError as error:
-        raise MissingCheckpointError(str(error)) from None
+    with open_regular(path, "weights file", CheckpointError, MissingCheckpointError) as file:
+        start, size = file.read(512), file.seek(0, os.SEEK_END)
     torch_file, fault = start.startswith((b"PK\3\4", LEGACY)), ""
     if path.suffix not in allowed:
         fault = f"unknown checkpoint suffix; allowed: .onnx, {', '.join(allowed)}"
@@ -279,7 +274,7 @@ def _opened(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: damaged or cut off ({reason}): fetch it again") from error
 
 
-def read_entries(path: Path) -> Mapping[str, Any]:
+def read_entries(path: Path) -> dict[str, Any]:
     """Read a file's tensors, which stay in it until they are used, and plain values; nothing is run."""
     with _opened(path):
         if path.suffix == ".safetensors":
@@ -298,81 +293,84 @@ def read_entries(path: Path) -> Mapping[str, Any]:
                 what = "a TorchScript program" if "constants.pkl" in parts else "a ZIP archive"
                 raise CheckpointError(f"{path}: {what}, but no checkpoint as torch.save writes it; {ADVICE}")
         with torch.serialization.safe_globals([Namespace]):  # of argparse: values by name
-            entries = torch.load(path, "cpu", weights_only=True, mmap=zipped)
-        if not isinstance(entries, Mapping):
+            entries = _plain(torch.load(path, "cpu", weights_only=True, mmap=zipped))
+        if not isinstance(entries, dict):
             what = type(entries).__name__
-            raise CheckpointError(f"{path}: holds a {what}, not a dictionary of tensors; {ADVICE}")
+            raise CheckpointError(f"{path}: of type {what}, not a dictionary of tensors; {ADVICE}")
         return entries
 
 
 def read_state_dict(
-    path: str | Path, key: str | None = None, defaults: Sequence[Sequence[str]] = GENERATOR_KEYS
+    path: str | Path, key: str | None = None, defaults: Keys = GENERATOR_KEYS
 ) -> dict[str, Tensor]:
     """Read the tensors of a file; those of a training checkpoint stand under one of the keys."""
     path = Path(path)
-    with _opened(path):
-        content: Any = read_entries(path)
-        key = _find_key(content, key, defaults, path)
-        where = f"{path}[{key!r}]" if key else str(path)
-        content = _entry(content, key) if key else content
-        if wrong := [(n, getattr(v, "dtype", type(v))) for n, v in content.items() if not _is_weight(n, v)]:
-            what = _some([f"{name} ({kind})" for name, kind in wrong])
-            raise CheckpointError(f"{where}: entries that are not floating-point tensors: {what}; {ADVICE}")
-        claimed, size = sum(tensor.nbytes for tensor in content.values()), path.stat().st_size
-        if len(content) > MOST_ENTRIES or claimed > size:
-            what = f"{len(content)} entries of {claimed} bytes in a file of {size}"
-            raise CheckpointError(f"{where}: {what}, which no GPEN has: fetch it again")
-        if twice := [name for name, times in Counter(map(_bare, content)).items() if times > 1]:
-            raise CheckpointError(f"{where}: entries with and without the prefix 'module.': {_some(twice)}")
-        return {_bare(name): tensor for name, tensor in content.items()}
+    content = read_entries(path)
+    key = _find_key(content, key, defaults, path)
+    where = f"{path}[{key!r}]" if key else str(path)
+    content = _entry(content, key) if key else content
+    if wrong := [f"{name} ({kind})" for name, entry in content.items() if (kind := _fault(name, entry))]:
+        what = "entries that are not floating-point tensors"
+        raise CheckpointError(f"{where}: {what}: {_some(wrong)}; {ADVICE}")
+    claimed, size = sum(tensor.nbytes for tensor in content.values()), path.stat().st_size
+    if len(content) > MOST_ENTRIES or claimed > size:
+        what = f"{len(content)} entries of {claimed} bytes in a file of {size}"
+        raise CheckpointError(f"{where}: {what}, which no GPEN has: fetch it again")
+    names = {name: WRAPPED.sub("", name) for name in content}
+    if twice := [name for name, times in Counter(names.values()).items() if times > 1]:
+        raise CheckpointError(
+            f"{where}: entries with and without the prefix 'module.': {_some(twice)}; keep one"
+        )
+    return {names[name]: tensor for name, tensor in content.items()}
 
 
-def _find_key(
-    content: Mapping[str, Any], key: str | None, defaults: Sequence[Sequence[str]], path: Path
-) -> str | None:
+def _find_key(content: Mapping[str, Any], key: str | None, defaults: Keys, path: Path) -> str | None:
     """Return under which key the weights lie, None where they are all that there is."""
     flat = bool(content) and all(isinstance(value, Tensor) for value in content.values())
     if flat and not key:
         return None
     defaults = [[key]] if key else defaults
     entries = {name: _entry(content, name) for names in defaults for name in names}
-    entries = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping) and entry}
+    entries = {name: entry for name, entry in entries.items() if isinstance(entry, dict) and entry}
     for names in defaults:
         held = [n for n in names if any(isinstance(v, Tensor) for v in entries.get(n, {}).values())]
-        fitting = [name for name in held if MARKS & set(map(_bare, entries[name]))]
+        fitting = [n for n in held if any(WRAPPED.sub("", str(e)) in MARKS for e in entries[n])]
         if len(fitting) > 1:
             raise CheckpointError(f"{path}: weights under {', '.join(fitting)}; choose one with key=")
         if held:
             return (fitting or held)[0]
-    if not entries:
-        keys = ", ".join(name[:80] for names in defaults for name in names)
-        present = "the weights themselves: pass no key" if flat else _some(list(content)) or "no entries"
-        raise CheckpointError(f"{path}: no state dict under {keys}; pass key=; present: {present}")
-    return next(iter(entries))
+    if entries:
+        return next(iter(entries))
+    keys = ", ".join(name[:80] for names in defaults for name in names)
+    present = "the weights themselves: pass no key" if flat else _some(list(content)) or "no entries"
+    raise CheckpointError(f"{path}: no state dict under {keys}; pass key=; present: {present}")
 
 
 def _entry(content: Any, key: str) -> Any:
     """Return what lies under a key, or under its parts between dots one after the other; or None."""
     first, _, rest = key.partition(".")
-    if not isinstance(content, Mapping) or key in content or not rest:
-        return content.get(key) if isinstance(content, Mapping) else None
-    return _entry(content.get(first), rest)
+    if not isinstance(content, dict) or key in content or not rest:
+        return _plain(content.get(key)) if isinstance(content, dict) else None
+    return _entry(_plain(content.get(first)), rest)
 
 
-def _bare(name: object) -> str:
-    return WRAPPED.sub("", str(name))
+def _plain(value: Any) -> Any:
+    """Return a dictionary without the attributes that a file may give an OrderedDict in place of methods."""
+    return dict(dict.items(value)) if isinstance(value, dict) else value
 
 
-def _is_weight(name: object, value: object) -> bool:
+def _fault(name: object, value: object) -> str:
+    """Return what an entry is that is no weight."""
     if not isinstance(name, str) or not isinstance(value, Tensor):
-        return False
-    return value.dtype in DTYPES and value.layout == torch.strided and not value.is_meta
+        return type(value if isinstance(name, str) else name).__name__
+    plain = value.dtype in DTYPES and value.layout == torch.strided and not value.is_meta
+    return "" if plain else f"{value.dtype}, {value.layout}, {value.device}"
 
 
 def deduce_config(state: Mapping[str, Tensor], path: str | Path = "checkpoint") -> GpenConfig:
     """Deduce the configuration of a generator from its tensor shapes."""
     _require({"ecd0.0.0.weight": 4}, state, path, "generator")
-    stages = min(sum(name.startswith("ecd") and name.endswith(".weight") for name in state), 64)
+    stages = min(sum(name.startswith("ecd") and name.endswith(".weight") for name in state), 20)
     return _config_from_widths(2 ** (stages + 1), *_decoder_widths(state, "generator.", path), path)
 
 
@@ -390,7 +388,7 @@ def _require(ranks: Mapping[str, int], state: Mapping[str, Tensor], path: str | 
         if name not in state or state[name].ndim != rank:
             hint = f"; nearest present: {_some(close)}" if (close := nearest(name, list(state))) else ""
             raise CheckpointError(
-                f"{path}: not a GPEN {kind}, missing {name} of rank {rank}{hint}; give a GPEN's"
+                f"{path}: not a GPEN {kind}, missing {name} of rank {rank}{hint}; give the state dict of one"
             )
 
 
@@ -419,7 +417,7 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], path: str | Path 
     }
     listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
     if listed:
-        raise CheckpointError(f"{path}: {listed}")
+        raise CheckpointError(f"{path}: {listed}; give the whole state dict of a GPEN")
     if any(tensor.is_meta for tensor in expected.values()):
         return
     model.load_state_dict(dict(state))  # as float32, which a larger value of float64 leaves
@@ -443,7 +441,7 @@ def find_discriminator(weights: Path) -> Discriminator | None:
     if weights.suffix == ".safetensors":
         beside = discriminator_file(weights)
         return load_discriminator(beside) if beside.is_file() else None
-    kept = weights.suffix in TORCH_SUFFIXES and weights.is_file() and "d" in read_entries(weights)
+    kept = weights.suffix in TORCH_SUFFIXES and os.path.lexists(weights) and "d" in read_entries(weights)
     return (
         load_discriminator(weights, "d") if kept else None
     )  # else a generator's state dict alone, or a name

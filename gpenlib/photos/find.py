@@ -135,8 +135,8 @@ class YuNet:
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320))
         except cv2.error as error:
-            what = f"{describe(start, 'ONNX file', ('.onnx',))} ({error.err:.200})"
-            raise ValueError(f"{path}: OpenCV cannot open it as a YuNet detector: it {what}") from None
+            what = describe(start, "YuNet detector", ("OpenCV's ONNX files",))
+            raise ValueError(f"{path} {what} ({error.err:.200})") from None
         self._lock = threading.Lock()  # the size is a state of the detector
 
     def __call__(self, image: Image, threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -38,14 +38,13 @@ class TiledUpscaler:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common type
-            what = f"{describe(start, 'ONNX file', ('.onnx',))} ({error!s:.200})"
-            raise ImageError(f"{path}: no network that can be run: it {what}") from error
+            what = describe(start, "ONNX file", ("ONNX networks",))
+            raise ImageError(f"{path} {what} ({error!s:.200})") from error
         self.path, inputs = Path(path), self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            taken = str([entry.shape for entry in inputs])
+            taken = str([given.shape for given in inputs])
             raise ImageError(f"{path}: takes {taken:.200}, expected one [1, 3, H, W]")
-        entry = inputs[0]
-        self._input = entry
+        self._input = entry = inputs[0]
         fixed = [side for side in entry.shape[2:] if isinstance(side, int)]
         self._whole = fixed[0] if fixed else tile + 2 * OVERLAP  # what the network is given, overlap included
         if len(set(fixed)) > 1 or self._whole <= 2 * OVERLAP:

@@ -44,11 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="a .safetensors file")
     parser.add_argument("weights", nargs="+", help="names of shipped weights, or files")
     parser.add_argument("--shares", nargs="+", type=float, help="one per weights; by default all count alike")
-    parser.add_argument("--key", help="entry that holds the weights, where files are training checkpoints")
     options = parser.parse_args(arguments)
     try:
-        models = [load_weights(name, options.key).model for name in options.weights]
-        mean = average_weights(models, options.shares)
+        mean = average_weights([load_weights(name).model for name in options.weights], options.shares)
         tasks = {name: trained_task(name) for name in options.weights}
         if len(set(tasks.values())) > 1:
             raise ValueError(f"weights of different tasks: {tasks}")
