@@ -13,6 +13,7 @@ import math
 import os
 import reprlib
 import shutil
+import stat
 import sys
 import threading
 import uuid
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -29,6 +30,16 @@ from tqdm import tqdm
 REPOSITORY_MARKER = "pyproject.toml"
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "pillow", "scikit-image")
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
+Contents = Iterable[tuple[bytes, str]]
+# How files begin that people take for others, and what to do about it
+CONTENTS = (
+    (b"version https://git-lfs", "a Git LFS pointer in place of the {0}: run `git lfs pull`"),
+    (b"<!doctype html", "a web page, not a {0}: download the {0} itself"),
+    (b"<html", "a web page, not a {0}: download the {0} itself"),
+    (b"<?xml", "an XML file, not a {0}"),
+    (b"pk\3\4", "a ZIP archive: unpack it"),
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+)
 MOST_JSON, MOST_ENTRIES = 256 << 20, 8_000_000  # bytes and values of a file: scores of 30,000 faces fit
 AHEAD = 2  # items that a step may be ahead of the next one: memory stays flat
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
@@ -122,6 +133,42 @@ def storing(path: Path) -> Iterator[None]:
         what = f"{path} cannot be written ({os.strerror(number or 0).lower()})"
         todo = f"{'free some space' if full else 'check its permissions'}, or choose another folder"
         raise StorageError(f"{what}: {todo}, and run again; what was finished is kept") from error
+
+
+def open_regular(
+    path: Path, wanted: str, error_type: type[Exception], absent: type[Exception] = FileNotFoundError
+) -> BinaryIO:
+    """Open a regular file; a folder is refused, and so is a pipe or device, which might block for ever."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            return path.open("rb")
+    except FileNotFoundError:
+        link = f" (it is a link to {path.readlink()})" if path.is_symlink() else ""
+        raise absent(f"{path}: no such {wanted}{link}") from None
+    except OSError as error:
+        raise error_type(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+    raise error_type(f"{path} is {kind}: name a {wanted}")
+
+
+def first_bytes(path: str | Path, wanted: str, error_type: type[Exception]) -> bytes:
+    """Return how a file begins; see :func:`open_regular`."""
+    with open_regular(Path(path), wanted, error_type) as file:
+        return file.read(512)
+
+
+def describe(start: bytes, wanted: str, allowed: Iterable[str], contents: Contents = ()) -> str:
+    """Say what a file that is not the one ``wanted`` is, from its first bytes; ``contents`` as CONTENTS."""
+    if not start:
+        return "is empty: fetch it again"
+    for beginning, what in (*contents, *CONTENTS):
+        if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(beginning):
+            return f"is {what.format(wanted)}"
+    # All of it is UTF-8, but for the last letter, which may be cut
+    text = b"\0" not in start and len(start.decode(errors="ignore").encode()) > len(start) - 4
+    what = f"is text, not a {wanted}" if text else "is damaged or of an unknown format"
+    return f"{what}; read are {', '.join(allowed)}"
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import stat
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from gpenlib.files import choice_error, write_atomically
+from gpenlib.files import choice_error, describe, open_regular, write_atomically
 
 Image = NDArray[np.uint8]
 Levels = NDArray[np.uint8 | np.uint16]
@@ -46,13 +45,8 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B")
 # How contents begin that are taken for pictures, and what to do about it; JPEG and PNG end up here if damaged
 CONTENTS = (
-    (b"version https://git-lfs", "a Git LFS pointer in place of the picture: run `git lfs pull`"),
-    (b"<!doctype html", "a web page, not a picture: download the picture itself"),
-    (b"<html", "a web page, not a picture: download the picture itself"),
     (b"<svg", "an SVG drawing: save it as PNG"),
-    (b"<?xml", "an XML file, not a picture"),
     (b"%pdf", "a PDF document: save the picture in it as PNG or JPEG"),
-    (b"pk\3\4", "a ZIP archive: unpack it"),
     (b"\xff\xd8\xff", "a damaged JPEG: fetch it again"),
     (b"\x89png", "a damaged PNG: fetch it again"),
 )
@@ -119,7 +113,7 @@ def open_picture(path: str | Path, most_megapixels: float = 200.0) -> Picture:
         If there is no such file.
     """
     path = Path(path)
-    with _open_file(path) as file:
+    with open_regular(path, "picture", ImageError) as file:
         start = file.read(256)
         file.seek(0)
         try:
@@ -203,20 +197,6 @@ def write_picture(
     return path
 
 
-def _open_file(path: Path) -> BinaryIO:
-    """Open a regular file; a folder is refused, and so is a pipe or device, which might block for ever."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            return path.open("rb")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such picture") from None
-    except OSError as error:
-        raise ImageError(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
-    raise ImageError(f"{path} is {kind}: name a picture file")
-
-
 def _open_header(file: BinaryIO, start: bytes) -> Pillow.Image:
     """Let Pillow read the header, whatever size it holds."""
     formats = FORMATS
@@ -235,17 +215,9 @@ def _open_header(file: BinaryIO, start: bytes) -> Pillow.Image:
 
 def _describe(start: bytes) -> str:
     """Say what a file that no decoder takes is, from its first bytes."""
-    if not start:
-        return "is empty: fetch it again"
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not find_spec("pillow_heif"):
         return "is a HEIC picture: `pip install pillow-heif` to read it"
-    for beginning, what in CONTENTS:
-        if start.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(beginning):
-            return f"is {what}"
-    # All of it is UTF-8, but for the last letter, which may be cut
-    text = b"\0" not in start and len(start.decode(errors="ignore").encode()) > len(start) - 4
-    what = "is text, not a picture" if text else "is damaged or of an unknown format"
-    return f"{what}; read are {', '.join(SUFFIXES)}"
+    return describe(start, "picture", SUFFIXES, CONTENTS)
 
 
 def _is_deep(image: Pillow.Image, start: bytes) -> bool:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from skimage.color import xyz_tristimulus_values
 from skimage.color.colorconv import xyz_from_rgb
 
-from gpenlib.files import progress, sha256
+from gpenlib.files import describe, first_bytes, progress, sha256
 from gpenlib.images import Image, check_image, to_planar, to_tensor
 
 Array = NDArray[Any]
@@ -139,9 +139,7 @@ def _window_mean(values: Array) -> Array:
     inside = SSIM_WINDOW // 2
     # What scikit-image's structural_similarity computes in float64, up to 1e-7, many times as fast
     filtered = cv2.sepFilter2D(values, -1, profile, profile)[inside:-inside, inside:-inside]
-    return np.ascontiguousarray(
-        filtered, dtype=np.float32
-    )  # in place, parts are slow
+    return np.ascontiguousarray(filtered, dtype=np.float32)  # in place, parts are slow
 
 
 def to_lab(image: Array) -> LabArray:
@@ -390,16 +388,26 @@ def open_extractor(path: str | Path, inception: bool = False) -> Extractor:
     """Open a TorchScript file as a function from uint8 RGB [N, 3, H, W], of any size, to float64 [N, D]."""
     import torch
 
+    start = first_bytes(path, "TorchScript file", FeatureError)
     try:
         network: Any = torch.jit.load(str(path), map_location="cpu").eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise FeatureError(f"{path}: not a TorchScript file ({str(error).splitlines()[0]})") from None
+        what = (
+            "has no TorchScript in it"
+            if start[:2] == b"PK"
+            else describe(start, "TorchScript file", (".pt",))
+        )
+        raise FeatureError(f"{path} {what}; write one with torch.jit.save") from error
     # The network of the original FID (inception-2015-12-05.pt of StyleGAN) is asked for features by name.
     options = {"return_features": True} if inception else {}
 
     def extract(batch: NDArray[np.uint8]) -> Features:
-        with torch.inference_mode():
-            features = network(torch.from_numpy(batch), **options)
+        try:
+            with torch.inference_mode():
+                features = network(torch.from_numpy(batch), **options)
+        except Exception as error:  # of the network's own code
+            reason = repr(error)[-200:]  # in one line, the end of which says most
+            raise FeatureError(f"{path}: cannot take uint8 RGB {batch.shape} ({reason})") from error
         shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
         if isinstance(shape, str) or len(shape) < 2 or shape[0] != len(batch):
             raise FeatureError(f"{path}: gave {shape} for {len(batch)} images, expected [N, D]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -90,7 +91,7 @@ STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
 PAGE = "report.html"
 NOTEBOOK_05 = (
-    "run", "weights", "task", "data_dir", "input_dir", "dataset_size", "dtypes", "backend", "device",
+    "run", "weights", "key", "task", "data_dir", "input_dir", "dataset_size", "dtypes", "backend", "device",
     "batch_size", "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
     "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
 )  # fmt: skip
@@ -147,8 +148,8 @@ class Run(Stages):
     def weights(self) -> Weights:
         """The network; stages share one copy, which none may change."""
         path = weights_file(self.settings.weights)
-        stamp = path.stat().st_mtime_ns if path.is_file() else 0
-        return _load(self.settings.weights, stamp)
+        stamp = path.stat().st_mtime_ns if os.path.lexists(path) and path.is_file() else 0
+        return _load(self.settings.weights, self.settings.key, stamp)
 
     def _once(self, names: tuple[str, ...], make: Callable[[], Any]) -> Any:
         """Return what ``make`` makes, once for all runs that share these settings."""
@@ -189,7 +190,7 @@ class Run(Stages):
             sets = enumerate((split.evaluation, split.calibration))
             return [Pairs(faces, s.degradation, *sizes, (s.seed, number)) for number, faces in sets]
 
-        return self._once((*SPLIT, "weights", "task"), pairs)
+        return self._once((*SPLIT, "weights", "key", "task"), pairs)
 
     @property
     def photographs(self) -> list[str]:
@@ -336,7 +337,7 @@ class Run(Stages):
         values = (as_build_config(s.build) if s.build else BuildConfig()).model_dump()
         values["name"] = as_plain_name(f"{s.weights}_{s.dtype}")
         values["backend"] |= {"dtype": s.dtype, "type": s.backend, "device": s.device}
-        values["frontend"]["checkpoint"] = s.weights
+        values["frontend"] |= {"checkpoint": s.weights, "key": s.key}
         values["frontend"]["type"] = "onnx" if s.weights.endswith(".onnx") else "pytorch"
         if s.calibrate_mode is not None:
             values["backend"]["quantize"]["calibrate_mode"] = s.calibrate_mode
@@ -926,7 +927,8 @@ class Run(Stages):
         if config.init:
             init = weights_file(config.init)
             digest = onnx_digest if init.suffix == ".onnx" else sha256
-            inputs["init"] = digest(init) if init.is_file() else config.init
+            inputs["init"] = digest(init) if os.path.lexists(init) and init.is_file() else config.init
+            inputs |= {"key": config.key} if config.key else {}
         key = {
             "settings": config.model_dump(mode="json", exclude=RESUMABLE_CHANGES),
             "inputs": inputs,
@@ -953,9 +955,9 @@ class Run(Stages):
 
 
 @functools.lru_cache(maxsize=1)
-def _load(weights: str, stamp: int) -> Weights:
+def _load(weights: str, key: str, stamp: int) -> Weights:
     """Load weights; ``stamp`` changes when the file does."""
-    return load_weights(weights)
+    return load_weights(weights, key)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -313,6 +313,7 @@ class RunFolder(Settings):
 
     run: PlainName = "demo"
     weights: str = "demo-color"
+    key: str = Field("", description="entry of a training checkpoint that holds them; empty: found by itself")
 
     @property
     def folder(self) -> Path:
@@ -490,6 +491,7 @@ class FrontendConfig(Settings):
     shape: dict[str, list[Count]] | None = Field(None, description="input name -> [N, 3, S, S]")
     type: Literal["pytorch", "onnx"] = Field("pytorch", description="onnx: recover the weights of a file")
     checkpoint: str | None = Field(None, description="name of weights, checkpoint, or ONNX file")
+    key: str = Field("", description="entry of the checkpoint that holds the weights; empty: found by itself")
     dtype: Literal["fp32"] = "fp32"
 
 
@@ -689,6 +691,7 @@ class TrainConfig(Settings):
         None,
         description="weights to start from: a shipped name or a file; a smaller network seeds its levels",
     )
+    key: str = Field("", description="entry of init that holds the weights; empty: found by itself")
     discriminator_init: str | None = Field(
         None, description="weights whose discriminator judges, of a width of its own; default: that of init"
     )

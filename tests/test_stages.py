@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from gpenlib.architecture import CheckpointError, save_checkpoint
 from gpenlib.compile import build
@@ -308,6 +309,19 @@ def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
     unknown = save_checkpoint(tiny_model, tmp_path / "other.safetensors", notes={"task": "paint"})
     with pytest.raises(SettingsError, match="task='paint'"):
         RunSettings.parse({"weights": str(unknown)})
+
+
+def test_another_key_takes_other_weights_and_builds_anew(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv(OUTPUTS_VARIABLE, str(tmp_path / "outputs"))
+    state = tiny_model.state_dict()
+    shifted = {name: tensor * (1.5 if name.endswith("bias") else 1) for name, tensor in state.items()}
+    torch.save({"g_ema": state, "g": shifted}, tmp_path / "two.pth")
+    run = run_of(weights=str(tmp_path / "two.pth"))
+    made = [run.with_(key=key).float_graph() for key in ("", "g", "g")]
+    assert [manifest["built"] for manifest in made] == [True, True, False]
+    assert len({json.dumps(manifest["outputs"]) for manifest in made}) == 2
+    assert run.with_(key="g").build_config().frontend.key == "g"
+    assert "-p key g" in run.with_(key="g").papermill_command()
 
 
 @pytest.mark.parametrize("task", ["restore", "inpaint"])

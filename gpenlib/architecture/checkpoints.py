@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gpenlib.architecture.model import Discriminator, Generator, Gpen, GpenConfig, noise_weights
-from gpenlib.files import choice_error, fingerprint, nearest, resolve_path, sha256, write_atomically
+from gpenlib.files import (
+    choice_error,
+    describe,
+    fingerprint,
+    nearest,
+    open_regular,
+    resolve_path,
+    sha256,
+    write_atomically,
+)
 
 FOLDER = Path(__file__).parents[1] / "weights"
 TINY = GpenConfig(64, 64, 1, 0.0625)
 RANDOM_NAMES = ("tiny-random", "random-256", "random-512", "random-1024", "random-2048")
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-GENERATOR_KEYS = ("g_ema", "g")  # where training checkpoints keep it, best first; the discriminator is "d"
+# Where training checkpoints keep networks: averaged weights before those of the last step
+AVERAGED, LAST = ("g_ema", "params_ema", "ema"), ("g", "params", "net_g", "generator", "model", "state_dict")
+Keys = Sequence[Sequence[str]]
+GENERATOR_KEYS: Keys = (AVERAGED, LAST)
+MARKS = {"ecd0.0.0.weight", "input.input", "final_conv.0.weight"}  # entries by which a network is known
+WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # by DataParallel, torch.compile
+# What strangers' files may hold
+MOST_BYTES, MOST_ENTRIES, MOST_WIDTH = 8 << 30, 10_000, 1024  # a GPEN has 512 channels and less
+MOST_PICKLED = 64 << 20  # bytes of all in a file of PyTorch's that is no tensor
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save's files began before they were archives
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ADVICE = "where it was made, save its weights alone: torch.save(network.state_dict(), 'weights.pth')"
 
 Network = TypeVar("Network", Gpen, Generator, Discriminator)
 
@@ -49,9 +75,11 @@ def load_checkpoint(name_or_path: str | Path, key: str | None = None) -> Gpen:
         A shipped name (``demo-color``); ``tiny-random`` (64 px, for tests) or ``random-<size>`` (full width,
         for speed measurements); or a file, relative to the working directory or else to the repository root:
         ``.safetensors``; ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` with a state dict or a training checkpoint
-        of this or the original project, read with ``weights_only=True``; ``.onnx`` in the original form.
+        of this or another project, read with ``weights_only=True``; ``.onnx`` in the original form.
     key : str, optional
-        Entry of a training checkpoint that holds the weights. Default: ``g_ema``, else ``g``.
+        Entry of a training checkpoint that holds the weights, with dots between where it lies deeper.
+        Default: ``g_ema``, ``params_ema`` or ``ema``, else ``g``, ``params``, ``net_g``, ``generator``,
+        ``model`` or ``state_dict``; where several of one kind hold a GPEN, ``key`` must choose.
 
     Raises
     ------
@@ -59,23 +87,27 @@ def load_checkpoint(name_or_path: str | Path, key: str | None = None) -> Gpen:
         If there are no such weights (a FileNotFoundError as well), or the file is no sound GPEN; it says why.
     """
     path = Path(name_or_path)
-    return load_weights(path.absolute() if path.suffix and path.is_file() else name_or_path, key).model
+    here = path.suffix and os.path.lexists(path)
+    return load_weights(path.absolute() if here else name_or_path, key).model
 
 
 def load_weights(name: str | Path, key: str | None = None) -> Weights:
     """Load weights as :func:`load_checkpoint` does, with a digest; paths are relative to the repository."""
     text = str(name)
+    if key and (text in RANDOM_NAMES or text.endswith(".onnx")):
+        raise CheckpointError(f"key={key:.80} is for training checkpoints, and {text} is none: leave it out")
     if text in RANDOM_NAMES:
         config = TINY if text == "tiny-random" else GpenConfig(*[int(text.rpartition("-")[2])] * 2)
         return Weights(random_network(config), text, fingerprint({"random": config.to_dict(), "seed": 0}))
     path = weights_file(text)
-    if not path.is_file():
-        names = _restoring_names()
+    if not os.path.lexists(path):
+        names, text = _restoring_names(), text[:200]
         is_path = re.search(r"[/\\.]", text)
-        what = f"weights file {path} does not exist; give one of {', '.join(names)}"
+        what = f"weights file {str(path)[:300]} does not exist; give one of {', '.join(names)}"
         what = what if is_path else choice_error("weights", text, names)
         raise MissingCheckpointError(f"{what}, or the path of a checkpoint")
     if path.suffix == ".onnx":
+        open_regular(path, "weights file", CheckpointError, MissingCheckpointError).close()  # no pipe
         # The one upward import of the package: export stands above, but one door opens every file
         from gpenlib.export import RecoverError, gpen_from_onnx
 
@@ -91,7 +123,7 @@ def load_weights(name: str | Path, key: str | None = None) -> Weights:
     state = read_state_dict(path, key)
     model = _build(Gpen, deduce_config(state, path), state, path)
     model.task = read_notes(path).get("task")
-    return Weights(model, text, sha256(path))
+    return Weights(model, text, fingerprint([sha256(path), key]) if key else sha256(path))
 
 
 def _restoring_names() -> list[str]:
@@ -121,7 +153,7 @@ def is_prior(path: Path) -> bool:
 def trained_task(name: str | Path) -> str:
     """Return the task that weights were trained for: as their file notes it, else ``color``."""
     path = weights_file(name)
-    return (read_notes(path) if path.is_file() else {}).get("task", "color")
+    return (read_notes(path) if os.path.lexists(path) and path.is_file() else {}).get("task", "color")
 
 
 def random_network(config: GpenConfig, seed: int = 0) -> Gpen:
@@ -158,7 +190,7 @@ def onnx_digest(path: Path) -> str:
 
 def load_discriminator(path: str | Path, key: str | None = None) -> Discriminator:
     """Load a discriminator: a state dict, or entry ``key`` (default ``d``) of a training checkpoint."""
-    state = read_state_dict(path, key, ("d",))
+    state = read_state_dict(path, key, [["d"]])
     top, bottom = "convs.0.0.weight", "final_conv.0.weight"
     _require({top: 4, bottom: 4}, state, path, "discriminator")
     size = 4 * 2 ** sum(name.startswith("convs.") and name.endswith(".skip.1.weight") for name in state)
@@ -177,6 +209,8 @@ def load_generator(path: str | Path, key: str | None = None) -> Generator:
 
 def _build(kind: type[Network], config: GpenConfig, state: Mapping[str, Tensor], path: str | Path) -> Network:
     """Return the network that a state dict describes, in eval mode."""
+    with torch.device("meta"):
+        load_strict(kind(config), state, path)  # what does not fit must cost no memory
     model = kind(config)
     load_strict(model, state, path)
     return model.eval()
@@ -190,12 +224,14 @@ def save_checkpoint(
 ) -> Path:
     """Write a state dict as safetensors, ``notes`` in its header; FIR kernels stay float32, so exact."""
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: checkpoints are written as .safetensors")
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise CheckpointError(f"{path}: checkpoints are written as .safetensors, files of that name")
     state = {
         name: tensor.detach().cpu().to(torch.float32 if name.endswith(".kernel") else dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
+    if broken := [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]:
+        raise CheckpointError(f"{path} is not written: not finite as {dtype}: {_some(broken)}; train anew")
     with write_atomically(path) as temporary:
         save_file(state, temporary, metadata=notes or {})
     return path
@@ -205,65 +241,136 @@ def read_notes(path: str | Path) -> dict[str, str]:
     """Return the notes in a safetensors header, such as the ``task``; files of other kinds hold none."""
     if Path(path).suffix != ".safetensors":
         return {}
+    with _opened(Path(path)), safe_open(path, framework="pt") as file:
+        return {name: value[:100] for name, value in (file.metadata() or {}).items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[None]:
+    """Refuse a file that is not what its name says; turn what its reader raises into one kind of error."""
+    allowed = (".safetensors", *TORCH_SUFFIXES)
+    with open_regular(path, "weights file", CheckpointError, MissingCheckpointError) as file:
+        start, size = file.read(512), file.seek(0, os.SEEK_END)
+    torch_file, fault = start.startswith((b"PK\3\4", LEGACY)), ""
+    if path.suffix not in allowed:
+        fault = f"unknown checkpoint suffix; allowed: .onnx, {', '.join(allowed)}"
+    elif size > MOST_BYTES:
+        fault = f"{size / 2**30:.1f} GiB, at most {MOST_BYTES >> 30} are read; {ADVICE}"
+    elif not torch_file and start[8:9] != b"{":
+        fault = f"it {describe(start, 'weights file', allowed)}"
+    elif torch_file == (path.suffix == ".safetensors"):
+        fault = f"its content is of another kind: name it {'.pth' if torch_file else '.safetensors'}"
+    if fault:
+        raise CheckpointError(f"{path}: {fault}")
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except Exception as error:
-        raise _damaged(path, error) from error
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # neither torch nor safetensors, nor what they are built on, has a common type
+        if refused := re.search(r"GLOBAL (\S{1,80})", str(error)):  # torch's advice here is to run its code
+            raise CheckpointError(f"{path}: it holds {refused[1]}, which is not loaded; {ADVICE}") from error
+        text = str(error).rpartition("WeightsUnpickler error: ")[2].replace("weights_only", "...")
+        reason = f"{type(error).__name__}: {text}".splitlines()[0][:150]
+        raise CheckpointError(f"{path}: damaged or cut off ({reason}): fetch it again") from error
 
 
-def _damaged(path: str | Path, error: Exception) -> CheckpointError:
-    """Return the error for what a reader raised; neither torch nor safetensors has a common type for it."""
-    refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's advice here is to run the pickle's code
-    reason = f"it holds {refused[1]}, which is not loaded" if refused else str(error) or type(error).__name__
-    return CheckpointError(f"{path}: damaged, truncated or not a plain weights file ({reason})")
+def read_entries(path: Path) -> dict[str, Any]:
+    """Read a file's tensors, which stay in it until they are used, and plain values; nothing is run."""
+    with _opened(path):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()[: MOST_ENTRIES + 1]}
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            zipped = content[:2] == b"PK"
+            if content.find(b"\nbytearray\n") >= 0:  # which torch makes of any length that is asked for
+                raise CheckpointError(f"{path}: it holds a bytearray, which is not loaded; {ADVICE}")
+        if zipped:
+            with ZipFile(path) as archive:
+                parts = {part.filename.partition("/")[2]: part for part in archive.infolist()}
+            rest = sum(part.file_size for name, part in parts.items() if not name.startswith("data/"))
+            packed = any(part.compress_type != ZIP_STORED for part in parts.values())
+            if "data.pkl" not in parts or "constants.pkl" in parts or packed or rest > MOST_PICKLED:
+                what = "a TorchScript program" if "constants.pkl" in parts else "a ZIP archive"
+                raise CheckpointError(f"{path}: {what}, but no checkpoint as torch.save writes it; {ADVICE}")
+        with torch.serialization.safe_globals([Namespace]):  # of argparse: values by name
+            entries = _plain(torch.load(path, "cpu", weights_only=True, mmap=zipped))
+        if not isinstance(entries, dict):
+            what = type(entries).__name__
+            raise CheckpointError(f"{path}: of type {what}, not a dictionary of tensors; {ADVICE}")
+        return entries
 
 
 def read_state_dict(
-    path: str | Path, key: str | None = None, defaults: Sequence[str] = GENERATOR_KEYS
+    path: str | Path, key: str | None = None, defaults: Keys = GENERATOR_KEYS
 ) -> dict[str, Tensor]:
-    """Read the tensors of a file as float32; those of a training checkpoint stand under one of the keys."""
+    """Read the tensors of a file; those of a training checkpoint stand under one of the keys."""
     path = Path(path)
-    if not path.is_file():
-        raise MissingCheckpointError(f"{path}: no such checkpoint")
-    pickled = path.suffix in TORCH_SUFFIXES
-    if not pickled and path.suffix != ".safetensors":
-        allowed = ", ".join((".safetensors", ".onnx", *TORCH_SUFFIXES))
-        raise CheckpointError(f"{path}: unknown checkpoint suffix; allowed: {allowed}")
-    try:
-        content: Any = torch.load(path, "cpu", weights_only=True) if pickled else load_file(path)
-    except Exception as error:
-        raise _damaged(path, error) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
-    where = str(path)
-    if key is not None or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        keys = defaults if key is None else (key,)
-        key = next((name for name in keys if isinstance(content.get(name), Mapping)), None)
-        if key is None:
-            present = f"present: {_some([str(name) for name in content]) or 'no entries'}"
-            raise CheckpointError(f"{path}: no state dict under {', '.join(keys)}; pass key=; {present}")
-        content, where = content[key], f"{path}[{key!r}]"
-    wrong = [str(name) for name, value in content.items() if not _is_weight(name, value)]
-    if wrong:
-        raise CheckpointError(f"{where}: entries that are not floating-point tensors: {_some(wrong)}")
-    state = {name.removeprefix("module."): tensor.float() for name, tensor in content.items()}
-    twice = [name for name in state if name in content and f"module.{name}" in content]
-    if twice:
-        raise CheckpointError(f"{where}: entries with and without the prefix 'module.': {_some(twice)}")
-    return state
+    content = read_entries(path)
+    key = _find_key(content, key, defaults, path)
+    where = f"{path}[{key!r}]" if key else str(path)
+    content = _entry(content, key) if key else content
+    if wrong := [f"{name} ({kind})" for name, entry in content.items() if (kind := _fault(name, entry))]:
+        what = "entries that are not floating-point tensors"
+        raise CheckpointError(f"{where}: {what}: {_some(wrong)}; {ADVICE}")
+    claimed, size = sum(tensor.nbytes for tensor in content.values()), path.stat().st_size
+    if len(content) > MOST_ENTRIES or claimed > size:
+        what = f"{len(content)} entries of {claimed} bytes in a file of {size}"
+        raise CheckpointError(f"{where}: {what}, which no GPEN has: fetch it again")
+    names = {name: WRAPPED.sub("", name) for name in content}
+    if twice := [name for name, times in Counter(names.values()).items() if times > 1]:
+        raise CheckpointError(
+            f"{where}: entries with and without the prefix 'module.': {_some(twice)}; keep one"
+        )
+    return {names[name]: tensor for name, tensor in content.items()}
 
 
-def _is_weight(name: object, value: object) -> bool:
+def _find_key(content: Mapping[str, Any], key: str | None, defaults: Keys, path: Path) -> str | None:
+    """Return under which key the weights lie, None where they are all that there is."""
+    flat = bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    if flat and not key:
+        return None
+    defaults = [[key]] if key else defaults
+    entries = {name: _entry(content, name) for names in defaults for name in names}
+    entries = {name: entry for name, entry in entries.items() if isinstance(entry, dict) and entry}
+    for names in defaults:
+        held = [n for n in names if any(isinstance(v, Tensor) for v in entries.get(n, {}).values())]
+        fitting = [n for n in held if any(WRAPPED.sub("", str(e)) in MARKS for e in entries[n])]
+        if len(fitting) > 1:
+            raise CheckpointError(f"{path}: weights under {', '.join(fitting)}; choose one with key=")
+        if held:
+            return (fitting or held)[0]
+    if entries:
+        return next(iter(entries))
+    keys = ", ".join(name[:80] for names in defaults for name in names)
+    present = "the weights themselves: pass no key" if flat else _some(list(content)) or "no entries"
+    raise CheckpointError(f"{path}: no state dict under {keys}; pass key=; present: {present}")
+
+
+def _entry(content: Any, key: str) -> Any:
+    """Return what lies under a key, or under its parts between dots one after the other; or None."""
+    first, _, rest = key.partition(".")
+    if not isinstance(content, dict) or key in content or not rest:
+        return _plain(content.get(key)) if isinstance(content, dict) else None
+    return _entry(_plain(content.get(first)), rest)
+
+
+def _plain(value: Any) -> Any:
+    """Return a dictionary without the attributes that a file may give an OrderedDict in place of methods."""
+    return dict(dict.items(value)) if isinstance(value, dict) else value
+
+
+def _fault(name: object, value: object) -> str:
+    """Return what an entry is that is no weight."""
     if not isinstance(name, str) or not isinstance(value, Tensor):
-        return False
-    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+        return type(value if isinstance(name, str) else name).__name__
+    plain = value.dtype in DTYPES and value.layout == torch.strided and not value.is_meta
+    return "" if plain else f"{value.dtype}, {value.layout}, {value.device}"
 
 
 def deduce_config(state: Mapping[str, Tensor], path: str | Path = "checkpoint") -> GpenConfig:
     """Deduce the configuration of a generator from its tensor shapes."""
     _require({"ecd0.0.0.weight": 4}, state, path, "generator")
-    stages = sum(name.startswith("ecd") and name.endswith(".weight") for name in state)
+    stages = min(sum(name.startswith("ecd") and name.endswith(".weight") for name in state), 20)
     return _config_from_widths(2 ** (stages + 1), *_decoder_widths(state, "generator.", path), path)
 
 
@@ -279,12 +386,16 @@ def _require(ranks: Mapping[str, int], state: Mapping[str, Tensor], path: str | 
     """Refuse a state dict without the entries of these ranks, which fix the configuration."""
     for name, rank in ranks.items():
         if name not in state or state[name].ndim != rank:
-            hint = f"; nearest present: {', '.join(close)}" if (close := nearest(name, list(state))) else ""
-            raise CheckpointError(f"{path}: not a GPEN {kind}, missing {name} of rank {rank}{hint}")
+            hint = f"; nearest present: {_some(close)}" if (close := nearest(name, list(state))) else ""
+            raise CheckpointError(
+                f"{path}: not a GPEN {kind}, missing {name} of rank {rank}{hint}; give the state dict of one"
+            )
 
 
 def _config_from_widths(in_size: int, out_size: int, top: int, bottom: int, path: str | Path) -> GpenConfig:
     """Solve ``bottom = 512 narrow`` and ``top = 16384 / out_size * channel_multiplier * narrow``."""
+    if not 0 < max(top, bottom) <= MOST_WIDTH:
+        raise CheckpointError(f"{path}: {top} and {bottom} channels, a GPEN has at most {MOST_WIDTH}")
     narrow = bottom / 512
     try:
         config = GpenConfig(in_size, out_size, max(round(top * out_size / 16384 / narrow), 1), narrow)
@@ -303,17 +414,21 @@ def load_strict(model: nn.Module, state: Mapping[str, Tensor], path: str | Path 
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
         "wrong shape": [f"{name} {a} instead of {b}" for name, (a, b) in shapes.items() if a != b],
-        "not finite": [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())],
     }
     listed = "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names)
     if listed:
-        raise CheckpointError(f"{path}: {listed}")
-    model.load_state_dict(dict(state))
+        raise CheckpointError(f"{path}: {listed}; give the whole state dict of a GPEN")
+    if any(tensor.is_meta for tensor in expected.values()):
+        return
+    model.load_state_dict(dict(state))  # as float32, which a larger value of float64 leaves
+    if broken := [name for name, tensor in expected.items() if not bool(torch.isfinite(tensor).all())]:
+        raise CheckpointError(f"{path}: not finite: {_some(broken)}; fetch it again")
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    """Return the first names and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+def _some(names: Sequence[object], limit: int = 5) -> str:
+    """Return the first names, in plain characters and not all of long ones, and how many more there are."""
+    shown = ", ".join(ascii(str(name))[1:-1][:80] for name in names[:limit])
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 # Encoder and discriminator count their stages from the largest size down, the decoder from 4 px up.
@@ -326,10 +441,10 @@ def find_discriminator(weights: Path) -> Discriminator | None:
     if weights.suffix == ".safetensors":
         beside = discriminator_file(weights)
         return load_discriminator(beside) if beside.is_file() else None
-    try:
-        return load_discriminator(weights, key="d")
-    except CheckpointError:
-        return None  # a generator's state dict alone, or a name such as tiny-random
+    kept = weights.suffix in TORCH_SUFFIXES and os.path.lexists(weights) and "d" in read_entries(weights)
+    return (
+        load_discriminator(weights, "d") if kept else None
+    )  # else a generator's state dict alone, or a name
 
 
 def seed_generator(prior: Generator, trained: Generator) -> None:

@@ -487,7 +487,7 @@ def compile_file(config: BuildConfig) -> Path:
     task = trained_task(checkpoint)
     if "task" not in config.dataset.model_fields_set and task != config.dataset.task:
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"task": task})})
-    model = load_weights(checkpoint).model
+    model = load_weights(checkpoint, config.frontend.key).model
     return compile_model(model, config, workspace / config.name, calibration_cache=workspace / ".calibration")
 
 

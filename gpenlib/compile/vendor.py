@@ -31,7 +31,7 @@ PICTURE_LIST = "calibration.json"  # the pictures that were written here and may
 LOG_FILE = "vamc.log"
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg")
 TAIL_LINES = 20
-SPENT_KEYS = ("dataset.task",)  # ours, unknown to the vendor, but used for the pictures
+SPENT_KEYS = ("dataset.task", "frontend.key")  # ours, unknown to the vendor, but used before it
 OUR_QUANTIZE = {"percentile", "max_drop_db", "sensitivity_images", "bias_correction", "format"}
 
 

@@ -23,6 +23,7 @@ from gpenlib.data.faces import (
     ffhq_matrix,
     warp,
 )
+from gpenlib.files import describe, first_bytes
 from gpenlib.images import Image, check_image
 
 Points = NDArray[np.float64]  # [5, 2]: eyes, nose and mouth corners as (x, y), left being the picture's left
@@ -130,12 +131,12 @@ class YuNet:
     """OpenCV's YuNet (Wu et al. 2023) from an ONNX file that the user names."""
 
     def __init__(self, path: str | Path) -> None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such detector file (an ONNX file of OpenCV's YuNet)")
+        start = first_bytes(path, "detector file (an ONNX file of OpenCV's YuNet)", ValueError)
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320))
         except cv2.error as error:
-            raise ValueError(f"{path}: OpenCV cannot open it as a YuNet detector ({error.err})") from None
+            what = describe(start, "YuNet detector", ("OpenCV's ONNX files",))
+            raise ValueError(f"{path} {what} ({error.err:.200})") from None
         self._lock = threading.Lock()  # the size is a state of the detector
 
     def __call__(self, image: Image, threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:

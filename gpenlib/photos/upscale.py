@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from gpenlib.files import describe, first_bytes
 from gpenlib.images import FloatArray, ImageError
 
 TILE = 256  # pixels of the photograph that a tile is wide, its overlap left out
@@ -28,8 +29,7 @@ class TiledUpscaler:
 
         if tile < 2 * OVERLAP:
             raise ValueError(f"tile={tile}: must be at least {2 * OVERLAP}")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such super-resolution network (an ONNX file)")
+        start = first_bytes(path, "super-resolution network (an ONNX file)", ImageError)
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -38,11 +38,13 @@ class TiledUpscaler:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's errors have no common type
-            raise ImageError(f"{path}: not an ONNX file that can be run ({error})") from error
-        self.path, (entry, *more) = Path(path), self._session.get_inputs()
-        if more or len(entry.shape) != 4:
-            raise ImageError(f"{path}: takes {[i.shape for i in (entry, *more)]}, expected one [1, 3, H, W]")
-        self._input = entry
+            what = describe(start, "ONNX file", ("ONNX networks",))
+            raise ImageError(f"{path} {what} ({error!s:.200})") from error
+        self.path, inputs = Path(path), self._session.get_inputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            taken = str([given.shape for given in inputs])
+            raise ImageError(f"{path}: takes {taken:.200}, expected one [1, 3, H, W]")
+        self._input = entry = inputs[0]
         fixed = [side for side in entry.shape[2:] if isinstance(side, int)]
         self._whole = fixed[0] if fixed else tile + 2 * OVERLAP  # what the network is given, overlap included
         if len(set(fixed)) > 1 or self._whole <= 2 * OVERLAP:
@@ -99,7 +101,7 @@ class TiledUpscaler:
         try:
             output = np.asarray(self._session.run(None, {self._input.name: batch})[0], np.float32)
         except Exception as error:  # onnxruntime's errors have no common type
-            raise ImageError(f"{self.path}: cannot enlarge a tile {batch.shape} ({error})") from error
+            raise ImageError(f"{self.path}: cannot enlarge a tile {batch.shape} ({error!s:.200})") from error
         if output.ndim != 4 or output.shape[1] != 3 or not len(tile) <= output.shape[2] == output.shape[3]:
             raise ImageError(f"{self.path}: gives {output.shape} for {batch.shape}, expected [1, 3, kH, kW]")
         made, side = output[0].transpose(1, 2, 0), factor * len(tile)

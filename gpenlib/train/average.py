@@ -9,6 +9,7 @@ trained for PSNR and one trained on against a discriminator, the shares choose b
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = Non
         listed = ", ".join(map(str, configs))
         raise ValueError(f"{len(models)} networks of configuration {listed}: needed are at least two of one")
     shares = [1.0] * len(models) if shares is None else shares
-    if len(shares) != len(models) or min(shares) <= 0:
+    if len(shares) != len(models) or not all(0 < share < math.inf for share in shares):
         raise ValueError(f"shares {list(shares)}: one positive number for each of {len(models)} networks")
     factors = torch.tensor(shares, dtype=torch.float64) / sum(shares)
     states = [model.state_dict() for model in models]

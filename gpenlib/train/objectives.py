@@ -316,7 +316,8 @@ class PriorObjective(Objective):
         config = self.config
         generator = Generator(config.network)
         if config.init:
-            checkpoints.seed_generator(generator, checkpoints.load_generator(weights_file(config.init)))
+            trained_prior = checkpoints.load_generator(weights_file(config.init), config.key)
+            checkpoints.seed_generator(generator, trained_prior)
         discriminator, trained = self.build_discriminator()
         self.fade = FadeIn(discriminator)
         if trained is not None and config.fade_in:
@@ -434,10 +435,10 @@ class RestorationObjective(Objective):
         config, rates = self.config, self.config.learning_rates
         model = Gpen(config.network)
         if config.stage == "embed":
-            prior = checkpoints.load_generator(weights_file(str(config.init)))
+            prior = checkpoints.load_generator(weights_file(str(config.init)), config.key)
             checkpoints.seed_generator(model.generator, prior)
         elif config.init:
-            checkpoints.seed_gpen(model, checkpoints.load_weights(config.init).model)
+            checkpoints.seed_gpen(model, checkpoints.load_weights(config.init, config.key).model)
         else:
             checkpoints.open_skips(model)
         decoder = set(model.generator.parameters()) - set(noise_weights(model))

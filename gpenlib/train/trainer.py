@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
-from gpenlib.architecture import Generator, Gpen, save_checkpoint
+from gpenlib.architecture import Generator, Gpen, checkpoints, save_checkpoint
 from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
 from gpenlib.files import command, progress, resolve_path, write_atomically, write_text
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
@@ -88,7 +88,11 @@ class Trainer:
     def _begin(self) -> None:
         """Take up the checkpoint and the log, if there are any."""
         if self.checkpoint.is_file():
-            self.step = load_state(self.checkpoint, self.objective)
+            try:
+                self.step = load_state(self.checkpoint, self.objective)
+            except (AttributeError, LookupError, TypeError) as error:
+                what = f"no checkpoint of this run ({type(error).__name__}: {error!s:.150})"
+                raise TrainingError(f"{self.checkpoint}: {what}; remove it to begin anew") from error
         elif self.config.init:
             take_moments(weights_file(self.config.init), self.objective)
         log = self.run_dir / LOG
@@ -141,7 +145,7 @@ OPTIMIZED = {"g_optim": "g", "d_optim": "d"}
 # These may change on resume without changing what is learned from here on.
 RESUMABLE_CHANGES = {
     *("accelerator", "devices", "compile", "workers", "checkpoint_every", "evaluate_every"),
-    *("run_dir", "data_dir", "init", "discriminator_init"),
+    *("run_dir", "data_dir", "init", "key", "discriminator_init"),
 }
 
 
@@ -182,9 +186,9 @@ def load_state(path: Path, objective: Objective) -> int:
         raise TrainingError(f"{path} is at step {state['step']}, beyond steps={config.steps}; ask for more")
     try:
         for name, network in networks.items():
-            network.load_state_dict(state[name])
-    except RuntimeError as error:  # such as a discriminator whose width came from another init
-        raise TrainingError(f"{path}: {name} has another shape; give its first init ({error})") from error
+            checkpoints.load_strict(network, state[name], f"{name} is of another run")
+    except CheckpointError as error:  # such as a discriminator whose width came from another init
+        raise TrainingError(f"{path}: {error}; give its first init") from error
     for name, optimizer in objective.optimizers.items():
         load_moments(optimizer, state[name]["state"], networks[OPTIMIZED[name]])
     objective.load_extra_state(state["extra"])
@@ -198,10 +202,12 @@ def take_moments(path: Path, objective: Objective) -> None:
         return  # ours: what starts from it has always begun with new moments
     elsewhere = {"g_optim": objective.config.stage == "embed", "d_optim": objective.config.discriminator_init}
     for name in objective.optimizers.keys() & state.keys():
-        network, moments = networks_of(objective)[OPTIMIZED[name]], state[name]["state"]
+        network = networks_of(objective)[OPTIMIZED[name]]
         shapes = {place: parameter.shape for place, parameter in enumerate(network.parameters())}
-        if not elsewhere[name] and {i: m["exp_avg"].shape for i, m in moments.items()} == shapes:
-            load_moments(objective.optimizers[name], moments, network)
+        with suppress(AttributeError, KeyError, TypeError):  # another optimiser's
+            moments = state[name]["state"]
+            if not elsewhere[name] and {i: m["exp_avg"].shape for i, m in moments.items()} == shapes:
+                load_moments(objective.optimizers[name], moments, network)
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Any], network: nn.Module) -> None:
@@ -209,6 +215,7 @@ def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Any], n
     places = {parameter: place for place, parameter in enumerate(network.parameters())}
     listed = [places[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state = {index: moments[place] for index, place in enumerate(listed) if place in moments}
+    state = copy.deepcopy(state)  # out of the file, which the next checkpoint replaces
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -221,14 +228,9 @@ def networks_of(objective: Objective) -> dict[str, nn.Module]:
 def read_state(path: Path) -> Mapping[str, Any]:
     """Read the entries of a training checkpoint onto the CPU."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, Mapping):
-            raise ValueError(f"it holds a {type(state).__name__}")
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or ["end of file"])[0]
-        advice = "put a copy in its place, or remove it to begin anew"
-        raise TrainingError(f"{path}: damaged, cut off, or no checkpoint ({reason}); {advice}") from error
-    return state
+        return checkpoints.read_entries(path)
+    except CheckpointError as error:
+        raise TrainingError(f"{error}. Put a copy in its place, or remove it to begin anew") from error
 
 
 def read_log(run_dir: Path) -> list[LogRow]:

@@ -1,8 +1,11 @@
 """The one door to weights: names, checkpoint files of every kind, ONNX files, and what is refused."""
 
+import copy
 import pickle
 import shutil
+from argparse import Namespace
 from collections import OrderedDict
+from pathlib import Path
 
 import onnx
 import pytest
@@ -105,6 +108,119 @@ def test_training_checkpoint_of_the_original_project(tmp_path, model):
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        "g_ema",
+        "params_ema",
+        "ema",
+        "g",
+        "params",
+        "net_g",
+        "generator",
+        "model",
+        "state_dict",
+        "state.deep.g",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_are_found_where_people_keep_them(tmp_path, state, key, prefix):
+    content = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    *outer, inner = key.split(".")
+    content = {inner: content, "epoch": 3, "args": Namespace(lr=0.1, dataset="ffhq"), "note": None}
+    for name in reversed(outer):
+        content = {name: content, "other": {"g": 1}}
+    path = write(tmp_path / "theirs.pth", content)
+    assert same(load_checkpoint(path, key), state)
+    if not outer:
+        assert same(load_checkpoint(path), state)
+
+
+def test_averaged_weights_come_first_and_what_fits_before_what_does_not(tmp_path, state):
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    for better, worse in (
+        ("g_ema", "g"),
+        ("params_ema", "params"),
+        ("ema", "model"),
+        ("g_ema", "state_dict"),
+    ):
+        assert same(load_checkpoint(write(tmp_path / "both.pth", {worse: other, better: state})), state)
+    critic = Discriminator(CONFIG).state_dict()
+    for unfit in ({"decay": 0.9, "shadow": {}}, {}, None, 3, [1]):
+        path = write(tmp_path / "odd.pth", {"ema": unfit, "model": state, "d": critic})
+        assert same(load_checkpoint(path), state)
+    classifier = {"fc.weight": torch.zeros(2)}
+    path = write(path, {"model": classifier, "generator": state})
+    assert same(load_checkpoint(path), state)
+    path = write(path, {"model": state, "generator": state, "step": 1})
+    with pytest.raises(CheckpointError, match=r"odd\.pth.*generator, model.*key="):
+        load_checkpoint(path)
+    path = write(
+        path, {"ema": {"fc.weight": torch.zeros(2)}, "model": state}
+    )  # damaged averages are no reason
+    with pytest.raises(CheckpointError, match=r"odd\.pth.*missing ecd0"):  # to take others in silence
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_other_precisions_become_float32(tmp_path, state, dtype, suffix):
+    path = write(tmp_path / f"weights{suffix}", {name: tensor.to(dtype) for name, tensor in state.items()})
+    loaded = load_checkpoint(path)
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
+    assert same(loaded, {name: tensor.to(dtype).float() for name, tensor in state.items()})
+
+
+def test_old_files_and_states_with_attributes_load(tmp_path, state):
+    path = tmp_path / "old.pth"
+    torch.save({"g_ema": OrderedDict(state)}, path, _use_new_zipfile_serialization=False)
+    assert same(load_checkpoint(path), state)
+    content = OrderedDict(state)
+    content.values = content.get = 5  # saved with it, they would stand in for its methods
+    assert same(load_checkpoint(write(path, {"g": content})), state)
+    assert same(load_checkpoint(write(path, content)), state)
+
+
+def test_what_torch_may_load_is_as_before_afterwards(tmp_path, state):
+    before = torch.serialization.get_safe_globals()
+    load_checkpoint(write(tmp_path / "weights.pth", {"g": state, "args": Namespace()}))
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_loading_takes_no_random_number_more_than_building(tmp_path, state):
+    path = write(tmp_path / "weights.pth", state)
+    torch.manual_seed(0)
+    Gpen(CONFIG)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load_checkpoint(path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_that_may_not_be_read_is_not_called_absent(tmp_path, state, name, monkeypatch):
+    path, opened = write(tmp_path / name, state), Path.open
+
+    def refuse(self, *arguments, **options):
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be opened \(Permission denied\): check"):
+        load_checkpoint(path)
+
+
+def test_weights_too_large_for_their_type_are_not_written(tmp_path, model):
+    large = copy.deepcopy(model)
+    large.state_dict()[SOME_WEIGHT].fill_(1e6)
+    path = tmp_path / "large.safetensors"
+    with pytest.raises(CheckpointError, match=rf"large\.safetensors.*float16.*{SOME_WEIGHT}"):
+        checkpoints.save_checkpoint(large, path, torch.float16)
+    assert not path.exists()
+    assert checkpoints.save_checkpoint(large, path).is_file()
+
+
+@pytest.mark.parametrize(
     "config",
     [(2048, 2048), (256, 256, 1, 0.5), (64, 256, 2, 0.25), (64, 2048, 1, 0.125), (64, 64, 4, 0.03125)],
 )
@@ -192,6 +308,14 @@ def test_damaged_files(tmp_path, state, suffix, kind):
         ({"a": torch.zeros(2, dtype=torch.int64)}, "floating-point tensors: a"),
         ({"a": torch.eye(2).to_sparse()}, "floating-point tensors: a"),
         ({"module.a": torch.zeros(1), "a": torch.ones(1)}, r"'module\.': a"),
+        (
+            {
+                "ecd0.0.0.weight": torch.zeros(1, 1, 1, 1),
+                "generator.input.input": torch.zeros(1, 1100, 1, 1),
+                "generator.to_rgbs.0.conv.weight": torch.zeros(1, 3, 4, 1, 1),
+            },
+            "1100 channels.*at most 1024",
+        ),
         ({"ecd0.0.0.weight": torch.tensor(1.0)}, r"ecd0\.0\.0\.weight of rank 4"),
     ],
     ids=str,

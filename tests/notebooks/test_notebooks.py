@@ -31,7 +31,7 @@ NATURAL = {
     "05_errors": {"dtypes": "int8,bf16,fp16"},
 }
 INFER_PARAMETERS = (
-    "run", "weights", "task", "data_dir", "input_dir", "dataset_size", "dtype", "backend", "device",
+    "run", "weights", "key", "task", "data_dir", "input_dir", "dataset_size", "dtype", "backend", "device",
     "batch_size", "calib_dir", "calib_size", "save_images", "save_npz", "build", "calibrate_mode",
 )  # fmt: skip
 
