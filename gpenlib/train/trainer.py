@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
-from gpenlib.architecture import Generator, Gpen, checkpoints, save_checkpoint
+from gpenlib.architecture import CheckpointError, Generator, Gpen, checkpoints, save_checkpoint
 from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
 from gpenlib.files import command, progress, resolve_path, write_atomically, write_text
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
