@@ -27,7 +27,7 @@ from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
 from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.pairs import Pack, Pairs, preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
-from gpenlib.export.graphs import Parity
+from gpenlib.export.graphs import Parity, extreme_inputs, save_onnx
 from gpenlib.files import (
     command,
     package_versions,
@@ -85,8 +85,7 @@ class Build:
         counts = write.count_quantised(model)
         if sum(counts.values()) != len(self.layers):
             raise QuantisationError(f"{counts} convolutions of {len(self.layers)} are quantised in the graph")
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, target)
+        save_onnx(model, target)
         return counts
 
     def save_manifest(self) -> None:
@@ -191,9 +190,9 @@ def write_files(build: Build) -> None:
         manifest["quantisation"] |= {"quantised": counts[0], **build.report}
     elif options.dtype == "fp16":
         half, manifest["convolutions_by_weight_type"] = write.to_half(onnx.load(build.float_path))
-        onnx.save(half, folder / MODEL_FILE)
+        save_onnx(half, folder / MODEL_FILE)
     else:  # bf16 is the float graph under an execution hint
-        shutil.copy(build.float_path, folder / MODEL_FILE)
+        save_onnx(onnx.load(build.float_path), folder / MODEL_FILE)
     manifest["torch_files"] = {
         path.name: {"sha256": sha256(path), "bytes": path.stat().st_size}
         for path in write_torch_files(build.deploy, options.dtype, folder, backends)
@@ -239,7 +238,7 @@ def correct_mean(build: Build) -> None:
         model = onnx.load(path)
         write.add_to_output(model, -shift)
         before = path.rename(path.with_suffix(".before"))
-        onnx.save(model, path)
+        save_onnx(model, path)
         build.save_manifest()
         effect = picture_means(build, backend, 1)[0] - means[0]  # a constant: the same on every image
         if np.abs(shift + effect).max() <= np.abs(shift).max() + HARM:
@@ -426,6 +425,12 @@ def verify(runtime: Runtime, images: Sequence[np.ndarray], expected: Sequence[np
             f"held-out face under {runtime.backend} on {runtime.device}, expected are at least "
             f"{least_psnr(runtime)} dB"
         )
+    for image in extreme_inputs(runtime.in_size):
+        if not np.isfinite(runtime(image.numpy())).all():
+            raise ParityError(
+                f"{runtime.dtype} artefact under {runtime.backend} on {runtime.device} returns NaN or "
+                f"infinity for a picture of {image.min():g} to {image.max():g}"
+            )
     mean = Parity(*np.mean([astuple(row) for row in rows], axis=0).tolist())
     return {
         "parity": {"faces": len(rows), "mean": mean.to_dict(), "worst": worst.to_dict()},

@@ -15,25 +15,29 @@ import os
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
+import onnxscript.optimizer
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen, GpenConfig
 from gpenlib.export.deploy import DeployGpen, deploy_copy
 from gpenlib.files import write_atomically
 
-OPSET = 18
+OPSET, IR_VERSION = 18, 9  # what ONNX Runtime 1.17 and OpenCV 4.10 read
 INPUT_NAME, OUTPUT_NAME = "input", "output"
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 NAMED_OPERATORS = (*CONVOLUTIONS, "Gemm", "MatMul")
 TOLERANCE = 1e-4  # of the reference's standard deviation, as the reference figures ask
+LEAST_ADDEND = 2e-8  # torch's default exporter takes scalars up to 1e-8 for zero, where they are added
 Exporter = Literal["dynamo", "torchscript"]
 
 
@@ -125,12 +129,50 @@ def example_input(config: GpenConfig, batch: int = 1) -> Tensor:
     return torch.rand(batch, 3, config.in_size, config.in_size, generator=generator) * 2 - 1
 
 
-def run_onnx(path: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a file of one input on the CPU in ONNX Runtime, float32 [N, 3, S, S]; return its first output."""
+def extreme_inputs(size: int) -> list[Tensor]:
+    """Return pictures in which a lost safeguard shows, each [1, 3, size, size]: flat ones, a bright dot."""
+    flat = [torch.full((1, 3, size, size), value) for value in (0.0, -1.0, 1.0, 1e-3)]
+    dot = flat[1].clone()
+    dot[..., size // 2, size // 2] = 1
+    return [*flat, dot]
+
+
+def assert_same(
+    config: GpenConfig,
+    reference: Callable[[Tensor], Tensor],
+    candidate: Callable[[Tensor], Tensor],
+    what: str,
+    tolerance: float = TOLERANCE,
+    batches: Sequence[int] = (1, 2),
+    extremes: int | None = None,
+) -> None:
+    """Assert parity of two networks on random batches and, one by one, on (so many) extreme pictures."""
+    probes = {f"batch {size}": [example_input(config, size)] for size in batches}
+    probes["flat and extreme pictures"] = extreme_inputs(config.in_size)[:extremes]
+    for name, images in probes.items():
+        with torch.inference_mode():
+            expected, output = (
+                np.concatenate([network(image).cpu().numpy() for image in images])
+                for network in (reference, candidate)
+            )
+        try:
+            assert_parity(expected, output, "outputs differ", tolerance)
+        except ParityError as error:
+            raise ParityError(f"{what}, {name}: {error}") from None
+
+
+def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    """Open a file of one input on the CPU in ONNX Runtime: float32 [N, 3, S, S] -> its first output."""
     import onnxruntime  # heavy; only needed here
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {session.get_inputs()[0].name: image})[0])
+    name = session.get_inputs()[0].name
+    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
+
+
+def run_onnx(path: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a file once, as :func:`open_onnx` opens it."""
+    return open_onnx(path)(torch.from_numpy(image)).numpy()
 
 
 def export_onnx(
@@ -163,19 +205,11 @@ def export_onnx(
     deploy = deploy_copy(model).cpu()
     path = Path(path)
     with write_atomically(path) as temporary:
-        _trace(deploy, temporary, exporter, dynamic_batch)
-        graph = onnx.load(temporary)
+        graph = _trace(deploy, temporary, exporter, dynamic_batch)
         name_nodes(graph)
-        for node in graph.graph.node:  # stack traces of this machine do not belong in the file
-            del node.metadata_props[:]
-            node.doc_string = ""
-        onnx.checker.check_model(graph, full_check=True)
-        onnx.save(graph, temporary)
-        for batch in (1, 2) if dynamic_batch else (1,):
-            image = example_input(deploy.config, batch)
-            with torch.inference_mode():
-                expected = deploy(image).numpy()
-            assert_parity(expected, run_onnx(temporary, image.numpy()), f"{path.name}, batch {batch}")
+        save_onnx(graph, temporary)
+        batches = (1, 2) if dynamic_batch else (1,)
+        assert_same(deploy.config, deploy, open_onnx(temporary), path.name, batches=batches)
     return path
 
 
@@ -185,17 +219,60 @@ def export_training_form(model: Gpen, path: str | Path) -> Path:
     The batch size is fixed at 1: its grouped convolution has one group per image, which ONNX cannot
     express for an unknown batch: with one, both of torch's exporters fail (notebook 01 shows it).
     """
-    with write_atomically(Path(path)) as temporary:
-        _trace(_training_form(model), temporary, "dynamo", dynamic_batch=False)
-    return Path(path)
+    path, network = Path(path), _training_form(model)
+    with write_atomically(path) as temporary:
+        save_onnx(_trace(network, temporary, "dynamo", dynamic_batch=False), temporary)
+        assert_same(network.config, network, open_onnx(temporary), path.name, batches=(1,), extremes=1)
+    return path
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write a file that older runtimes and OpenCV open, too; all of ours pass here. ``model`` is changed."""
+    graph, version = model.graph, model.ir_version
+    # Stack traces of this machine do not belong in the file, and IR 10 brought metadata.
+    ends = (*graph.input, *graph.output, *graph.value_info)
+    for owner in (model, graph, *graph.node, *graph.initializer, *ends):
+        del owner.metadata_props[:]
+        owner.doc_string = ""
+    _unsqueeze_one_by_one(graph)
+    model.ir_version = min(version, IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _unsqueeze_one_by_one(graph: onnx.GraphProto) -> None:
+    """Give every Unsqueeze a single axis: OpenCV 4.10 reads no other, unless the tensor is constant."""
+    axes = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        known = axes.get(node.input[1]) if node.op_type == "Unsqueeze" else None
+        places = [] if known is None else sorted(numpy_helper.to_array(known).tolist())
+        if len(places) < 2 or places[0] < 0:  # negative axes count from the end of the result
+            nodes.append(node)
+            continue
+        names = [node.input[0], *(f"{node.output[0]}.{axis}" for axis in places[:-1]), node.output[0]]
+        for axis, source, target in zip(places, names, names[1:], strict=False):
+            if (place := f"axis.{axis}") not in axes:
+                axes[place] = numpy_helper.from_array(np.array([axis]), place)
+                graph.initializer.append(axes[place])
+            name = f"{node.name}.{axis}"
+            nodes.append(onnx.helper.make_node("Unsqueeze", [source, place], [target], name))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _training_form(model: Gpen) -> Gpen:
     return copy.deepcopy(model).cpu().float().eval().set_modulation("weights")
 
 
-def _trace(network: Gpen | DeployGpen, path: Path, exporter: Exporter, dynamic_batch: bool) -> None:
-    """Run one of torch's exporters, silencing its remarks on deprecation and packages that are not needed."""
+def _trace(
+    network: Gpen | DeployGpen, path: Path, exporter: Exporter, dynamic_batch: bool
+) -> onnx.ModelProto:
+    """Run one of torch's exporters by way of ``path``, silencing its remarks on deprecation and packages."""
     free: dict[str, Any] = {}
     if dynamic_batch and exporter == "dynamo":
         free = {"dynamic_shapes": ({0: torch.export.Dim("batch", min=1)},)}
@@ -210,10 +287,26 @@ def _trace(network: Gpen | DeployGpen, path: Path, exporter: Exporter, dynamic_b
             torch.onnx.export(
                 network, (example_input(network.config, 2 if dynamic_batch else 1),), path,
                 input_names=[INPUT_NAME], output_names=[OUTPUT_NAME], opset_version=OPSET,
-                dynamo=exporter == "dynamo", external_data=False, verbose=False, **free,
+                dynamo=exporter == "dynamo", external_data=False, verbose=False, optimize=False, **free,
             )  # fmt: skip
+            model = onnx.load(path)
+            return _optimised(model) if exporter == "dynamo" else model
     finally:
         logger.setLevel(level)
+
+
+def _optimised(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Fold constants and drop what does nothing, as the exporter itself would, but no epsilon."""
+    # It compares with zero to within 1e-8: StyleGAN2's safeguards would go, and a flat face be NaN. Only
+    # scalars are compared: an addend of rank 1 adds the same, and stays.
+    addends = {name for node in model.graph.node if node.op_type in ("Add", "Sub") for name in node.input}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.output[0] in addends and node.attribute[0].HasField("t"):
+            tensor = node.attribute[0].t
+            if not tensor.dims and 0 < abs(numpy_helper.to_array(tensor)) < LEAST_ADDEND:
+                tensor.dims[:] = [1]
+    optimised: onnx.ModelProto = onnxscript.optimizer.optimize(model)
+    return optimised
 
 
 def try_exporters(model: Gpen) -> list[dict[str, str]]:
@@ -244,13 +337,12 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
     A quantiser would pass over a convolution whose weight is computed at run time in silence.
     """
-    constants = constant_names(model)
+    constants, nodes = constant_names(model), model.graph.node
     taken: set[str] = set()
-    for node in model.graph.node:
-        if node.op_type not in NAMED_OPERATORS:
-            continue
+    for node in nodes:
         if node.op_type in CONVOLUTIONS and node.input[1] not in constants:
             raise ParityError(f"node {node.name} ({node.op_type}) has no constant weight")
+    for node in (node for node in nodes if node.op_type in NAMED_OPERATORS):
         path = module_path(node)
         if node.op_type == "MatMul":
             path += ".energy"  # the style-dependent part of demodulation, the only bare matrix product
@@ -312,8 +404,6 @@ def save_torchscript(module: nn.Module, path: Path, tolerance: float = TOLERANCE
         with write_atomically(path) as temporary:
             traced.save(str(temporary))
             reloaded = torch.jit.load(str(temporary))
-            for batch in (1, 2):
-                image = example_input(config, batch).to(device)
-                expected, output = module(image).cpu().numpy(), reloaded(image).cpu().numpy()
-                assert_parity(expected, output, f"{path.name}, batch {batch}", tolerance)
+            here, there = (lambda image, run=run: run(image.to(device)) for run in (module, reloaded))
+            assert_same(config, here, there, path.name, tolerance)
     return path

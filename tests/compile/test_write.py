@@ -30,6 +30,12 @@ THRESHOLDS = {"input": 2.0, "middle": 1.5}  # below the largest values, so that 
 LAYERS = ["first", "second"]
 
 
+def interleaved(x):
+    """DepthToSpace by its definition."""
+    n, c, h, w = x.shape
+    return x.reshape(n, 2, 2, c // 4, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+
 def run(model, image, names=None):
     if names is None:  # a watched tensor has no shape
         onnx.checker.check_model(model, full_check=True)
@@ -136,6 +142,20 @@ def test_qoperator_differs_from_qdq_by_half_an_output_step(model_of, make, tenso
         assert count_quantised(written(graph, layers, "qoperator", ranges)) == {"Conv": 0, "ConvTranspose": 1}
 
 
+def test_phases_are_interleaved_without_an_8_bit_depth_to_space_at_any_batch_size(calibrated):
+    """ONNX Runtime before 1.21 has none."""
+    model = written(calibrated.graph, calibrated.round(), "qoperator", calibrated.calibration.output_ranges)
+    assert not any(node.op_type == "DepthToSpace" for node in model.graph.node)
+    names = [f"{UP}_phases", f"{UP}_interleave4"]
+    model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.UINT8, None) for n in names)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = RNG.uniform(-1, 1, (3, 3, 64, 64)).astype(np.float32)
+    output, phases, whole = session.run(None, {"input": images})
+    assert phases.std() > 1 and np.array_equal(interleaved(phases), whole)
+    each = [session.run(None, {"input": image[None]})[0] for image in images]
+    np.testing.assert_allclose(np.concatenate(each), output, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_halves_are_joined_in_8_bits_and_count_as_one(calibrated, form):
     layers = calibrated.round([LAYER, UP])
@@ -152,6 +172,7 @@ def test_halves_are_joined_in_8_bits_and_count_as_one(calibrated, form):
 def test_no_value_of_the_style_path_passes_through_fp16(float_graph):
     """A vector is cast to fp16 only where a feature map takes it up."""
     half, _ = to_half(onnx.load(float_graph))
+    onnx.checker.check_model(half, full_check=True)  # nodes are sorted, recorded types are right
     narrowed = {
         node.output[0]
         for node in half.graph.node
