@@ -373,7 +373,8 @@ class RunSettings(RunFolder):
             file = values["features_file"].removeprefix(INCEPTION)
             values = values | {"features_file": file, "features_are_inception": True}
         name = values.get("weights", cls.model_fields["weights"].default)
-        task = values.get("task") or ("" if values.get("input_dir") else trained_task(name))
+        known = isinstance(name, str) and not values.get("input_dir")
+        task = values.get("task") or (trained_task(name) if known else "")
         return values | {"task": task}
 
     @field_validator(
