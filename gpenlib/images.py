@@ -113,7 +113,7 @@ def open_picture(path: str | Path, most_megapixels: float = 200.0) -> Picture:
         If there is no such file.
     """
     path = Path(path)
-    with open_regular(path, "picture", ImageError) as file:
+    with open_regular(path, "picture file", ImageError) as file:
         start = file.read(256)
         file.seek(0)
         try:
