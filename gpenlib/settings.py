@@ -246,7 +246,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             known = _known_keys(model, problem["loc"][:-1])
             hint = did_you_mean(problem["loc"][-1], known)
-            lines.append(f"unknown key {where!r}{hint}; allowed: {cut(', '.join(known), 300)}")
+            allowed = f"; allowed: {cut(', '.join(known), 300)}"  # once is enough
+            lines.append(f"unknown key {where!r}{hint}{'' if allowed in ''.join(lines) else allowed}")
         elif problem["type"] == "missing":
             lines.append(f"missing key {where!r}")
         elif problem["type"] == "value_error" and not where:

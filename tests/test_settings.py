@@ -5,7 +5,17 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from gpenlib.settings import Settings, SettingsError, parse_overrides, read_yaml, set_dotted
+from gpenlib.settings import (
+    BuildConfig,
+    RunSettings,
+    Settings,
+    SettingsError,
+    TrainConfig,
+    TrainSettings,
+    parse_overrides,
+    read_yaml,
+    set_dotted,
+)
 
 
 class Backend(Settings):
@@ -107,3 +117,51 @@ def test_overrides_are_read_as_yaml():
 def test_override_without_key_or_equals(word):
     with pytest.raises(SettingsError, match="expected key=value"):
         parse_overrides([word])
+
+
+TRAIN = {"stage": "prior", "data_dir": "faces", "run_dir": "out", "steps": 1}
+LONG = "é" * 101
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "says"),
+    [
+        *((RunSettings, {name: True}, f"{name}=True: true and false are no value") for name in (
+            "dataset_size", "seed", "batch_size", "healed", "max_drop_db", "size", "run", "perf_batch")),
+        (RunSettings, {"perf_batch": (1, True)}, "perf_batch=(1, True): true and false"),
+        (BuildConfig, {"backend": {"quantize": {"percentile": True}}}, "percentile=True: true and false"),
+        (BuildConfig, {"backend": {"compile": {"output_ddr": [True]}}}, "output_ddr=[True]: true and false"),
+        (BuildConfig, {"frontend": {"shape": {"input": [True, 3]}}}, "true and false"),
+        (BuildConfig, {"frontend": {"shape": {"input": [-1, 3]}}}, "shape.input.0=-1"),
+        (TrainConfig, TRAIN | {"steps": True}, "steps=True: true and false"),
+        (TrainConfig, TRAIN | {"jitter": {"contrast": [True, 1]}}, "contrast=[True, 1]: true and false"),
+        (TrainSettings, {"steps": False}, "steps=False: true and false"),
+        *((RunSettings, {name: value}, f"{name}={value!r}: should be ") for name, value in (
+            ("healed", -1), ("healed", 10**9), ("batch_size", 10**9), ("repeats", 10**30), ("seed", 10**30),
+            ("perf_repeats", -1), ("seed", -1), ("worst", 10**9), ("layer_faces", 0), ("choice_faces", "nan"),
+            ("dataset_size", 0), ("dataset_size", 1e30), ("max_drop_db", "inf"))),
+        (RunSettings, {"size": 100}, "size=100: in_size=100: must be a power of two"),
+        (RunSettings, {"perf_threads": 10**6}, "perf_threads.0=1000000: should be less"),
+        (RunSettings, {"perf_threads": "-1"}, "perf_threads.0='-1': should be greater"),
+        (RunSettings, {"perf_instances": 10**6}, "perf_instances.0=1000000: should be less"),
+        (TrainConfig, TRAIN | {"narrow": 1e30}, "narrow=1e+30"),
+        (TrainConfig, TRAIN | {"size": 100}, "size=100: must be a power of two"),
+        (TrainConfig, TRAIN | {"workers": 10**6}, "workers=1000000"),
+        *((RunSettings, {"run": name}, "plain folder name") for name in (
+            "..", "/tmp/a", "a/b", ".a", "", "a\0b", "a\nb", LONG)),
+        *((BuildConfig, {"name": name}, "plain folder name") for name in ("..", "/tmp/a", "a/b", LONG)),
+        (RunSettings, {"runs": "a,../b"}, "runs.1='../b': must be a plain folder name"),
+    ],
+)  # fmt: skip
+def test_what_is_no_value_is_refused_in_one_line(kind, values, says):
+    with pytest.raises(SettingsError) as refusal:
+        kind.parse(values)
+    assert says in str(refusal.value) and len(str(refusal.value)) < 600
+
+
+def test_plain_yaml_keeps_aliases_merges_and_words(tmp_path):
+    text = "a: &a {x: 1, y: 0}\nb: {<<: *a, y: -2}\nrun: 2024-01-02\nc: [1.5, 1e-3, .5, ~, yes, '010', =]\n"
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8-sig")
+    content = read_yaml(tmp_path / "x.yaml")
+    assert content["b"] == {"x": 1, "y": -2} and content["run"] == "2024-01-02"
+    assert content["c"] == [1.5, "1e-3", 0.5, None, True, "010", "="]

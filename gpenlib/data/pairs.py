@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -223,7 +225,7 @@ def _write_array(path: Path, key: str, image: Image) -> None:
 
 NPZ_DAMAGE = (
     OSError, EOFError, TypeError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile,
-    zlib.error, lzma.LZMAError,
+    SyntaxError, tokenize.TokenError, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 
 
@@ -245,7 +247,7 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
         if isinstance(error, DataError):
             raise
         what = f"npz file with {', '.join(keys)}" if keys else "npz file"
-        why = str(error) or type(error).__name__
+        why = re.sub("<.*?>", "code", str(error)) or type(error).__name__
         raise DataError(f"{path}: not a readable {what} ({why:.200}); write it again") from None
 
 
