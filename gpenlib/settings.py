@@ -238,7 +238,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the problems, each with its key, value and what is allowed."""
-    lines = []
+    lines: list[str] = []
     problems = error.errors(include_url=False)
     for problem in problems[:MOST_SAID]:
         where = cut(".".join(str(part) for part in problem["loc"]), 80)
@@ -459,9 +459,10 @@ class PhotoSettings(RunSettings):
         if isinstance(photos := values.get("photos"), str) and photos and resolve_path(photos).exists():
             values["photos"] = (photos,)  # a name with a comma
         for one, all_of_them in (("weights", "networks"), ("dtype", "photo_dtypes")):
-            names = tuple(dict.fromkeys(_listed(values.get(one, cls.model_fields[one].default))))
-            if not names:
-                raise ValueError(f"{one}: name one, or several with commas")
+            names = _listed(values.get(one, cls.model_fields[one].default))
+            if not names or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"{one}={shown(values.get(one))}: name one, or several with commas")
+            names = tuple(dict.fromkeys(names))
             values = {all_of_them: names} | values | {one: names[0]}
         values.setdefault("asked_task", values.get("task") or None)
         return values

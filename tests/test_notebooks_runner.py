@@ -191,7 +191,7 @@ def test_command_line(tmp_path, folder, outputs_root, capsys, monkeypatch):
         (["--params", "params/absent.yaml"], "absent.yaml: no such file"),
     ):
         assert main(["--params", str(params), *words]) == 1
-        assert named in capsys.readouterr().out
+        assert named in capsys.readouterr().err
     assert main(["--params", str(params), "-p", "rate", "0.5"]) == 0
     printed = capsys.readouterr().out
     executed = outputs_root / "cli" / "notebooks"

@@ -35,7 +35,7 @@ def read(path, out):
 def notebooks(path, out, *words):
     """Run the command that reads parameters; what it prints is raised."""
     told = io.StringIO()
-    with contextlib.redirect_stdout(told):
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         assert run_notebooks(["--params", str(path), *words]) == 1
     raise ValueError(told.getvalue().strip())
 

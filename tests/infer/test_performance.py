@@ -164,7 +164,7 @@ def test_percentiles_are_numpys_and_rows_say_what_they_cannot_support():
     assert figures == pytest.approx([*np.percentile(times, (50, 95, 99)), np.mean(times), 100 * 4 / 5])
     assert (row["calls"], row["enough_for_p99"], row["times_ms"]) == (100, True, times)
     for threads in (1, 2):
-        combination = Combination("a", instances=performance.available_cores(), threads=threads)
+        combination = Combination("a", instances=performance.processors(), threads=threads)
         row = summary_row(combination, NOTHING, times[:99], 1.0, {})
         assert (row["enough_for_p99"], row["oversubscribed"]) == (False, threads == 2)
 
@@ -231,4 +231,4 @@ def test_command_prints_a_table_and_writes_complete_rows(artefact, tmp_path, cap
         assert row["images_per_s"] == pytest.approx(6 * row["batch_size"] / row["wall_s"])
         assert 0 < row["base_memory_mib"] < row["peak_memory_mib"]
     assert performance.main([folder, "--repeats", "0"]) == 1
-    assert capsys.readouterr().out == "error: repeats=0: must be a whole number, at least 1\n"
+    assert capsys.readouterr().err == "error: repeats=0: must be a whole number, at least 1\n"

@@ -52,5 +52,5 @@ def test_the_command_keeps_the_task_and_refuses_another(tmp_path, capsys):
         ([str(tmp_path / "mean.pt"), *files[:2]], "mean.pt"),
     ):
         assert main(words) == 1
-        printed = capsys.readouterr().out
+        printed = capsys.readouterr().err
         assert printed.startswith("error: ") and named in printed

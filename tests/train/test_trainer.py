@@ -271,7 +271,7 @@ def test_damaged_files_are_named_and_the_command_says_so(
         (f"run_dir={tmp_path}/b init=absent.pt", "absent.pt"),
     ):
         assert module.main([str(file), *words.split()]) == 1
-        printed = capsys.readouterr().out
+        printed = capsys.readouterr().err.splitlines()[-1]
         assert printed.startswith("error: ") and named in printed
 
 
