@@ -62,9 +62,8 @@ CONTENTS = (
 # In a TIFF most tags of the first directory say how its pixels are stored; these are about the picture
 TIFF_TAGS = {270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}
 LONGEST_EXIF = 65_000  # bytes; a JPEG has room for 65,533
-MOST_MEGAPIXELS = 200.0
+MOST_MP = 200.0  # megapixels
 AGAIN = "fetch it again, or save it anew"
-MOST_BYTES = (8, 100e6)  # of a file: for each pixel allowed, and for films and pages behind the picture
 MOST_SCANS = 10_000  # of a progressive JPEG, times its megapixels: some seconds
 LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # pixels that a format has room for
 # What libjpeg warns of where pixels are lost. They are whole in spite of other warnings: unknown revisions,
@@ -91,7 +90,7 @@ class Picture:
     keep: dict[str, Any]  # what Pillow's ``save`` carries over: profile, EXIF, resolution, JPEG tables
 
 
-def read_image(path: str | Path, most_megapixels: float = MOST_MEGAPIXELS) -> Image:
+def read_image(path: str | Path, most_megapixels: float = MOST_MP) -> Image:
     """Read a picture as uint8 RGB [H, W, 3], turned as its EXIF orientation says.
 
     Grey becomes three equal channels, 16 bits are rounded, and what is transparent is blended over middle
@@ -110,7 +109,7 @@ def to_seen(pixels: Levels, alpha: Levels | None = None) -> Image:
     return ((seen * share + MIDDLE_GREY * (255 - share) + 127) // 255).astype(np.uint8)
 
 
-def open_picture(path: str | Path, most_megapixels: float = MOST_MEGAPIXELS) -> Picture:
+def open_picture(path: str | Path, most_megapixels: float = MOST_MP) -> Picture:
     """Read a picture with all that :func:`write_picture` needs to write another in its place.
 
     Parameters
@@ -146,10 +145,9 @@ def open_picture(path: str | Path, most_megapixels: float = MOST_MEGAPIXELS) -> 
         width, height = image.size
         if isinstance(image, TiffImageFile):  # a tile may be larger
             width, height = max(width, image.tag_v2.get(322, 0)), max(height, image.tag_v2.get(323, 0))
-        if width * height > most_megapixels * 1e6:
-            size = f"{width} x {height} are {width * height / 1e6:.1f} megapixels"
-            todo = "make it smaller, or raise most_megapixels"
-            raise ImageError(f"{path}: {size}, at most {most_megapixels:g} are read; {todo}")
+        if (megapixels := width * height / 1e6) > most_megapixels:
+            size = f"{width} x {height} are {megapixels:.4g} megapixels, at most {most_megapixels:g} are read"
+            raise ImageError(f"{path}: {size}; make it smaller, or raise most_megapixels")
         try:
             pixels, alpha = _read_levels(image, file, start)
         except (ImageError, MemoryError) as error:
@@ -216,7 +214,7 @@ def write_picture(
     return path
 
 
-def check_file(path: Path, most_megapixels: float = MOST_MEGAPIXELS) -> None:
+def check_file(path: Path, most_megapixels: float = MOST_MP) -> None:
     """Refuse what is no regular file, as a pipe might block for ever, and what no picture is as long as."""
     try:
         found = path.stat()
@@ -224,8 +222,8 @@ def check_file(path: Path, most_megapixels: float = MOST_MEGAPIXELS) -> None:
             path.open("rb").close()
     except FileNotFoundError:
         if path.is_symlink():
-            what = f"{path} is a link to {path.readlink()}, which does not exist"
-            raise ImageError(f"{what}: bring that file, or remove the link") from None
+            gone = f"a link to {path.readlink()}, which does not exist"
+            raise ImageError(f"{path} is {gone}: bring that file, or remove the link") from None
         raise FileNotFoundError(f"{path}: no such picture") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = getattr(error, "strerror", None) or error
@@ -233,9 +231,9 @@ def check_file(path: Path, most_megapixels: float = MOST_MEGAPIXELS) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
         raise ImageError(f"{path} is {kind}: name a picture file")
-    most = MOST_BYTES[0] * most_megapixels * 1e6 + MOST_BYTES[1]
-    if found.st_size > most:
-        long = f"{found.st_size / 1e6:,.0f} MB long, at most {most / 1e6:,.0f} are read"
+    megabytes, most = found.st_size / 1e6, 8 * most_megapixels + 100  # films may lie behind the picture
+    if megabytes > most:
+        long = f"{megabytes:,.0f} MB long, at most {most:,.0f} are read"
         raise ImageError(f"{path}: {long}; save the picture alone, or raise most_megapixels")
 
 
@@ -271,7 +269,7 @@ def _describe(start: bytes) -> str:
             return f"is {what}"
     # All of it is UTF-8, but for the last letter, which may be cut
     text = b"\0" not in start and len(start.decode(errors="ignore").encode()) > len(start) - 4
-    what = "is text, not a picture" if text else "is damaged or of an unknown format"
+    what = "is text, not a picture" if text else f"is damaged or of an unknown format ({AGAIN})"
     return f"{what}; read are {', '.join(SUFFIXES)}"
 
 
@@ -297,14 +295,13 @@ def _read_jpeg(image: JpegImageFile, file: BinaryIO) -> Image | None:
     scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
     if scans * megapixels > MOST_SCANS:
         raise ImageError(f"{scans} scans of {megapixels:.1f} megapixels would take long: {AGAIN}")
-    cmyk = image.mode == "CMYK"
     try:
-        levels = simplejpeg.decode_jpeg(data, "CMYK" if cmyk else "RGB")
+        levels = simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB")
     except ValueError as error:
         if DAMAGE.search(str(error)):
             raise
         return None  # odd but whole, or of a form that Pillow knows
-    return None if cmyk else levels
+    return levels if levels.shape[2] == RGB_CHANNELS else None
 
 
 def _is_deep(image: Pillow.Image, start: bytes) -> bool:
@@ -416,7 +413,7 @@ def _encode_deep(planes: Levels, keep: dict[str, Any]) -> bytes:
     order = [2, 1, 0, 3][: planes.shape[2]] if planes.shape[2] > 1 else [0]
     done, encoded = cv2.imencode(".png", np.ascontiguousarray(planes[:, :, order]))
     if not done:
-        raise ImageError(f"OpenCV could not encode {planes.dtype} {planes.shape} as PNG")
+        raise ValueError(f"OpenCV could not encode {planes.dtype} {planes.shape} as PNG")
     stub = io.BytesIO()
     Pillow.new("RGB", (1, 1)).save(stub, "PNG", **keep)
     header = 33  # bytes: the signature and IHDR, which comes first in every PNG
@@ -433,7 +430,7 @@ def write_image(path: str | Path, image: Image) -> Path:
     with _writing(path, image) as temporary:
         done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[:, :, ::-1]))
         if not done:
-            raise ImageError(f"{path}: OpenCV could not encode the image")
+            raise ValueError("OpenCV could not encode it")
         temporary.write_bytes(data.tobytes())
     return path
 
@@ -448,12 +445,9 @@ def _writing(path: Path, image: Levels) -> Iterator[Path]:
     try:
         with write_atomically(path) as temporary:
             yield temporary
-    except ImageError:
-        raise
     except Exception as error:  # encoders fail in more ways than they name
         reason = getattr(error, "strerror", None) or in_short(error)
-        todo = "check the folder's permissions and free space"
-        raise ImageError(f"{path} cannot be written ({reason}): {todo}") from error
+        raise ImageError(f"{path} cannot be written ({reason}): check permissions and free space") from error
 
 
 def data_uri(image: Image) -> str:
@@ -475,8 +469,7 @@ def form(array: object) -> str:
 
 def check_image(image: NDArray[np.generic], name: str = "image") -> None:
     """Raise ImageError unless ``image`` is uint8 [H, W, 3] and holds a pixel."""
-    right = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.size
-    if not right or image.shape[2] != RGB_CHANNELS:
+    if form(image)[:6] != "uint8 " or image.ndim != 3 or image.shape[2] != RGB_CHANNELS or not image.size:
         raise ImageError(f"{name}: {form(image)}, expected uint8 [H, W, 3]")
 
 
@@ -507,12 +500,11 @@ def to_tensor(images: Image | list[Image]) -> FloatArray:
 
     uint8 [H, W, 3], [N, H, W, 3] or a list of images of one size -> float32 [N, 3, H, W] in [-1, 1].
     """
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        images = list(images)
-    several = images if isinstance(images, list) else [images]
-    for number, image in enumerate(several):
+    if not isinstance(images, list):
+        images = list(images) if isinstance(images, np.ndarray) and images.ndim == 4 else [images]
+    for number, image in enumerate(images):
         check_image(image, f"image {number}")
-    batch = np.stack(several)  # of one size, and at least one, or NumPy says so
+    batch = np.stack(images)  # of one size, and at least one, or NumPy says so
     scaled = batch.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0
     return np.ascontiguousarray(scaled)
 
@@ -536,8 +528,7 @@ def from_levels(levels: FloatArray, rounding: Rounding = "round") -> Image:
 
 def to_levels(tensor: NDArray[np.floating]) -> FloatArray:
     """Turn network output, float [N, 3, H, W], clipped to [-1, 1], into float32 [N, H, W, 3] in [0, 255]."""
-    kind = tensor.dtype.kind if isinstance(tensor, np.ndarray) and tensor.ndim == 4 else ""
-    if kind != "f" or tensor.shape[1] != RGB_CHANNELS:
+    if form(tensor)[:5] != "float" or tensor.ndim != 4 or tensor.shape[1] != RGB_CHANNELS:
         raise ImageError(f"network output {form(tensor)}: expected float [N, 3, H, W]")
     if not np.isfinite(tensor).all():
         raise ImageError("network output holds NaN or infinity: try dtype fp32, or other weights")

@@ -31,7 +31,7 @@ from gpenlib.data.faces import made_here
 from gpenlib.data.pairs import ProcessOp, parse_process_ops
 from gpenlib.data.tasks import TaskName, known_task
 from gpenlib.files import did_you_mean, resolve_path
-from gpenlib.images import MOST_MEGAPIXELS
+from gpenlib.images import MOST_MP
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 
@@ -240,7 +240,7 @@ class RunSettings(RunFolder):
     calib_size: int = Field(32, ge=1)
     seed: int = Field(0, ge=0, description="of the draw of calibration images, and of degradations")
     save_packs: bool = Field(False, description="02: the pairs as the vendor's npz packs, too")
-    most_megapixels: float = Field(MOST_MEGAPIXELS, gt=0, description="larger picture files are refused")
+    most_megapixels: float = Field(MOST_MP, gt=0, description="larger picture files are refused")
     # 00_architecture
     image: str | None = Field(None, description="picture of one face")
     size: int = Field(512, description="side of the network whose cost is shown")

@@ -22,11 +22,10 @@ from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, pe
 from gpenlib.files import resolve_path, sha256
 from gpenlib.images import (
     HEIF_SUFFIXES,
-    MOST_MEGAPIXELS,
+    MOST_MP,
     SUFFIXES,
     FloatArray,
     Image,
-    ImageError,
     check_file,
     check_image,
     read_image,
@@ -35,8 +34,7 @@ from gpenlib.images import (
 Point = tuple[float, float]
 Matrix = NDArray[np.float64]
 CELEBA_FOLDER = "CelebA-HQ-img"  # the image folder inside a CelebAMask-HQ download
-LEAST_FACE = 16  # pixels of a face's side: below that there are no eyes
-MOST_ASPECT = 4.0  # of a picture of one face
+LEAST_FACE, MOST_ASPECT = 16, 4.0  # pixels of a face's side, below which there are no eyes; of its picture
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -187,34 +185,29 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 def picture_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """List a folder's picture files in natural order; hidden ones, such as macOS's ``._x.jpg``, are none."""
     # Pipes and dangling links are listed: who reads them says what they are, and none goes missing unseen
-    try:
-        shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        files = [path for path in shown if path.suffix.lower() in suffixes and not path.is_dir()]
-    except OSError as error:
-        raise DataError(f"{folder} cannot be listed ({error.strerror}): check its permissions") from error
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    files = [path for path in shown if path.suffix.lower() in suffixes and not path.is_dir()]
     return sorted(files, key=lambda path: natural_key(path.name))
 
 
-def read_face(path: Path, most_megapixels: float = MOST_MEGAPIXELS) -> Image:
-    """Read the picture of one face; ImageError if it is too small or too long to be one."""
+def read_face(path: Path, most_megapixels: float = MOST_MP) -> Image:
+    """Read the picture of one face; DataError if it is too small or too long to be one."""
     image = read_image(path, most_megapixels)
     least, longest = sorted(image.shape[:2])
     if least < LEAST_FACE or longest > MOST_ASPECT * least:
         size = f"{image.shape[1]} x {image.shape[0]} pixels"
         need = f"a face has {LEAST_FACE} or more a side, one at most {MOST_ASPECT:g} times the other"
-        raise ImageError(f"{path}: {size}; {need}: crop or remove it")
+        raise DataError(f"{path}: {size}; {need}: crop or remove it")
     return image
 
 
-def file_digest(path: Path, most_megapixels: float = MOST_MEGAPIXELS) -> str:
+def file_digest(path: Path, most_megapixels: float = MOST_MP) -> str:
     """Return the hash of a picture file; ImageError where reading it would never end."""
     check_file(path, most_megapixels)
     return sha256(path)
 
 
-def open_folder(
-    folder: str | Path, suffix: str | None = None, most_megapixels: float = MOST_MEGAPIXELS
-) -> Faces:
+def open_folder(folder: str | Path, suffix: str | None = None, most_megapixels: float = MOST_MP) -> Faces:
     """List the faces in ``folder``, or in its ``CelebA-HQ-img``; ``suffix`` takes only such files."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
@@ -575,9 +568,7 @@ def _prior_digest(how: str, index: int) -> str:
     return _hash(f"{how}|{index}")
 
 
-def open_faces(
-    data_dir: str | None, needed: int, size: int = 512, most_megapixels: float = MOST_MEGAPIXELS
-) -> Faces:
+def open_faces(data_dir: str | None, needed: int, size: int = 512, most_megapixels: float = MOST_MP) -> Faces:
     """Open what a ``data_dir`` names, with ``needed`` faces where there is no end of them.
 
     A folder, relative to the repository root; ``prior:FILE`` for samples of a generator's weights, ``prior``

@@ -32,7 +32,7 @@ from gpenlib.data.faces import (
 )
 from gpenlib.data.tasks import find_task
 from gpenlib.images import (
-    MOST_MEGAPIXELS,
+    MOST_MP,
     FloatArray,
     Image,
     ImageError,
@@ -109,7 +109,7 @@ def enhance_photo(
     aligned: bool = False,
     task: str | None = None,
     detector: Detector | None = None,
-    most_megapixels: float = MOST_MEGAPIXELS,
+    most_megapixels: float = MOST_MP,
 ) -> EnhancedPhoto:
     """Restore or colour every face of a photograph, and put the faces back.
 
@@ -180,7 +180,8 @@ def enhance_photo(
     seconds: dict[str, float] = {}
 
     started = time.perf_counter()
-    found = _faces_of(seen, faces, aligned, detector, image if isinstance(image, (str, Path)) else "image")
+    name = str(image) if isinstance(image, (str, Path)) else "image"
+    found = _faces_of(seen, faces, aligned, detector, name)
     seconds["find"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -235,11 +236,7 @@ def _default_detector() -> Detector:
 
 
 def _faces_of(
-    seen: Image,
-    faces: str | int | Sequence[PhotoFace],
-    aligned: bool,
-    detector: Detector | None,
-    name: str | Path,
+    seen: Image, faces: str | int | Sequence[PhotoFace], aligned: bool, detector: Detector | None, name: str
 ) -> list[PhotoFace]:
     if isinstance(faces, Sequence) and not isinstance(faces, str):
         return list(faces)

@@ -19,7 +19,7 @@ from gpenlib.data.pairs import distinct_stems
 from gpenlib.data.tasks import BlindDegradation
 from gpenlib.images import (
     HEIF_SUFFIXES,
-    MOST_MEGAPIXELS,
+    MOST_MP,
     SUFFIXES,
     Image,
     ImageError,
@@ -151,7 +151,7 @@ def enhance_files(
     *,
     frames: bool = False,
     detector: Detector | None = None,
-    most_megapixels: float = MOST_MEGAPIXELS,
+    most_megapixels: float = MOST_MP,
     **options: Any,
 ) -> Iterator[PhotoResult]:
     """Enhance picture files; ``folder/<dtype>`` gets the results under the original names.
