@@ -144,11 +144,14 @@ def open_regular(
         if stat.S_ISREG(mode):
             return path.open("rb")
     except FileNotFoundError:
-        link = f" (it is a link to {path.readlink()})" if path.is_symlink() else ""
-        raise absent(f"{path}: no such {wanted}{link}") from None
-    except OSError as error:
-        raise error_type(f"{path} cannot be opened ({error.strerror}): check its permissions") from error
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        if path.is_symlink():
+            gone = f"a link to {path.readlink()}, which does not exist"
+            raise error_type(f"{path} is {gone}: bring that file, or remove the link") from None
+        raise absent(f"{path}: no such {wanted}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise error_type(f"{str(path)!r:.300} cannot be opened ({reason}): check its permissions") from error
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
     raise error_type(f"{path} is {kind}: name a {wanted}")
 
 
@@ -167,7 +170,11 @@ def describe(start: bytes, wanted: str, allowed: Iterable[str], contents: Conten
             return f"is {what.format(wanted)}"
     # All of it is UTF-8, but for the last letter, which may be cut
     text = b"\0" not in start and len(start.decode(errors="ignore").encode()) > len(start) - 4
-    what = f"is text, not a {wanted}" if text else "is damaged or of an unknown format"
+    what = (
+        f"is text, not a {wanted}"
+        if text
+        else "is damaged or of an unknown format (fetch it again, or save it anew)"
+    )
     return f"{what}; read are {', '.join(allowed)}"
 
 

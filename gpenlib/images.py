@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, ImageCms, UnidentifiedImageError
 from PIL import Image as Pillow
@@ -53,6 +57,16 @@ CONTENTS = (
 # In a TIFF most tags of the first directory say how its pixels are stored; these are about the picture
 TIFF_TAGS = {270, 271, 272, 305, 306, 315, 33432, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}
 LONGEST_EXIF = 65_000  # bytes; a JPEG has room for 65,533
+MOST_MP = 200.0  # megapixels
+AGAIN = "fetch it again, or save it anew"
+MOST_SCANS = 10_000  # of a progressive JPEG, times its megapixels: some seconds
+LONGEST_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}  # pixels that a format has room for
+# What libjpeg warns of where pixels are lost. They are whole in spite of other warnings: unknown revisions,
+# odd parameters of a scan, bytes between the segments of the header, and a few that pad the data.
+DAMAGE = re.compile(
+    r"Premature end|Inconsistent progression|"
+    r"Corrupt JPEG data: (?!bad ICC|[123] extraneous|\d+ extraneous bytes before marker 0x(?:e|fe|db))"
+)
 _pillow_limit = threading.Lock()
 
 
@@ -71,13 +85,13 @@ class Picture:
     keep: dict[str, Any]  # what Pillow's ``save`` carries over: profile, EXIF, resolution, JPEG tables
 
 
-def read_image(path: str | Path) -> Image:
+def read_image(path: str | Path, most_megapixels: float = MOST_MP) -> Image:
     """Read a picture as uint8 RGB [H, W, 3], turned as its EXIF orientation says.
 
     Grey becomes three equal channels, 16 bits are rounded, and what is transparent is blended over middle
     grey, so that the colours that a file hides there never show.
     """
-    picture = open_picture(path)
+    picture = open_picture(path, most_megapixels)
     return to_seen(picture.pixels, picture.alpha)
 
 
@@ -90,7 +104,7 @@ def to_seen(pixels: Levels, alpha: Levels | None = None) -> Image:
     return ((seen * share + MIDDLE_GREY * (255 - share) + 127) // 255).astype(np.uint8)
 
 
-def open_picture(path: str | Path, most_megapixels: float = 200.0) -> Picture:
+def open_picture(path: str | Path, most_megapixels: float = MOST_MP) -> Picture:
     """Read a picture with all that :func:`write_picture` needs to write another in its place.
 
     Parameters
@@ -98,7 +112,7 @@ def open_picture(path: str | Path, most_megapixels: float = 200.0) -> Picture:
     path
         A file of one of :data:`SUFFIXES` (by content, not name), of which the first frame is read.
     most_megapixels
-        Larger pictures are refused before they are decoded.
+        Larger pictures are refused before they are decoded, and files that are longer than such ones need.
 
     Returns
     -------
@@ -113,30 +127,27 @@ def open_picture(path: str | Path, most_megapixels: float = 200.0) -> Picture:
         If there is no such file.
     """
     path = Path(path)
-    with open_regular(path, "picture file", ImageError) as file:
+    with check_file(path, most_megapixels) as file:
         start = file.read(256)
         file.seek(0)
         try:
             image = _open_header(file, start)
         except UnidentifiedImageError as error:
             raise ImageError(f"{path} {_describe(start)}") from error
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ImageError(f"{path}: damaged ({error}): fetch it again") from error
+        except Exception as error:  # decoders fail in more ways than they name
+            raise ImageError(f"{path}: damaged ({in_short(error)}): {AGAIN}") from error
         width, height = image.size
-        if width * height > most_megapixels * 1e6:
-            size = f"{width} x {height} are {width * height / 1e6:.1f} megapixels"
-            raise ImageError(f"{path}: {size}, at most {most_megapixels:g} are read; make it smaller")
+        if isinstance(image, TiffImageFile):  # a tile may be larger
+            width, height = max(width, image.tag_v2.get(322, 0)), max(height, image.tag_v2.get(323, 0))
+        if (megapixels := width * height / 1e6) > most_megapixels:
+            size = f"{width} x {height} are {megapixels:.4g} megapixels, at most {most_megapixels:g} are read"
+            raise ImageError(f"{path}: {size}; make it smaller, or raise most_megapixels")
         try:
-            image.load()
-            if _is_deep(image, start):
-                file.seek(0)
-                pixels, alpha = _read_deep(image, file)
-            else:
-                pixels, alpha = _read_flat(image)
+            pixels, alpha = _read_levels(image, file, start)
         except (ImageError, MemoryError) as error:
             raise type(error)(f"{path}: {error}") from error
-        except Exception as error:  # decoders fail in more ways than they name
-            raise ImageError(f"{path}: damaged or cut off ({error}): fetch it again") from error
+        except Exception as error:
+            raise ImageError(f"{path}: damaged or cut off ({in_short(error)}): {AGAIN}") from error
         orientation, exif = _read_exif(image)
     if not isinstance(image, TiffImageFile):  # both decoders turn TIFFs themselves
         pixels = _upright(pixels, orientation)
@@ -189,12 +200,28 @@ def write_picture(
     keep = dict(picture.keep)
     if keep.get("icc_profile", b"")[16:20] != (b"GRAY" if grey else b"RGB "):  # the profile's colour space
         keep.pop("icc_profile", None)  # a grey picture that was coloured, or the file was wrong before
-    with write_atomically(path) as temporary:
+    with _writing(path, pixels) as temporary:
         if planes.dtype == np.uint16:
             temporary.write_bytes(_encode_deep(planes, keep))
         else:
             Pillow.fromarray(planes.squeeze(2) if planes.shape[2] == 1 else planes).save(temporary, **keep)
     return path
+
+
+def check_file(path: Path, most_megapixels: float = MOST_MP) -> BinaryIO:
+    """Open a regular file, as a pipe might block for ever; one that no picture is as long as is refused."""
+    file = open_regular(path, "picture file", ImageError)
+    megabytes, most = os.fstat(file.fileno()).st_size / 1e6, 8 * most_megapixels + 100
+    if megabytes > most:  # films may lie behind the picture
+        file.close()
+        long = f"{megabytes:,.0f} MB long, at most {most:,.0f} are read"
+        raise ImageError(f"{path}: {long}; save the picture alone, or raise most_megapixels")
+    return file
+
+
+def in_short(error: object) -> str:
+    """Return what an error says in one line of some words."""
+    return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
 def _open_header(file: BinaryIO, start: bytes) -> Pillow.Image:
@@ -218,6 +245,37 @@ def _describe(start: bytes) -> str:
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not find_spec("pillow_heif"):
         return "is a HEIC picture: `pip install pillow-heif` to read it"
     return describe(start, "picture", SUFFIXES, CONTENTS)
+
+
+def _read_levels(image: Pillow.Image, file: BinaryIO, start: bytes) -> tuple[Levels, Levels | None]:
+    """Decode a picture whose header has been read: RGB, and alpha."""
+    if isinstance(image, JpegImageFile) and (decoded := _read_jpeg(image, file)) is not None:
+        return decoded, None
+    image.load()
+    if isinstance(image, PngImageFile):  # pixels decode from wrong data, too: only checksums tell
+        file.seek(0)
+        _open_header(file, start).verify()
+    if _is_deep(image, start):
+        file.seek(0)
+        return _read_deep(image, file)
+    return _read_flat(image)
+
+
+def _read_jpeg(image: JpegImageFile, file: BinaryIO) -> Image | None:
+    """Decode a JPEG as Pillow does, which is silent of damaged data; None where Pillow is needed."""
+    file.seek(0)
+    data = file.read()
+    megapixels = image.width * image.height / 1e6
+    scans = data.count(b"\xff\xda") if image.info.get("progressive") else 1
+    if scans * megapixels > MOST_SCANS:
+        raise ImageError(f"{scans} scans of {megapixels:.1f} megapixels would take long: {AGAIN}")
+    try:
+        levels = simplejpeg.decode_jpeg(data, "CMYK" if image.mode == "CMYK" else "RGB")
+    except ValueError as error:
+        if DAMAGE.search(str(error)):
+            raise
+        return None  # odd but whole, or of a form that Pillow knows
+    return levels if levels.shape[2] == RGB_CHANNELS else None
 
 
 def _is_deep(image: Pillow.Image, start: bytes) -> bool:
@@ -260,7 +318,7 @@ def _read_flat(image: Pillow.Image) -> tuple[Levels, Levels | None]:
         return np.array(_cmyk_to_rgb(image)), None
     if not image.has_transparency_data:
         return np.array(image if image.mode == "RGB" else image.convert("RGB")), None
-    levels = np.array(image.convert("RGBA"))
+    levels = np.array(image if image.mode == "RGBA" else image.convert("RGBA"))
     return np.ascontiguousarray(levels[:, :, :3]), np.ascontiguousarray(levels[:, :, 3])
 
 
@@ -329,7 +387,7 @@ def _encode_deep(planes: Levels, keep: dict[str, Any]) -> bytes:
     order = [2, 1, 0, 3][: planes.shape[2]] if planes.shape[2] > 1 else [0]
     done, encoded = cv2.imencode(".png", np.ascontiguousarray(planes[:, :, order]))
     if not done:
-        raise ImageError(f"OpenCV could not encode {planes.dtype} {planes.shape} as PNG")
+        raise ValueError(f"OpenCV could not encode {planes.dtype} {planes.shape} as PNG")
     stub = io.BytesIO()
     Pillow.new("RGB", (1, 1)).save(stub, "PNG", **keep)
     header = 33  # bytes: the signature and IHDR, which comes first in every PNG
@@ -343,12 +401,27 @@ def write_image(path: str | Path, image: Image) -> Path:
     check_image(image, str(path))
     if path.suffix.lower() not in WRITTEN:
         raise ImageError(choice_error(f"{path}: image suffix", path.suffix, WRITTEN))
-    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[:, :, ::-1]))
-    if not done:
-        raise ImageError(f"{path}: OpenCV could not encode the image")
-    with write_atomically(path) as temporary:
+    with _writing(path, image) as temporary:
+        done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image[:, :, ::-1]))
+        if not done:
+            raise ValueError("OpenCV could not encode it")
         temporary.write_bytes(data.tobytes())
     return path
+
+
+@contextmanager
+def _writing(path: Path, image: Levels) -> Iterator[Path]:
+    """Write a picture atomically; whatever goes wrong ends in an error that names it and says what to do."""
+    most = LONGEST_SIDE.get(path.suffix.lower(), 1_000_000)
+    if max(image.shape[:2]) > most:
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise ImageError(f"{path}: {size}, its format holds at most {most} a side: make it smaller, or a PNG")
+    try:
+        with write_atomically(path) as temporary:
+            yield temporary
+    except Exception as error:  # encoders fail in more ways than they name
+        reason = getattr(error, "strerror", None) or in_short(error)
+        raise ImageError(f"{path} cannot be written ({reason}): check permissions and free space") from error
 
 
 def data_uri(image: Image) -> str:
@@ -363,10 +436,15 @@ def data_uri(image: Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
 
 
+def form(array: object) -> str:
+    """Return in words what was given in place of an array, or the array's type and shape."""
+    return f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+
+
 def check_image(image: NDArray[np.generic], name: str = "image") -> None:
-    """Raise ImageError unless ``image`` is uint8 [H, W, 3]."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != RGB_CHANNELS:
-        raise ImageError(f"{name}: {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
+    """Raise ImageError unless ``image`` is uint8 [H, W, 3] and holds a pixel."""
+    if form(image)[:6] != "uint8 " or image.ndim != 3 or image.shape[2] != RGB_CHANNELS or not image.size:
+        raise ImageError(f"{name}: {form(image)}, expected uint8 [H, W, 3]")
 
 
 def resize(image: Image, size: int | tuple[int, int]) -> Image:
@@ -396,11 +474,11 @@ def to_tensor(images: Image | list[Image]) -> FloatArray:
 
     uint8 [H, W, 3], [N, H, W, 3] or a list of images of one size -> float32 [N, 3, H, W] in [-1, 1].
     """
-    batch = np.stack(images) if isinstance(images, list) else images
-    if batch.ndim == 3:
-        batch = batch[None]
-    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != RGB_CHANNELS:
-        raise ImageError(f"{batch.dtype} {batch.shape}: expected uint8 [N, H, W, 3]")
+    if not isinstance(images, list):
+        images = list(images) if isinstance(images, np.ndarray) and images.ndim == 4 else [images]
+    for number, image in enumerate(images):
+        check_image(image, f"image {number}")
+    batch = np.stack(images)  # of one size, and at least one, or NumPy says so
     scaled = batch.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1.0
     return np.ascontiguousarray(scaled)
 
@@ -424,8 +502,10 @@ def from_levels(levels: FloatArray, rounding: Rounding = "round") -> Image:
 
 def to_levels(tensor: NDArray[np.floating]) -> FloatArray:
     """Turn network output, float [N, 3, H, W], clipped to [-1, 1], into float32 [N, H, W, 3] in [0, 255]."""
+    if form(tensor)[:5] != "float" or tensor.ndim != 4 or tensor.shape[1] != RGB_CHANNELS:
+        raise ImageError(f"network output {form(tensor)}: expected float [N, 3, H, W]")
     if not np.isfinite(tensor).all():
-        raise ValueError("network output holds NaN or infinity")
+        raise ImageError("network output holds NaN or infinity: try dtype fp32, or other weights")
     scaled = np.clip(tensor.astype(np.float32) * 0.5 + 0.5, 0.0, 1.0) * np.float32(255.0)
     return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1))
 

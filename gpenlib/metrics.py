@@ -20,7 +20,7 @@ from skimage.color import xyz_tristimulus_values
 from skimage.color.colorconv import xyz_from_rgb
 
 from gpenlib.files import describe, first_bytes, progress, sha256
-from gpenlib.images import Image, check_image, to_planar, to_tensor
+from gpenlib.images import Image, check_image, form, to_planar, to_tensor
 
 Array = NDArray[Any]
 LabArray = NDArray[np.float32]
@@ -38,9 +38,14 @@ def strips(height: int) -> Iterator[slice]:
 
 def check_pair(a: Array, b: Array, data_range: float | None) -> float:
     """Validate a pair of images and return the width of their value range."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise ValueError(f"images differ in kind: {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+    numbers = isinstance(a, np.ndarray) and a.dtype.kind in "uif" and a.size
+    if form(a) != form(b) or not numbers:
+        raise ValueError(f"images are {form(a)} and {form(b)}, expected arrays of one type and shape")
+    if a.dtype.kind == "f" and not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("images hold NaN or infinity, which cannot be compared")
     if data_range is not None:
+        if not 0 < data_range < math.inf:
+            raise ValueError(f"data_range={data_range}: must be above 0, such as 2.0 for values in [-1, 1]")
         return float(data_range)
     if a.dtype != np.uint8:
         raise ValueError(f"data_range is required for {a.dtype} images (2.0 for values in [-1, 1])")
@@ -88,8 +93,8 @@ class SsimReference:
     """SSIM of many images against one, whose local means and energies are filtered only once."""
 
     def __init__(self, image: Array, data_range: float = 255.0) -> None:
-        if min(image.shape[:2]) < SSIM_WINDOW:
-            raise ValueError(f"image of shape {image.shape} is smaller than SSIM's 11x11 window")
+        if image.ndim not in (2, 3) or min(image.shape[:2]) < SSIM_WINDOW:
+            raise ValueError(f"image {form(image)} is smaller than SSIM's 11x11 window, or no [H, W, 3]")
         self.shape, self._middle = image.shape, np.float32(data_range / 2)
         self._c1, c2 = (np.float32((k * data_range) ** 2) for k in (SSIM_K1, SSIM_K2))
         self._half_c2 = c2 / 2

@@ -22,6 +22,7 @@ from gpenlib.data.faces import (
     Split,
     embedded_faces,
     few,
+    file_digest,
     made_here,
     open_faces,
     open_folder,
@@ -56,7 +57,7 @@ from gpenlib.files import (
     write_json,
     write_text,
 )
-from gpenlib.images import Image, read_image, to_tensor
+from gpenlib.images import Image, ImageError, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
 from gpenlib.infer.scoring import data_chroma, fit_to_score, restore_pairs, summarise
@@ -84,7 +85,7 @@ from gpenlib.train.batches import open_training_faces
 from gpenlib.train.trainer import CHECKPOINT, RESUMABLE_CHANGES, clear_training, train
 
 # What decides which faces are used
-SPLIT = ("data_dir", "input_dir", "dataset_size", "calib_dir", "calib_size", "seed")
+SPLIT = ("data_dir", "input_dir", "dataset_size", "calib_dir", "calib_size", "seed", "most_megapixels")
 PARITY_FACES = 2
 STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
@@ -93,7 +94,7 @@ PAGE = "report.html"
 NOTEBOOK_05 = (
     "run", "weights", "key", "task", "data_dir", "input_dir", "dataset_size", "dtypes", "backend", "device",
     "batch_size", "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
-    "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode",
+    "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode", "most_megapixels",
 )  # fmt: skip
 
 # The code that decides a stage's content: a change of it voids what stands.
@@ -164,9 +165,11 @@ class Run(Stages):
         s = self.settings
 
         def split() -> Split:
-            faces = open_faces(s.data_dir, s.dataset_size + s.calib_size)
-            faces = pair_up(open_folder(resolve_path(s.input_dir)), faces) if s.input_dir else faces
-            calibration = open_folder(resolve_path(s.calib_dir)) if s.calib_dir else None
+            most = s.most_megapixels
+            faces = open_faces(s.data_dir, s.dataset_size + s.calib_size, most_megapixels=most)
+            if s.input_dir:
+                faces = pair_up(open_folder(resolve_path(s.input_dir), None, most), faces)
+            calibration = open_folder(resolve_path(s.calib_dir), None, most) if s.calib_dir else None
             return faces.split(s.dataset_size, s.calib_size, calibration, s.seed)
 
         return self._once(SPLIT, split)
@@ -826,7 +829,7 @@ class Run(Stages):
     @stage(
         "07_photos",
         "photos networks photo_dtypes strength faces upscale upscaler reach aligned frames detector "
-        "asked_task device",
+        "asked_task device most_megapixels",
         PHOTOS,
         lambda run: run._photo_inputs(),
         lambda run: run._photo_networks(),
@@ -846,7 +849,7 @@ class Run(Stages):
         }
         files = own or photo_folder.write_examples(work.folder / "examples", networks)
         options = {name: getattr(s, name) for name in ("strength", "faces", "upscale", "reach", "aligned")}
-        options |= {"frames": s.frames, "task": s.asked_task}
+        options |= {"frames": s.frames, "task": s.asked_task, "most_megapixels": s.most_megapixels}
         if s.upscaler:
             options["upscaler"] = TiledUpscaler(resolve_path(s.upscaler))
         if s.detector:
@@ -881,8 +884,8 @@ class Run(Stages):
         inputs: dict[str, str | None] = {}
         for path in self._photo_sources():
             try:
-                inputs[str(path)] = sha256(path)
-            except OSError as error:
+                inputs[str(path)] = file_digest(path, self.settings.most_megapixels)
+            except (OSError, ImageError) as error:
                 inputs[str(path)] = f"unreadable: {type(error).__name__}"
         return inputs
 

@@ -33,6 +33,7 @@ from gpenlib.data.faces import made_here
 from gpenlib.data.pairs import ProcessOp, parse_process_ops
 from gpenlib.data.tasks import TaskName, known_task
 from gpenlib.files import cut, did_you_mean, read_text, resolve_path, shown
+from gpenlib.images import MOST_MP
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 
@@ -333,6 +334,7 @@ class RunSettings(RunFolder):
     calib_size: int = Field(32, ge=1)
     seed: Seed = Field(0, description="of the draw of calibration images, and of degradations")
     save_packs: bool = Field(False, description="02: the pairs as the vendor's npz packs, too")
+    most_megapixels: float = Field(MOST_MP, gt=0, description="larger picture files are refused")
     # 00_architecture
     image: str | None = Field(None, description="picture of one face")
     size: int = Field(512, description="side of the network whose cost is shown")

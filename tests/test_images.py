@@ -1,5 +1,6 @@
 """Pixels: reading and writing, channel order, range and rounding."""
 
+import io
 import os
 import struct
 import zlib
@@ -408,3 +409,96 @@ def test_from_tensor_clips_numbers_and_refuses_others():
         extreme[0, 1, 0, 3] = value
         with pytest.raises(ValueError, match="NaN or infinity"):
             images.from_tensor(extreme)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """Return a segment of a JPEG's header."""
+    return struct.pack(">BBH", 255, marker, len(content) + 2) + content
+
+
+def jpeg(mode="RGB", **options) -> bytes:
+    """Return a JPEG of noise."""
+    file = io.BytesIO()
+    levels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
+    Pillow.fromarray(levels).convert(mode).save(file, "JPEG", **{"quality": 90} | options)
+    return file.getvalue()
+
+
+SOUND = jpeg()
+SCAN = SOUND.index(b"\xff\xda") + 14  # where its data begin
+ODD = {  # but whole: pixels are as Pillow and all viewers have them
+    "zeros behind the end": SOUND + bytes(999),
+    "a film behind the end": SOUND + np.random.default_rng(0).bytes(9999),
+    "another JPEG behind the end": SOUND + jpeg(progressive=True),
+    "a long segment of some program": SOUND[:2] + segment(0xE5, bytes(60_000)) + SOUND[2:],
+    "a damaged profile": SOUND[:2] + segment(0xE2, b"ICC_PROFILE\0\5\2junk") + SOUND[2:],
+    "bytes between segments": SOUND[:2] + segment(0xE1, b"Exif\0\0") + bytes(11) + SOUND[2:],
+    "filling before a marker": SOUND.replace(b"\xff\xda", b"\xff\xff\xff\xda", 1),
+    "some bytes before the end": SOUND[:-2] + bytes(5) + SOUND[-2:],
+    "an unknown revision": SOUND[:11] + b"\7" + SOUND[12:],
+    "no JFIF segment": SOUND[:2] + SOUND[20:],
+    "a comment": SOUND[:2] + segment(0xFE, b"x" * 60_000) + SOUND[2:],
+    "odd parameters of the scan": SOUND[: SCAN - 3] + b"\0\0\0" + SOUND[SCAN:],
+    "damaged EXIF": jpeg(exif=b"Exif\0\0II*\0\xff\xff\xff\x7f"),
+    **{f"sampling {s}": jpeg(subsampling=s) for s in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")},
+    **{f"progressive {mode}": jpeg(mode, progressive=True) for mode in ("RGB", "L", "CMYK")},
+    **{f"plain {mode}": jpeg(mode) for mode in ("RGB", "L", "CMYK")},
+    **{
+        f"OpenCV's sampling {factor:x}": cv2.imencode(
+            ".jpg", np.tile(RED, (2, 3, 1)), [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+        )[1].tobytes()
+        for factor in (0x411111, 0x121111, 0x221111)
+    },
+    "restarts": jpeg(restart_marker_rows=1),
+    "own tables": jpeg(optimize=True, quality=30),
+    "RGB in place of YCbCr": jpeg(keep_rgb=True),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_jpegs_are_read_as_by_pillow(tmp_path, name):
+    (tmp_path / "a.jpg").write_bytes(ODD[name])
+    with Pillow.open(tmp_path / "a.jpg") as image:
+        assert np.array_equal(images.read_image(tmp_path / "a.jpg"), np.asarray(image.convert("RGB")))
+
+
+def test_jpegs_are_read_as_by_pillow_whatever_their_size(tmp_path, shared):
+    files = sorted((shared / "faces/val512").glob("*.jpg"))[:20]
+    for number, side in enumerate((1, 2, 7, 8, 9, 15, 16, 17, 33)):
+        files.append(tmp_path / f"{side}.jpg")
+        options = {"subsampling": number % 3, "progressive": bool(number % 2)}
+        Pillow.fromarray(np.tile(RED, (2, 2, 1))[: 40 - side, :side]).save(files[-1], **options)
+    for file in files:
+        with Pillow.open(file) as image:
+            assert np.array_equal(images.open_picture(file).pixels, np.asarray(image))
+
+
+@pytest.mark.parametrize("kind", ["plain", "progressive", "restarts", "L", "CMYK"])
+def test_damage_inside_a_jpeg_is_told(tmp_path, kind):
+    """Pillow and OpenCV return pixels: of what is cut or filled all is found, of 64 lost bytes most."""
+    options = {"progressive": {"progressive": True}, "restarts": {"restart_marker_rows": 1}}.get(kind, {})
+    sound = jpeg(kind if len(kind) < 5 else "RGB", **options)
+    start, path = sound.index(b"\xff\xda") + 14, tmp_path / "a.jpg"
+    places = [start + (len(sound) - 80 - start) * part // 9 for part in range(1, 10)]
+    told = {"filled": 0, "ended": 0, "zeros": 0}
+    for place in places:
+        for how, tail in (
+            ("filled", bytes(len(sound) - place)),
+            ("ended", b"\xff\xd9"),
+            ("zeros", bytes(64) + sound[place + 64 :]),
+        ):
+            path.write_bytes(sound[:place] + tail)
+            try:
+                images.read_image(path)
+            except images.ImageError as error:
+                assert "a.jpg: damaged" in str(error) and "fetch it again" in str(error)
+                told[how] += 1
+    assert told["filled"] == told["ended"] == 9 and told["zeros"] >= 6
+
+
+def test_a_file_is_refused_by_its_length_before_it_is_read(tmp_path):
+    path = images.write_image(tmp_path / "a.png", np.zeros((30, 40, 3), np.uint8))
+    os.truncate(path, 2 * 10**9)
+    with pytest.raises(images.ImageError, match=r"a\.png: 2,000 MB long, at most 1,700.*most_megapixels"):
+        images.read_image(path)
+    assert images.read_image(path, 300).shape == (30, 40, 3)

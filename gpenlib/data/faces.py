@@ -20,11 +20,21 @@ from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.checkpoints import weights_file
 from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, per_layer, to_pictures
 from gpenlib.files import resolve_path, sha256, shown, whole_number
-from gpenlib.images import HEIF_SUFFIXES, SUFFIXES, FloatArray, Image, check_image, read_image
+from gpenlib.images import (
+    HEIF_SUFFIXES,
+    MOST_MP,
+    SUFFIXES,
+    FloatArray,
+    Image,
+    check_file,
+    check_image,
+    read_image,
+)
 
 Point = tuple[float, float]
 Matrix = NDArray[np.float64]
 CELEBA_FOLDER = "CelebA-HQ-img"  # the image folder inside a CelebAMask-HQ download
+LEAST_FACE, MOST_ASPECT = 16, 4.0  # pixels of a face's side, below which there are no eyes; of its picture
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -174,13 +184,31 @@ def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def picture_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """List a folder's picture files in natural order; hidden ones, such as macOS's ``._x.jpg``, are none."""
+    # Pipes and dangling links are listed: who reads them says what they are, and none goes missing unseen
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    files = [path for path in shown if path.suffix.lower() in suffixes and path.is_file()]
+    files = [path for path in shown if path.suffix.lower() in suffixes and not path.is_dir()]
     return sorted(files, key=lambda path: natural_key(path.name))
 
 
-def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
-    """List the images in ``folder``, or in its ``CelebA-HQ-img``; ``suffix`` takes only such files."""
+def read_face(path: Path, most_megapixels: float = MOST_MP) -> Image:
+    """Read the picture of one face; DataError if it is too small or too long to be one."""
+    image = read_image(path, most_megapixels)
+    least, longest = sorted(image.shape[:2])
+    if least < LEAST_FACE or longest > MOST_ASPECT * least:
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        need = f"a face has {LEAST_FACE} or more a side, one at most {MOST_ASPECT:g} times the other"
+        raise DataError(f"{path}: {size}; {need}: crop or remove it")
+    return image
+
+
+def file_digest(path: Path, most_megapixels: float = MOST_MP) -> str:
+    """Return the hash of a picture file; ImageError where reading it would never end."""
+    check_file(path, most_megapixels)
+    return sha256(path)
+
+
+def open_folder(folder: str | Path, suffix: str | None = None, most_megapixels: float = MOST_MP) -> Faces:
+    """List the faces in ``folder``, or in its ``CelebA-HQ-img``; ``suffix`` takes only such files."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -195,7 +223,9 @@ def open_folder(folder: str | Path, suffix: str | None = None) -> Faces:
             hint += "; its HEIC pictures need `pip install pillow-heif`"
         raise DataError(f"{folder}: no image with suffix {', '.join(suffixes)}{hint}")
     names = [path.name for path in files]
-    return Faces(f"folder {folder.name}", names, partial(_at, read_image, files), partial(_at, sha256, files))
+    read = partial(read_face, most_megapixels=most_megapixels)
+    digest = partial(file_digest, most_megapixels=most_megapixels)
+    return Faces(f"folder {folder.name}", names, partial(_at, read, files), partial(_at, digest, files))
 
 
 def pair_up(inputs: Faces, truths: Faces) -> Faces:
@@ -546,7 +576,7 @@ def _prior_digest(how: str, index: int) -> str:
     return _hash(f"{how}|{index}")
 
 
-def open_faces(data_dir: str | None, needed: int, size: int = 512) -> Faces:
+def open_faces(data_dir: str | None, needed: int, size: int = 512, most_megapixels: float = MOST_MP) -> Faces:
     """Open what a ``data_dir`` names, with ``needed`` faces where there is no end of them.
 
     A folder, relative to the repository root; ``prior:FILE`` for samples of a generator's weights, ``prior``
@@ -559,7 +589,7 @@ def open_faces(data_dir: str | None, needed: int, size: int = 512) -> Faces:
     if data_dir == EMBEDDED or (not data_dir and needed <= 1):
         return embedded_faces(needed, size)
     if data_dir:
-        return open_folder(resolve_path(data_dir))
+        return open_folder(resolve_path(data_dir), None, most_megapixels)
     pair = photographs(size)
     return pair + prior_faces(DEMO_PRIOR, needed - len(pair)) if needed > len(pair) else pair
 

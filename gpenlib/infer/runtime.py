@@ -28,7 +28,7 @@ from gpenlib.architecture.model import MAX_SIZE
 from gpenlib.export.deploy import DeployGpen, mixed_precision, read_mixed_precision, write_mixed_precision
 from gpenlib.export.graphs import TOLERANCE, save_torchscript
 from gpenlib.files import choice_error, read_text, sha256, shown, whole_number
-from gpenlib.images import RGB_CHANNELS, FloatArray
+from gpenlib.images import RGB_CHANNELS, FloatArray, form
 from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MOST_THREADS, QUANTISED, Backend, Dtype
 
 MODEL_FILE = "model.onnx"
@@ -170,10 +170,12 @@ class Runtime(ABC):
         """Raise RuntimeUnavailable if the machine lacks what this backend needs for ``device``."""
 
     def __call__(self, batch: FloatArray) -> FloatArray:
-        """Run one batch; ValueError if it is not float32 [N, 3, in_size, in_size] with N >= 1."""
-        side = self.in_size
-        if batch.dtype != np.float32 or batch.shape[1:] != (RGB_CHANNELS, side, side) or not len(batch):
-            raise ValueError(f"input {batch.dtype} {batch.shape}: expected float32 [N, 3, {side}, {side}]")
+        """Run one batch; ValueError if it is not finite float32 [N, 3, in_size, in_size] with N >= 1."""
+        side, right = self.in_size, isinstance(batch, np.ndarray) and batch.dtype == np.float32
+        if not right or batch.shape[1:] != (RGB_CHANNELS, side, side) or not len(batch):
+            raise ValueError(f"input {form(batch)}: expected float32 [N, 3, {side}, {side}]")
+        if not np.isfinite(batch).all():
+            raise ValueError("input holds NaN or infinity: give what images.to_tensor makes")
         self.check_batch(len(batch))
         return self._run(np.ascontiguousarray(batch))
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gpenlib.data.faces import (
     CENTRE_TOWARDS_MOUTH,
+    LEAST_FACE,
     LUMA,
     Landmarks,
     Matrix,
@@ -31,6 +32,7 @@ from gpenlib.data.faces import (
 )
 from gpenlib.data.tasks import find_task
 from gpenlib.images import (
+    MOST_MP,
     FloatArray,
     Image,
     ImageError,
@@ -107,6 +109,7 @@ def enhance_photo(
     aligned: bool = False,
     task: str | None = None,
     detector: Detector | None = None,
+    most_megapixels: float = MOST_MP,
 ) -> EnhancedPhoto:
     """Restore or colour every face of a photograph, and put the faces back.
 
@@ -139,6 +142,8 @@ def enhance_photo(
         for; where it does not, the network is asked: one that colours gives colour to a grey face.
     detector : Detector, optional
         Default: CenterFace; :class:`gpenlib.photos.YuNet` opens a file of OpenCV's.
+    most_megapixels : float
+        Of a picture file; larger ones are refused.
 
     Returns
     -------
@@ -166,7 +171,7 @@ def enhance_photo(
     if task is not None:
         find_task(task)
     if isinstance(image, (str, Path)):
-        opened = open_picture(image)
+        opened = open_picture(image, most_megapixels)
         given = opened.pixels if opened.alpha is None else np.dstack([opened.pixels, opened.alpha])
     else:
         given = image
@@ -175,7 +180,8 @@ def enhance_photo(
     seconds: dict[str, float] = {}
 
     started = time.perf_counter()
-    found = _faces_of(seen, faces, aligned, detector)
+    name = str(image) if isinstance(image, (str, Path)) else "image"
+    found = _faces_of(seen, faces, aligned, detector, name)
     seconds["find"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -230,16 +236,15 @@ def _default_detector() -> Detector:
 
 
 def _faces_of(
-    seen: Image, faces: str | int | Sequence[PhotoFace], aligned: bool, detector: Detector | None
+    seen: Image, faces: str | int | Sequence[PhotoFace], aligned: bool, detector: Detector | None, name: str
 ) -> list[PhotoFace]:
     if isinstance(faces, Sequence) and not isinstance(faces, str):
         return list(faces)
     if aligned:
         height, width = seen.shape[:2]
-        if height != width:
-            raise ImageError(
-                f"{width} x {height} pixels: aligned faces are square; without `aligned` faces are found"
-            )
+        if height != width or height < LEAST_FACE:
+            need = f"aligned faces are square, {LEAST_FACE} pixels or more; without `aligned` faces are found"
+            raise ImageError(f"{name}: {width} x {height} pixels; {need}")
         return [_whole(height)]
     choose_faces([], faces)  # a wrong value is refused before anything is looked for
     return choose_faces(find_faces(seen, detector or _default_detector()), faces)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpenlib.data.faces import (
     EYE_DISTANCES_PER_SIDE,
     EYE_TO_MOUTH_DISTANCES_PER_SIDE,
+    LEAST_FACE,
     AlignError,
     Landmarks,
     Matrix,
@@ -45,7 +46,6 @@ AGREED = 2  # looks that must find the face again
 ACCEPTED = 0.5  # score of a first look that counts by itself
 SAME = 0.35  # part of a side by which the squares of one face may lie apart
 SIDE_OF_SUM = 0.51  # side of the square over the sum of FFHQ's two distances, for a detector's points
-LEAST_FACE = 16  # pixels of a square's side: below that there are no eyes to find
 
 
 @dataclass(frozen=True, eq=False)

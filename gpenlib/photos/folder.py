@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from gpenlib.data.tasks import BlindDegradation
 from gpenlib.files import AHEAD, Journal, StorageError, ahead
 from gpenlib.images import (
     HEIF_SUFFIXES,
+    MOST_MP,
     SUFFIXES,
     Image,
     ImageError,
@@ -65,6 +67,8 @@ def photo_files(photos: Sequence[str | Path]) -> list[Path]:
         if not photo.exists():
             hint = "paths that are not absolute count from the root of the repository"
             raise DataError(f"{photo}: no such file or folder of photographs ({hint})")
+        if not photo.is_dir() and not photo.is_file():
+            raise DataError(f"{photo} is a pipe, socket or device: name picture files and folders")
         files += picture_files(photo, (*SUFFIXES, *HEIF_SUFFIXES)) if photo.is_dir() else [photo]
     if not files:
         raise DataError(f"{', '.join(map(str, photos)) or 'photos'}: holds no picture")
@@ -144,6 +148,7 @@ def enhance_files(
     frames: bool = False,
     detector: Detector | None = None,
     finished: Journal | None = None,
+    most_megapixels: float = MOST_MP,
     **options: Any,
 ) -> Iterator[PhotoResult]:
     """Enhance picture files; ``folder/<dtype>`` gets the results under the original names.
@@ -167,7 +172,7 @@ def enhance_files(
     finder = tracker or partial(find_faces, detector=detector)
 
     def read(result: PhotoResult) -> None:
-        result.picture = open_picture(result.path)
+        result.picture = open_picture(result.path, most_megapixels)
 
     def find(result: PhotoResult) -> None:
         assert result.picture is not None
@@ -324,7 +329,7 @@ def open_shown(
         if key not in shown:
             if len(shown) == most:
                 continue
-            picture = open_picture(folder / key)
+            picture = open_picture(folder / key, math.inf)  # the stage has looked at its size
             before = _reduced(to_seen(picture.pixels, picture.alpha), longest)
             scale = before.shape[1] / picture.pixels.shape[1]
             own = [f for f in results["faces"] if f["file"] == row["file"]]
@@ -332,14 +337,14 @@ def open_shown(
             taken = [photo.name for photo in shown.values()]
             name = Path(row["file"]).name if row["photo"] in taken else row["photo"]
             shown[key] = ShownPhoto(name, before, {}, row["note"], squares)
-        made = open_picture(folder / row["file"])
+        made = open_picture(folder / row["file"], math.inf)
         shown[key].after[row["dtype"]] = _reduced(to_seen(made.pixels, made.alpha), longest)
     return list(shown.values())
 
 
 def before_and_after(path: Path, made: EnhancedPhoto, label: str, longest: int = 1000) -> dict[str, Image]:
     """Return a picture file and what was made of it, to look at: ``before`` and ``label``."""
-    picture = open_picture(path)
+    picture = open_picture(path, math.inf)
     after = split_channels(made.image)
     pictures = {"before": to_seen(picture.pixels, picture.alpha), label: to_seen(*after)}
     return {name: _reduced(image, longest) for name, image in pictures.items()}

@@ -1,6 +1,7 @@
 """Faces: folders, the split, the embedded photograph, samples of a prior, and the FFHQ layout."""
 
 import math
+import os
 import pickle
 import re
 from dataclasses import FrozenInstanceError
@@ -16,7 +17,7 @@ from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.architecture.inspect import draw_latents, generate, per_layer, to_pictures
 from gpenlib.data import faces as module
 from gpenlib.data.faces import DataError, Faces, Landmarks, Variation, embedded_faces, open_faces, open_folder
-from gpenlib.images import resize, write_image
+from gpenlib.images import ImageError, resize, write_image
 from gpenlib.metrics import psnr
 
 
@@ -343,3 +344,23 @@ def test_points_that_are_no_face():
             Landmarks(*points)
     with pytest.raises(module.AlignError, match="size=0"):
         module.ffhq_matrix(posed(0, 1, (0, 0)), 0)
+
+
+def test_a_folder_names_what_is_no_file_and_a_face_has_a_size(tmp_path):
+    """Nothing is left out in silence: a link into nothing is one face less, and other pairs."""
+    for name, shape in {"0": (16, 64), "1": (16, 16), "2": (15, 30), "3": (65, 16)}.items():
+        write_image(tmp_path / f"{name}.png", np.zeros((*shape, 3), np.uint8))
+    (tmp_path / "4.png").symlink_to("gone.png")
+    os.mkfifo(tmp_path / "5.png")
+    (tmp_path / "6.png").mkdir()
+    faces = open_folder(tmp_path)
+    assert faces.names == [f"{number}.png" for number in range(6)]
+    assert [faces.read(number).shape[:2] for number in range(2)] == [(16, 64), (16, 16)]
+    for number, words in enumerate(("30 x 15 pixels", "16 x 65 pixels", "gone.png, which", "a pipe"), 2):
+        with pytest.raises((DataError, ImageError), match=rf"{number}\.png.*{words}"):
+            faces.read(number)
+    for number in (4, 5):
+        with pytest.raises(ImageError, match=rf"{number}\.png"):
+            faces.digest(number)
+    with pytest.raises(ImageError, match=r"1\.png.*at most 0\.0002 are read"):
+        open_folder(tmp_path, most_megapixels=0.0002).read(1)

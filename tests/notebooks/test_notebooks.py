@@ -33,6 +33,7 @@ NATURAL = {
 INFER_PARAMETERS = (
     "run", "weights", "key", "task", "data_dir", "input_dir", "dataset_size", "dtype", "backend", "device",
     "batch_size", "calib_dir", "calib_size", "save_images", "save_npz", "build", "calibrate_mode",
+    "most_megapixels",
 )  # fmt: skip
 
 

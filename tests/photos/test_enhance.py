@@ -1,6 +1,7 @@
 """What enhance_photo promises of every pixel: outside, along the border, luma, grey, depth, alpha, size."""
 
 import resource
+from contextlib import nullcontext
 from dataclasses import astuple, replace
 
 import cv2
@@ -119,8 +120,14 @@ def test_without_a_face_the_photo_comes_back_and_the_note_says_so(restorer, dete
     assert "as asked for (0)" in enhance_photo(photo, restorer, faces=0, detector=detector).note
 
 
-def test_aligned_pictures_of_one_pixel_are_taken(restorer):
-    assert enhance_photo(np.full((1, 1, 3), 9, np.uint8), restorer, aligned=True).image.shape == (1, 1, 3)
+def test_aligned_pictures_without_eyes_are_refused(restorer):
+    for side, fits in ((1, False), (15, False), (16, True)):
+        with (
+            nullcontext()
+            if fits
+            else pytest.raises(ImageError, match=f"{side} x {side} pixels.*16 pixels or more")
+        ):
+            enhance_photo(np.full((side, side, 3), 9, np.uint8), restorer, aligned=True)
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.3])
