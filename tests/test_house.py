@@ -141,8 +141,9 @@ def test_each_set_of_names_stands_once():
 
 def test_the_house_is_small():
     """A ceiling that was chosen: what is added must be worth what it takes the place of."""
+    # 16,000 before files of strangers were guarded at every door, and long stages went on image by image
     assert len(MODULES) <= 57
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 16_000
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 17_000
 
 
 def test_there_are_notebooks():

@@ -203,7 +203,7 @@ def read_face(path: Path, most_megapixels: float = MOST_MP) -> Image:
 
 def file_digest(path: Path, most_megapixels: float = MOST_MP) -> str:
     """Return the hash of a picture file; ImageError where reading it would never end."""
-    check_file(path, most_megapixels)
+    check_file(path, most_megapixels).close()
     return sha256(path)
 
 
