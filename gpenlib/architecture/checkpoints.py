@@ -167,23 +167,12 @@ def random_network(config: GpenConfig, seed: int = 0) -> Gpen:
 
 def onnx_digest(path: Path) -> str:
     """Return the SHA-256 of an ONNX file; with external data, one over it and every file that it names."""
-    import onnx  # heavy; only needed for ONNX files
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+    from gpenlib.export.recover import read_onnx, refusal  # upward, as in load_weights
 
     try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # protobuf's, onnx's and the file system's errors have no common type
-        raise CheckpointError(f"{path}: not a readable ONNX file ({error})") from error
-    tensors = [*graph.initializer, *(a.t for node in graph.node for a in node.attribute if a.HasField("t"))]
-    folder = path.parent.resolve()
-    files = {}
-    for tensor in filter(uses_external_data, tensors):
-        location = ExternalDataInfo(tensor).location
-        file = (folder / location).resolve()
-        if not file.is_relative_to(folder) or not file.is_file():
-            what = "does not exist" if file.is_relative_to(folder) else "lies outside the folder of the model"
-            raise CheckpointError(f"{path}: external data {location!r} of tensor {tensor.name!r} {what}")
-        files[file.relative_to(folder).as_posix()] = file
+        _, files = read_onnx(path)
+    except Exception as error:  # onnx and the file system share no type of error
+        raise CheckpointError(refusal(path, error)) from error
     digest = sha256(path)
     return fingerprint([digest, {name: sha256(file) for name, file in files.items()}]) if files else digest
 

@@ -114,7 +114,10 @@ def assert_parity(
     reference: NDArray[Any], candidate: NDArray[Any], what: str, tolerance: float = TOLERANCE
 ) -> Parity:
     """Return the parity, or raise ParityError if ``relative`` exceeds ``tolerance``."""
-    difference = parity(reference, candidate)
+    try:
+        difference = parity(reference, candidate)
+    except ParityError as error:
+        raise ParityError(f"{what}: {error}") from None
     if difference.relative > tolerance:
         raise ParityError(
             f"{what}: largest difference is {difference.relative:.2e} of the reference's standard deviation, "
@@ -155,10 +158,7 @@ def assert_same(
                 np.concatenate([network(image).cpu().numpy() for image in images])
                 for network in (reference, candidate)
             )
-        try:
-            assert_parity(expected, output, "outputs differ", tolerance)
-        except ParityError as error:
-            raise ParityError(f"{what}, {name}: {error}") from None
+        assert_parity(expected, output, f"{what}, {name}", tolerance)
 
 
 def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:

@@ -6,9 +6,11 @@ tensors are matched by their place in the graph and their shape, and the result 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,16 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+from onnx.helper import (
+    make_graph,
+    make_model,
+    make_tensor_type_proto,
+    make_value_info,
+    tensor_dtype_to_np_dtype,
+)
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from gpenlib.architecture import CheckpointError, Gpen
@@ -31,6 +42,25 @@ SHAPE_READERS = ("Shape", "Size")
 MOVES = (
     *("Cast", "Expand", "Flatten", "Identity", "Pad", "Reshape"),
     *("Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+)
+# ONNX Runtime evaluates what is constant when it opens a file: 300 bytes can ask for hours or all memory. So
+# a graph is looked through first. It may do what exporters make of GPEN's modules, native FIR filters and
+# arithmetic on shapes included, within what 2048 px need: no loops, branches, functions or random numbers.
+OPERATORS = {
+    *CONVOLUTIONS, *LINEARS, *SHAPE_READERS, *MOVES,
+    *("Abs", "Add", "And", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Exp"),
+    *("Floor", "Gather", "Greater", "LeakyRelu", "Less", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Not"),
+    *("Or", "PRelu", "Pow", "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceProd"),
+    *("ReduceSum", "ReduceSumSquare", "Relu", "ScatterND", "Split", "Sqrt", "Sub", "Where"),
+}  # fmt: skip
+MOST_NODES, MOST_BYTES = 20_000, 1 << 30  # bytes of a file, and of its tensors
+MOST_ENTRIES = 1 << 28  # of what a node makes
+MOST_CONSTANTS = 1 << 26  # entries of all constants that are computed, beyond eight times those of the file
+MOST_PRODUCTS = 1 << 41  # of convolutions and linear layers
+FEW = 1024  # entries of a constant on which sizes may depend
+NO_TRAINING_FORM = (
+    "not a GPEN training form. A deploy form or quantised file (constant convolution weights) cannot be "
+    "recovered; run it as it is, or give the original checkpoint"
 )
 Array = NDArray[Any]
 
@@ -76,7 +106,12 @@ def gpen_from_onnx(path: str | Path) -> Gpen:
     graph = TrainingGraph(path)
     try:
         state = graph.state()
-        model = Gpen(deduce_config(state, path))
+        config = deduce_config(state, path)
+        with torch.device("meta"):  # shapes alone: what is deduced from few may be of any width
+            size = sum(entry.numel() for entry in Gpen(config).state_dict().values())
+        if size > 2 * sum(entry.numel() for entry in state.values()):
+            raise CheckpointError(f"{path}: its layers are too few or too narrow for {config}")
+        model = Gpen(config)
         for name, module in model.named_modules():  # the file's weights are scaled, Gpen's are not yet
             if isinstance(module, EqualConv2d | EqualLinear | ModulatedConv2d) and f"{name}.weight" in state:
                 state[f"{name}.weight"] /= module.scale
@@ -84,8 +119,12 @@ def gpen_from_onnx(path: str | Path) -> Gpen:
                 state[f"{name}.bias"] /= module.lr_mul
         kernels = {name: value for name, value in model.state_dict().items() if name.endswith(".kernel")}
         load_strict(model, state | kernels, path)
+    except RecoverError:
+        raise
     except CheckpointError as error:
         raise RecoverError(f"the weights fit no GPEN: {error}") from error
+    except Exception as error:  # a graph that is wired in a way that no GPEN is
+        raise RecoverError(f"{path}: {NO_TRAINING_FORM} ({type(error).__name__}: {error!s:.200})") from error
     image = example_input(model.config)
     with torch.inference_mode():
         output = model.eval()(image).numpy()
@@ -96,10 +135,121 @@ def gpen_from_onnx(path: str | Path) -> Gpen:
     return model
 
 
-def external_locations(model: ModelProto) -> set[str]:
-    """Return where the tensors lie that are not in the ONNX file itself, relative to its folder."""
-    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute)]
-    return {entry.value for t in tensors for entry in t.external_data if entry.key == "location"}
+def read_onnx(path: Path) -> tuple[ModelProto, dict[str, Path]]:
+    """Parse a stranger's ONNX file; return it without external data, and their files by relative path."""
+    model = ModelProto()
+    if path.stat().st_size <= MOST_BYTES:
+        with suppress(Exception):  # protobuf's error has another type in every version
+            model.ParseFromString(path.read_bytes())
+    if not model.graph.node:
+        what = "is it a web page, a pointer to a file or the beginning of one?"
+        raise ValueError(f"no ONNX file of {MOST_BYTES} bytes at most; {what}")
+    attributes = (entry for node in model.graph.node for entry in node.attribute)
+    tensors = [*model.graph.initializer, *(entry.t for entry in attributes if entry.HasField("t"))]
+    if sum(map(_bytes, tensors)) > MOST_BYTES:
+        raise ValueError(f"its tensors take more than {MOST_BYTES} bytes")
+    files, folder = {}, path.parent.resolve()
+    for tensor in filter(uses_external_data, tensors):
+        info, length = ExternalDataInfo(tensor), _bytes(tensor)
+        file, start = (folder / info.location).resolve(), info.offset or 0
+        where = f"external data {info.location[:200]!r} of tensor {tensor.name[:80]!r}"
+        if not file.is_relative_to(folder) or not file.is_file():
+            raise ValueError(f"{where} are no file in the model's folder; put them into it")
+        size = file.stat().st_size
+        if not 0 <= start <= start + length <= size <= MOST_BYTES or info.length not in (None, length):
+            raise ValueError(f"{where} are to be {length} bytes from {start} on, in a file of {size}")
+        files[file.relative_to(folder).as_posix()] = file
+    return model, files
+
+
+def _bytes(tensor: TensorProto) -> int:
+    """Return what a tensor takes in memory."""
+    if min(tensor.dims, default=0) < 0:
+        raise ValueError(f"tensor {tensor.name[:80]!r} has a negative size")
+    return math.prod(tensor.dims) * tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def refusal(path: Path, error: Exception) -> str:
+    """Return the message for a file that is not read, of an error that may be of any library's."""
+    return f"{path}: {' '.join(str(error).split())[:400]}; fetch it again, or give the original checkpoint"
+
+
+def check_graph(model: ModelProto) -> None:
+    """Raise ValueError if a graph is none of a GPEN's kind, or asks for too much; an open batch becomes 1.
+
+    Follows the sizes of all tensors from node to node, and the values of the few that sizes depend on.
+    """
+    graph, version = model.graph, {entry.domain: entry.version for entry in model.opset_import}.get("", 1)
+    odd = [
+        node.op_type[:40]
+        for node in graph.node
+        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx")
+    ]
+    if odd or model.functions or graph.sparse_initializer or len(graph.node) > MOST_NODES:
+        what = ", ".join(dict.fromkeys(odd[:5])) or f"functions, sparse tensors or over {MOST_NODES} nodes"
+        raise ValueError(f"{what}: {NO_TRAINING_FORM}")
+    image = graph.input[0]
+    for batch in image.type.tensor_type.shape.dim[:1]:
+        batch.dim_value = batch.dim_value or 1
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    types = {name: make_tensor_type_proto(t.data_type, t.dims) for name, t in stored.items()}
+    types[image.name] = image.type
+    shapes = {"": [0]} | {name: _shape(kind, name) for name, kind in types.items()}
+    values = {name: tensor for name, tensor in stored.items() if math.prod(tensor.dims) <= FEW}
+    fixed, most = {"", *stored} - {image.name}, MOST_CONSTANTS + 8 * sum(_bytes(t) for t in stored.values())
+    constants = products = 0
+    for node in graph.node:
+        what, read = f"node {node.name[:80]!r} ({node.op_type})", list(filter(None, node.input))
+        names = [name for name in node.output if name]
+        if wrong := [name for name in read if name not in shapes] or [
+            name for name in names if name in shapes
+        ]:
+            raise ValueError(f"{what}: {wrong[0][:80]!r} is read before it is made, or made twice")
+        inferred = onnx.shape_inference.infer_node_outputs(
+            onnx.defs.get_schema(node.op_type, version), node, {name: types[name] for name in read},
+            {name: values[name] for name in read if name in values}, None, list(model.opset_import),
+        )  # fmt: skip
+        types |= inferred
+        made = {name: _shape(types.get(name, onnx.TypeProto()), name) for name in names}
+        entries = sum(map(math.prod, made.values()))
+        constant, weighted = fixed.issuperset(read), node.op_type in (*CONVOLUTIONS, *LINEARS)
+        if weighted:
+            data, weight = (shapes[name] for name in read[:2])
+            each = math.prod(weight[1:] if node.op_type in CONVOLUTIONS else data[-1:])
+            products += each * (math.prod(data) if node.op_type == "ConvTranspose" else entries)
+        if constant:
+            constants += entries
+            fixed.update(names)
+        if (
+            max(
+                entries / MOST_ENTRIES,
+                products / MOST_PRODUCTS,
+                constants / most,
+                2 * (constant and weighted),
+            )
+            > 1
+        ):
+            raise ValueError(f"{what}: {entries} numbers and {products} products are more than a GPEN needs")
+        shapes |= made
+        if node.op_type == "Shape" and not node.attribute:
+            name = node.output[0]
+            values[name] = numpy_helper.from_array(np.array(shapes[read[0]], np.int64), name)
+        elif entries <= FEW and values.keys() >= set(read):
+            ends = [make_value_info(name, types[name]) for name in names]
+            part = make_graph([node], "constant", [], ends, [values[name] for name in read])
+            found = ReferenceEvaluator(make_model(part, opset_imports=model.opset_import)).run(None, {})
+            values |= {
+                n: numpy_helper.from_array(np.asarray(x), n) for n, x in zip(names, found, strict=True)
+            }
+
+
+def _shape(kind: onnx.TypeProto, name: str) -> list[int]:
+    """Return the shape of a tensor; ValueError if it is not known."""
+    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.tensor_type.shape.dim]
+    if not kind.tensor_type.HasField("shape") or min(dims, default=0) < 0:
+        tool = "python -m onnxruntime.tools.make_dynamic_shape_fixed"
+        raise ValueError(f"the size of {name[:80]!r} is open; fix that of the input with {tool}")
+    return dims
 
 
 class TrainingGraph:
@@ -112,26 +262,21 @@ class TrainingGraph:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         try:
-            model = onnx.load(path, load_external_data=False)
-            for location in external_locations(model):
-                if not (path.parent / location).resolve().is_relative_to(path.parent.resolve()):
-                    raise ValueError(
-                        f"external data {location!r} lie outside the file's folder; put them into it"
-                    )
-            onnx.load_external_data_for_model(model, str(path.parent))
+            model, _ = read_onnx(path)
+            load_external_data_for_model(model, str(path.parent))
+            self._check_input(model.graph)
+            check_graph(model)
+            onnx.checker.check_model(model)
             with tempfile.TemporaryDirectory() as folder:
                 options.optimized_model_filepath = f"{folder}/folded.onnx"
                 self.session = onnxruntime.InferenceSession(
                     model.SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
                 graph = onnx.load(options.optimized_model_filepath).graph
-        except Exception as error:  # protobuf, onnx, onnxruntime and the file system share no type of error
-            raise self._error(f"not an ONNX file that ONNX Runtime can run ({error})") from error
-        if len(graph.input) != 1:
-            names = ", ".join(value.name for value in graph.input) or "none"
-            raise self._error(f"a GPEN graph has one input; inputs here: {names}")
-        if graph.input[0].type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-            raise self._error("the input is not float32; half-precision and integer files are not read")
+        except RecoverError:
+            raise
+        except Exception as error:  # onnx, onnxruntime and the file system share no type of error
+            raise RecoverError(refusal(path, error)) from error
         tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.constants = {name: value.astype(np.float32) for name, value in tensors.items()}
         self.nodes = list(graph.node)  # in topological order
@@ -148,6 +293,13 @@ class TrainingGraph:
             return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: image})[0])
         except Exception as error:  # onnxruntime has no common error type
             raise self._error(f"does not run on an input of shape {image.shape} ({error})") from error
+
+    def _check_input(self, graph: onnx.GraphProto) -> None:
+        if len(graph.input) != 1:
+            names = ", ".join(value.name for value in graph.input)[:200] or "none"
+            raise self._error(f"a GPEN graph has one input; inputs here: {names}")
+        if graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+            raise self._error("the input is not float32; half-precision and integer files are not read")
 
     def _error(self, message: str) -> RecoverError:
         return RecoverError(f"{self.path}: {message}")
@@ -170,10 +322,7 @@ class TrainingGraph:
         self.rgb = [node for node in modulated if self.modulation[node.output[0]][0].shape[-1] == 1]
         self.styled = [node for node in modulated if self.modulation[node.output[0]][0].shape[-1] != 1]
         if not self.styled:
-            raise self._error(
-                "no convolution with modulated weights: not a GPEN training form. A deploy form or quantised "
-                "file (constant convolution weights) cannot be recovered; run it as it is"
-            )
+            raise self._error(f"no convolution with modulated weights: {NO_TRAINING_FORM}")
         affines = {linear.output[0] for _, linear in self.modulation.values()}
         linears = [node for node in weighted if node.op_type in LINEARS]
         self.latent_path = [node for node in linears if node.output[0] not in affines]
