@@ -1,6 +1,8 @@
 """The harness finds every way in which a bad input can do harm, and lets one clear error pass."""
 
+import importlib
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +89,16 @@ def test_what_a_bad_input_does_is_found_out(name, fault, tmp_path, monkeypatch):
     case = next(case for case in CASES if case.name == name)
     with pytest.raises(AssertionError, match=fault):
         check(case, __file__, tmp_path)
+
+
+def test_there_are_many_and_each_has_a_name_of_its_own():
+    counts = {}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        module = importlib.import_module(f"tests.bad_inputs.{path.stem}")
+        names = [case.name for case in module.CASES]
+        assert len(names) == len(set(names)), path.name
+        counts[path.name] = len(names)
+    assert sum(counts.values()) >= 300, counts
 
 
 def test_one_clear_error_passes(tmp_path):
