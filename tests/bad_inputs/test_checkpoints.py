@@ -346,7 +346,9 @@ CASES = [
     case("pipe of ONNX", pipe("bad.onnx"), ("bad.onnx", "a pipe, socket or device: name a weights file")),
     case("pipe to average", pipe("bad.pth"), (*PTH, "a pipe, socket or device: name a weights file"), mean),
     case("folder", subfolder, (*PTH, "is a folder: name a weights file"), run),
-    case("device", lambda folder: "/dev/zero", ("/dev/zero", "a pipe, socket or device: name a weights file")),
+    case(
+        "device", lambda folder: "/dev/zero", ("/dev/zero", "a pipe, socket or device: name a weights file")
+    ),
     case("link to nothing", dangling, (*PTH, "a link to", "gone.pth", "remove the link")),
     case("name of 5000 letters", lambda folder: "w" * 5000, ("www", "longer", "shorten it"), run),
     case("path of 5000 letters", lambda folder: f"{folder}/{'w' * 5000}.pth", ("longer", "shorten it"), run),
