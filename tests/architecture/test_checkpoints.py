@@ -206,7 +206,7 @@ def test_a_file_that_may_not_be_read_is_not_called_absent(tmp_path, state, name,
         return opened(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(CheckpointError, match=rf"{name} cannot be opened \(Permission denied\): check"):
+    with pytest.raises(CheckpointError, match=rf"{name}' cannot be opened \(Permission denied\): check"):
         load_checkpoint(path)
 
 
