@@ -23,14 +23,7 @@ from skimage.color import lab2rgb, rgb2lab
 from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, few
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, read_npz, read_pack
-from gpenlib.files import (
-    choice_error,
-    progress,
-    shown,
-    write_atomically,
-    write_csv,
-    write_json,
-)
+from gpenlib.files import choice_error, progress, write_atomically, write_csv, write_json
 from gpenlib.images import (
     FloatArray,
     Image,
@@ -240,8 +233,8 @@ def read_output_npz(path: Path, name: str | None, side: int) -> FloatArray:
     arrays = read_npz(path, *keys)
     output, stored = arrays[OUTPUT_KEY], None if name is None else str(arrays[NAME_KEY])
     if stored != name:
-        held = shown(stored)
-        raise DataError(f"{path}: holds the output of {held}, expected that of {name!r} (another order?)")
+        held = f"the output of {stored!r:.99}, expected that of {name!r}"
+        raise DataError(f"{path}: holds {held} (another order?)")
     output = output[0] if output.ndim == 4 and output.shape[0] == 1 else output
     _check(path, output, side)
     return np.asarray(output)
