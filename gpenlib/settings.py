@@ -132,7 +132,7 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def _holds_boolean(value: Any) -> bool:
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return isinstance(value, bool) or any(map(_holds_boolean, inner))
+    return type(value).__name__.startswith("bool") or any(map(_holds_boolean, inner))  # numpy's, too
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -362,7 +362,8 @@ class RunSettings(RunFolder):
             file = values["features_file"].removeprefix(INCEPTION)
             values = values | {"features_file": file, "features_are_inception": True}
         name = values.get("weights", cls.model_fields["weights"].default)
-        task = values.get("task") or ("" if values.get("input_dir") else trained_task(name))
+        known = isinstance(name, str) and not values.get("input_dir")
+        task = values.get("task") or (trained_task(name) if known else "")
         return values | {"task": task}
 
     @field_validator(
@@ -441,7 +442,8 @@ class PhotoSettings(RunSettings):
         if isinstance(photos := values.get("photos"), str) and photos and resolve_path(photos).exists():
             values["photos"] = (photos,)  # a name with a comma
         for one, all_of_them in (("weights", "networks"), ("dtype", "photo_dtypes")):
-            names = tuple(dict.fromkeys(_listed(values.get(one, cls.model_fields[one].default))))
+            given = _listed(values.get(one, cls.model_fields[one].default))
+            names = tuple(name for place, name in enumerate(given) if name not in given[:place])
             if not names:
                 raise ValueError(f"{one}: name one, or several with commas")
             values = {all_of_them: names} | values | {one: names[0]}

@@ -135,6 +135,8 @@ CASES = [
     Case("a file as folder", lambda folder: text_at("out")(folder) and folder / "out",
          lambda path, out: compile_model(load_checkpoint("tiny-random"), {}, path), ("no folder", "move")),
     Case("a batch that does not fit", text_at("model.onnx"), too_large, ("batch_size=1000000", "at most")),
+    Case("a folder in a file", lambda folder: text_at("out")(folder) and folder / "out/artefact",
+         lambda path, out: compile_model(load_checkpoint("tiny-random"), {}, path), ("no folder", "move")),
     # Manifests
     manifest("file of a parent", {"files": {"openvino": "../model.onnx"}}, "files.openvino='../model.onnx'"),
     manifest("absolute file", {"files": {"openvino": "/etc/passwd"}}, "files.openvino='/etc/passwd'"),
