@@ -69,11 +69,7 @@ class Settings(BaseModel):
     """Base of every configuration: frozen, no unknown keys, errors in plain words."""
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        protected_namespaces=(),
-        coerce_numbers_to_str=True,
-        allow_inf_nan=False,
+        frozen=True, extra="forbid", protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
     )
 
     @classmethod
@@ -125,10 +121,7 @@ class Settings(BaseModel):
     @classmethod
     def _no_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        own = any(
-            kind in (bool, Any) or (isinstance(kind, type) and issubclass(kind, Settings)) for kind in kinds
-        )
-        if not own and _holds_boolean(value):
+        if not any(kind in (bool, Any) or hasattr(kind, "parse") for kind in kinds) and _holds_boolean(value):
             raise ValueError("true and false are no value here")
         return value
 
@@ -140,7 +133,7 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def _holds_boolean(value: Any) -> bool:
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return isinstance(value, bool) or any(map(_holds_boolean, inner))
+    return type(value).__name__.startswith("bool") or any(map(_holds_boolean, inner))  # numpy's, too
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -195,13 +188,10 @@ def load_yaml(text: str, source: str) -> Any:
     """Read YAML text as plain values; SettingsError says what is wrong in which line of ``source``."""
     try:
         return yaml.load(text, _PlainLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{source}{line}: not YAML as it is read here ({error.problem:.200})") from None
     except (yaml.YAMLError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise SettingsError(f"{source}: not YAML as it is read here ({why:.200})") from None
+        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        where, why = f"{source}, line {mark.line + 1}" if mark else source, " ".join(what.split())
+        raise SettingsError(f"{where}: not YAML as it is read here ({why:.200})") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -305,6 +295,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 PlainNames = Annotated[tuple[PlainName, ...], BeforeValidator(_listed)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+NetworkSide = Annotated[int, AfterValidator(lambda side: GpenConfig(side, side).out_size)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_listed), Field(min_length=1)]
 ThreadCounts = Annotated[tuple[Threads, ...], BeforeValidator(_listed), Field(min_length=1)]
@@ -337,7 +328,7 @@ class RunSettings(RunFolder):
     most_megapixels: float = Field(MOST_MP, gt=0, description="larger picture files are refused")
     # 00_architecture
     image: str | None = Field(None, description="picture of one face")
-    size: int = Field(512, description="side of the network whose cost is shown")
+    size: NetworkSide = Field(512, description="side of the network whose cost is shown")
     # 03_compile and later
     dtype: Dtype = "fp32"
     backend: Literal["auto", Backend] = "auto"
@@ -362,9 +353,7 @@ class RunSettings(RunFolder):
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
     worst: Count = Field(4, description="how many of the faces with the largest loss are shown")
-    runs: Annotated[tuple[PlainName, ...], BeforeValidator(_listed)] = Field(
-        (), description="runs whose results are compared, too"
-    )
+    runs: PlainNames = Field((), description="runs whose results are compared, too")
     max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
     repeats: Count = Field(9, description="timed calls of every dtype, taken in turns")
     layer_faces: Count = Field(4, description="faces on which the layers of int8 are compared with float")
@@ -387,11 +376,6 @@ class RunSettings(RunFolder):
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return value or None
-
-    @field_validator("size")
-    @classmethod
-    def _of_a_network(cls, value: int) -> int:
-        return GpenConfig(value, value).out_size
 
     @field_validator("task")
     @classmethod

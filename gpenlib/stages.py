@@ -246,7 +246,7 @@ def foreign_files(folder: Path) -> list[Path]:
 def remove_listed(folder: Path) -> None:
     """Remove a replaced stage folder: the files that its manifests list, and folders that are empty then."""
     for path in listed_files(folder):
-        if path.resolve().is_relative_to(folder.resolve()):
+        if not path.is_dir() and path.resolve().is_relative_to(folder.resolve()):
             path.unlink(missing_ok=True)
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():

@@ -15,10 +15,10 @@ import pytest
 
 from gpenlib import run as run_module
 from gpenlib import stages as stages_module
-from gpenlib.files import repository_root
+from gpenlib.files import repository_root, sha256
 from gpenlib.run import Run
 from gpenlib.settings import RunSettings, SettingsError
-from gpenlib.stages import MANIFEST, StageError, code_digest, stage
+from gpenlib.stages import MANIFEST, StageError, code_digest, seal, stage
 
 
 class Toy(Run):
@@ -274,6 +274,17 @@ def test_a_manifest_cannot_name_files_elsewhere(one):
     edit(outputs={"../mine.txt": "0" * 64, "deep/size.txt": "", "same.txt": ""})(one / MANIFEST)
     assert toy().one()["built"]
     assert (one.parent / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../mine.txt", "{}/mine.txt", "a\0b", ".", "deep"])
+def test_a_sealed_manifest_cannot_either(one, name):
+    mine = one.parent / "mine.txt"
+    mine.write_text("mine")
+    manifest = json.loads((one / MANIFEST).read_text())
+    manifest["outputs"][name.format(one.parent)] = sha256(mine)
+    (one / MANIFEST).write_text(json.dumps(manifest | {"digest": seal(manifest)}))
+    assert toy(size=64).one()["built"]
+    assert mine.read_text() == "mine"
 
 
 def test_stages_of_an_older_version_inside_another_are_ours(one):

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
+import numpy as np
 import pytest
 from pydantic import Field, ValidationError
 
 from gpenlib.settings import (
     BuildConfig,
+    PhotoSettings,
     RunSettings,
     Settings,
     SettingsError,
@@ -150,6 +152,9 @@ LONG = "é" * 101
         *((RunSettings, {"run": name}, "plain folder name") for name in (
             "..", "/tmp/a", "a/b", ".a", "", "a\0b", "a\nb", LONG)),
         *((BuildConfig, {"name": name}, "plain folder name") for name in ("..", "/tmp/a", "a/b", LONG)),
+        (RunSettings, {"weights": {"a": 1}}, "weights={'a': 1}: should be a valid string"),
+        (PhotoSettings, {"weights": [1, [2]]}, "networks.1=[2]: should be a valid string"),
+        (RunSettings, {"seed": np.bool_(True)}, "true and false"),
         (RunSettings, {"runs": "a,../b"}, "runs.1='../b': must be a plain folder name"),
     ],
 )  # fmt: skip

@@ -41,14 +41,7 @@ from gpenlib.files import (
 from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
 from gpenlib.infer.performance import auto_candidates, fastest_backend
 from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE, runtime_class, serves, write_torch_files
-from gpenlib.settings import (
-    QUANTISED,
-    BackendConfig,
-    BuildConfig,
-    QuantizeConfig,
-    SettingsError,
-    WorkspaceConfig,
-)
+from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
 # Sound ones lie far above: see notebook 03.
@@ -488,7 +481,7 @@ def compile_file(config: BuildConfig) -> Path:
         )
     workspace = resolve_path(config.workspace.path)
     if not config.workspace.inside:  # the vendor's compiler gets one below workspace.path/name
-        config = config.model_copy(update={"workspace": WorkspaceConfig()})
+        config = config.model_copy(update={"workspace": settings.WorkspaceConfig()})
     task = trained_task(checkpoint)
     if "task" not in config.dataset.model_fields_set and task != config.dataset.task:
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"task": task})})

@@ -50,8 +50,9 @@ def older_files(folder: Path) -> list[str]:
 
 def check_folder(folder: Path, names: Iterable[str], ours: Iterable[str]) -> None:
     """Refuse a folder in which files of these names would be replaced that are not ``ours``."""
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"{folder} is no folder; move it away, or build into another folder")
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise SettingsError(f"{there} is no folder; move it away, or build into another folder")
     present = [name for name in sorted({*names} - {*ours}) if os.path.lexists(folder / name)]
     if present:
         told = f"{folder} holds {', '.join(present)}, which no build wrote"

@@ -239,16 +239,16 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
         if size > MOST_UNPACKED:
             raise ValueError(f"{size >> 20} MiB of arrays, at most {MOST_UNPACKED >> 20} are read")
         with np.load(path, allow_pickle=False) as arrays:
-            if missing := [key for key in keys if key not in arrays.files]:
-                held = cut(", ".join(arrays.files)) or "nothing"
-                raise DataError(f"{path}: holds {held}, expected also {', '.join(missing)}")
-            return {key: arrays[key] for key in keys or arrays.files}
+            held = arrays.files
+            found = {key: arrays[key] for key in keys or held if key in held}
     except NPZ_DAMAGE as error:
-        if isinstance(error, DataError):
-            raise
-        what = f"npz file with {', '.join(keys)}" if keys else "npz file"
         why = re.sub("<.*?>", "code", str(error)) or type(error).__name__
-        raise DataError(f"{path}: not a readable {what} ({why:.200}); write it again") from None
+        what = f"not a readable npz file with {', '.join(keys) or 'arrays'} ({why:.200})"
+        raise DataError(f"{path}: {what}; write it again") from None
+    if missing := [key for key in keys if key not in found]:
+        names = cut(", ".join(held)) or "nothing"
+        raise DataError(f"{path}: holds {names}, expected also {', '.join(missing)}")
+    return found
 
 
 def _read_array(path: Path, key: str) -> Image:

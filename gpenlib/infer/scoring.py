@@ -27,7 +27,6 @@ from gpenlib.files import (
     command,
     processors,
     progress,
-    shown,
     write_atomically,
     write_csv,
     write_json,
@@ -236,8 +235,8 @@ def read_output_npz(path: Path, name: str | None, side: int) -> FloatArray:
     arrays = read_npz(path, *keys)
     output, stored = arrays[OUTPUT_KEY], None if name is None else str(arrays[NAME_KEY])
     if stored != name:
-        held = shown(stored)
-        raise DataError(f"{path}: holds the output of {held}, expected that of {name!r} (another order?)")
+        held = f"the output of {stored!r:.99}, expected that of {name!r}"
+        raise DataError(f"{path}: holds {held} (another order?)")
     output = output[0] if output.ndim == 4 and output.shape[0] == 1 else output
     _check(path, output, side)
     return np.asarray(output)

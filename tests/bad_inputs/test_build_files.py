@@ -1,4 +1,4 @@
-"""Bad build files, artefact folders and manifests: nothing of anybody's is replaced, nothing hangs or grows."""
+"""Bad build files, artefact folders and manifests: nobody's file is replaced, nothing hangs or grows."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from gpenlib import compile_model
 from gpenlib.architecture.checkpoints import load_checkpoint
 from gpenlib.compile.build import main as compile_main
 from gpenlib.infer import open_runtime
-from gpenlib.infer.performance import Combination
+from gpenlib.infer.performance import Combination, interleaved_latency
 from gpenlib.infer.performance import main as bench_main
 from gpenlib.run import Run
 from gpenlib.settings import BuildConfig
@@ -19,6 +19,10 @@ from tests.bad_inputs.harness import Case, check
 
 BUILD = "frontend: {checkpoint: tiny-random}\n"
 ARTEFACT = {"kind": "gpen-artefact", "dtype": "fp32", "backend": "openvino", "in_size": 64, "out_size": 64}
+
+
+def nothing(folder):
+    return folder
 
 
 def command(main, words):
@@ -72,7 +76,14 @@ def results(name, text, *says):
         (out / "other/05_errors/results.json").write_text(text)
         return Run.of({"weights": "tiny-random", "runs": "other,demo"})._results_file("other")
 
-    return Case(name, lambda folder: None, call, ("results.json", "papermill", *says), "DataError")
+    return Case(name, nothing, call, ("results.json", "papermill", *says), "DataError")
+
+
+def too_large(made, out):
+    artefact = compile_model(load_checkpoint("tiny-random"), FLOAT, out / "artefact")
+    runtime = open_runtime(artefact)
+    (artefact / "manifest.json").unlink()  # nothing is to stand after a case
+    return interleaved_latency({"fp32": runtime}, repeats=1, batch_size=10**6)
 
 
 def bench(name, *words):
@@ -87,15 +98,14 @@ def text_at(name, text="mine"):
     return lambda folder: (folder / name).write_text(text)
 
 
+FLOAT = {"backend": {"type": "openvino"}}
 VENDOR = {"backend": {"type": "tvm_vacc", "dtype": "fp16"}}
 OPERATORS = [{"type": "DecodeImage"}, {"type": "Resize"}, {"type": "Normalize"}, {"type": "ToTensor"}]
 
 
 def operators(name, change, *says):
     values = {"dataset": {"process_ops": [*OPERATORS[:1], change, *OPERATORS[2:]]}}
-    return Case(
-        name, lambda folder: None, lambda made, out: BuildConfig.parse(values), ("process_ops", *says)
-    )
+    return Case(name, nothing, lambda made, out: BuildConfig.parse(values), ("process_ops", *says))
 
 
 CASES = [
@@ -104,27 +114,29 @@ CASES = [
     build_file("absolute name", "name: /tmp/out\n", "name='/tmp/out'", "plain folder name"),
     build_file("name of the cache", "name: .calibration\n", "name='.calibration'", "plain folder name"),
     build_file("vendor's dtype", "backend: {type: tvm_vacc, dtype: bf16}\n", "fp16 and int8, not bf16"),
-    build_file("exclude a truth", "backend: {quantize: {exclude_layers: [true]}}\n", "exclude_layers", "True"),
+    build_file("exclude a truth", "backend: {quantize: {exclude_layers: [true]}}\n", "exclude_layers"),
     build_file("images for nobody", "backend: {type: openvino, dtype: int8}\n"
                "dataset: {sampler: {get_data_num: 1000000000}}\n", "count=1000000000", "get_data_num"),
     build_file("also", "backend: {also: [../openvino]}\n", "also", "'openvino'"),
-    into("workspace of a parent", lambda folder: None, VENDOR | {"workspace": {"path": "../out"}},
+    into("workspace of a parent", nothing, VENDOR | {"workspace": {"path": "../out"}},
          "workspace.path='../out'", "relative"),
-    into("workspace elsewhere", lambda folder: None, VENDOR | {"workspace": {"path": "/tmp"}},
+    into("workspace elsewhere", nothing, VENDOR | {"workspace": {"path": "/tmp"}},
          "workspace.path='/tmp'", "relative"),
     # Folders with somebody's files
-    into("somebody's model", text_at("model.onnx"), {"backend": {"type": "openvino"}}, "model.onnx", "move it away"),
-    into("somebody's manifest", text_at("manifest.json"), {"backend": {"type": "openvino"}}, "manifest.json",
-         "another folder"),
+    into("somebody's model", text_at("model.onnx"), FLOAT, "model.onnx", "move it away"),
+    into("somebody's manifest", text_at("manifest.json"), FLOAT, "manifest.json", "another folder"),
     into("somebody's manifest of JSON", text_at("manifest.json", '{"kind": "website"}'), {}, "manifest.json",
          "no build wrote"),
-    into("somebody's weights", text_at("model.safetensors"), {"backend": {"type": "torch"}}, "model.safetensors",
-         "no build wrote"),
-    into("a pipe as manifest", lambda folder: os.mkfifo(folder / "manifest.json"), {}, "manifest.json", "move"),
+    into("somebody's weights", text_at("model.safetensors"), {"backend": {"type": "torch"}},
+         "model.safetensors", "no build wrote"),
+    into("a pipe as manifest", lambda folder: os.mkfifo(folder / "manifest.json"), {}, "manifest.json"),
     into("somebody's build file", text_at("build.yaml"), VENDOR, "build.yaml", "move it away"),
     into("somebody's log", text_at("vamc.log"), VENDOR, "vamc.log", "move it away"),
     Case("a file as folder", lambda folder: text_at("out")(folder) and folder / "out",
-         lambda path, out: compile_model(load_checkpoint("tiny-random"), {}, path), ("out", "no folder", "move")),
+         lambda path, out: compile_model(load_checkpoint("tiny-random"), {}, path), ("no folder", "move")),
+    Case("a batch that does not fit", text_at("model.onnx"), too_large, ("batch_size=1000000", "at most")),
+    Case("a folder in a file", lambda folder: text_at("out")(folder) and folder / "out/artefact",
+         lambda path, out: compile_model(load_checkpoint("tiny-random"), {}, path), ("no folder", "move")),
     # Manifests
     manifest("file of a parent", {"files": {"openvino": "../model.onnx"}}, "files.openvino='../model.onnx'"),
     manifest("absolute file", {"files": {"openvino": "/etc/passwd"}}, "files.openvino='/etc/passwd'"),
@@ -148,7 +160,7 @@ CASES = [
     bench("instances", "--instances", 10**6),
     bench("repeats", "--repeats", 10**9),
     bench("no seconds", "--seconds", "nan"),
-    Case("true threads", lambda folder: None, lambda made, out: Combination("a", threads=True), ("threads=True",)),
+    Case("true threads", nothing, lambda made, out: Combination("a", threads=True), ("=True",)),
     # Preprocessing
     operators("giant size", {"type": "Resize", "size": [10**9, 10**9]}, "size of Resize", "4096"),
     operators("negative size", {"type": "Resize", "size": -1}, "size of Resize=-1", "from 1"),
@@ -157,7 +169,7 @@ CASES = [
     operators("list as type", {"type": ["Resize"]}, "type", "allowed"),
     operators("division by zero", {"type": "Normalize", "std": [0, 1, 1]}, "std of Normalize"),
     operators("mean of words", {"type": "Normalize", "mean": ["a", 1, 1]}, "mean of Normalize"),
-    operators("mean that is no number", {"type": "Normalize", "mean": [float("nan")] * 3}, "mean of Normalize"),
+    operators("mean of nothing", {"type": "Normalize", "mean": [float("nan")] * 3}, "mean of Normalize"),
 ]  # fmt: skip
 
 

@@ -164,6 +164,31 @@ def test_a_cache_file_that_is_damaged_or_anothers_is_not_used(doubling_model, tm
     assert str(path) in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("counts/middle", lambda old: old * np.nan),
+        ("counts/middle", lambda old: old[:7]),
+        ("counts/middle", lambda old: old.astype("S9")),
+        ("range/middle", lambda old: -old),
+        ("mean/middle", lambda old: old[None]),
+        ("mean/middle", lambda old: np.array([{}], object)),
+        ("output/output", lambda old: old[:1]),
+        ("picture_mean", lambda old: old[:2]),
+        ("images", lambda old: old * 0),
+    ],
+)
+def test_a_cache_file_with_wrong_values_is_not_used(doubling_model, tmp_path, caplog, name, change):
+    path = tmp_path / "key.npz"
+    save_calibration(calibrate(doubling_model, ["middle"], ["output"], iter([flat(0.3)])), path)
+    assert load_calibration(path, ["middle"], ["output"]) is not None
+    assert load_calibration(path, ["middle", "other"], ["output"]) is None
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {name: change(arrays[name])})
+    assert load_calibration(path) is None
+    assert str(path) in caplog.text
+
+
 def data_of(network=TINY, calibration=None, **dataset):
     return open_calibration_data(BuildConfig.parse({"dataset": dataset}).dataset, network, calibration)
 

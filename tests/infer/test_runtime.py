@@ -371,3 +371,20 @@ def test_on_cuda(tiny_model, faces, tmp_path, backend, dtype):
     for _ in range(2):  # recorded, then replayed
         for size in (5, 2):
             assert parity(expected[:size], runtime(faces[:size])).psnr > LEAST_PSNR[dtype]
+
+
+def test_a_batch_beyond_the_free_memory_is_refused_with_the_largest_that_fits(artefact, faces, monkeypatch):
+    runtime = open_runtime(artefact("openvino", "fp32"))
+    monkeypatch.setattr(runtimes, "free_memory", lambda device: 5 << 20)
+    runtime(faces[:1])
+    runtime.check_batch(10**9, images=1)  # no batch is larger than what is there
+    with pytest.raises(ValueError, match=r"batch_size=100: 100 images of 64 px .* at most 2 fit"):
+        runtime.check_batch(100)
+    with pytest.raises(ValueError, match="at most 2 fit"):
+        runtime(faces)
+    with pytest.raises(ValueError, match="at most 1 fit"):
+        runtime.check_batch(2, at_once=2)
+    runtime(faces[:2])
+    for wrong in (0, True, 1.5, "2", None):
+        with pytest.raises(ValueError, match="batch_size="):
+            runtime.check_batch(wrong)
