@@ -129,7 +129,7 @@ def storing(path: Path) -> Iterator[None]:
             if isinstance(error, OSError) or shutil.disk_usage(place).free > FULL:
                 raise
             number = errno.ENOSPC
-        full = number in (errno.ENOSPC, errno.EDQUOT)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         what = f"{path} cannot be written ({os.strerror(number or 0).lower()})"
         todo = f"{'free some space' if full else 'check its permissions'}, or choose another folder"
         raise StorageError(f"{what}: {todo}, and run again; what was finished is kept") from error

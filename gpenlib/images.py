@@ -28,7 +28,7 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from gpenlib.files import choice_error, describe, open_regular, write_atomically
+from gpenlib.files import StorageError, choice_error, describe, open_regular, write_atomically
 
 Image = NDArray[np.uint8]
 Levels = NDArray[np.uint8 | np.uint16]
@@ -419,6 +419,8 @@ def _writing(path: Path, image: Levels) -> Iterator[Path]:
     try:
         with write_atomically(path) as temporary:
             yield temporary
+    except StorageError:
+        raise  # no picture's fault
     except Exception as error:  # encoders fail in more ways than they name
         reason = getattr(error, "strerror", None) or in_short(error)
         raise ImageError(f"{path} cannot be written ({reason}): check permissions and free space") from error

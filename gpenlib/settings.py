@@ -446,7 +446,7 @@ class PhotoSettings(RunSettings):
             values["photos"] = (photos,)  # a name with a comma
         for one, all_of_them in (("weights", "networks"), ("dtype", "photo_dtypes")):
             names = _listed(values.get(one, cls.model_fields[one].default))
-            if not names or not all(isinstance(name, str) for name in names):
+            if not names or not all(isinstance(name, str | int | float) for name in names):
                 raise ValueError(f"{one}={shown(values.get(one))}: name one, or several with commas")
             names = tuple(dict.fromkeys(names))
             values = {all_of_them: names} | values | {one: names[0]}

@@ -153,7 +153,7 @@ LONG = "é" * 101
             "..", "/tmp/a", "a/b", ".a", "", "a\0b", "a\nb", LONG)),
         *((BuildConfig, {"name": name}, "plain folder name") for name in ("..", "/tmp/a", "a/b", LONG)),
         (RunSettings, {"weights": {"a": 1}}, "weights={'a': 1}: should be a valid string"),
-        (PhotoSettings, {"weights": [1, [2]]}, "networks.1=[2]: should be a valid string"),
+        (PhotoSettings, {"weights": [1, [2]]}, "weights=[1, [2]]: name one, or several with commas"),
         (RunSettings, {"seed": np.bool_(True)}, "true and false"),
         (RunSettings, {"runs": "a,../b"}, "runs.1='../b': must be a plain folder name"),
     ],

@@ -511,8 +511,8 @@ CASES = [
     # Writing
     Case("write_blocked", blocked, writing, (PATH, "cannot be written", "permissions")),
     Case("write_picture_blocked", blocked, writing_again, (PATH, "cannot be written", "permissions")),
-    Case("write_full", nothing, full(writing), (PATH, "cannot be written", "free space")),
-    Case("write_picture_full", nothing, full(writing_again), (PATH, "cannot be written", "free space")),
+    Case("write_full", nothing, full(writing), (PATH, "cannot be written", "free some space")),
+    Case("write_picture_full", nothing, full(writing_again), (PATH, "cannot be written", "free some space")),
     Case("write_suffix", lambda folder: folder / "bad.gif", writing, ("bad.gif", ".png")),
     Case("write_long_jpeg", nothing, long_picture(".jpg", 65_536), ("long.jpg", "65500", "PNG")),
     Case("write_long_webp", nothing, long_picture(".webp", 16_384), ("long.webp", "16383", "PNG")),
