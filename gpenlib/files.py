@@ -1,4 +1,4 @@
-"""What every module needs: paths, atomic writes, JSON and CSV, digests, versions, messages, progress bars."""
+"""What every module needs: paths, careful reading and writing, digests, messages; long work that goes on."""
 
 from __future__ import annotations
 
@@ -170,12 +170,8 @@ def describe(start: bytes, wanted: str, allowed: Iterable[str], contents: Conten
             return f"is {what.format(wanted)}"
     # All of it is UTF-8, but for the last letter, which may be cut
     text = b"\0" not in start and len(start.decode(errors="ignore").encode()) > len(start) - 4
-    what = (
-        f"is text, not a {wanted}"
-        if text
-        else "is damaged or of an unknown format (fetch it again, or save it anew)"
-    )
-    return f"{what}; read are {', '.join(allowed)}"
+    unknown = "is damaged or of an unknown format (fetch it again, or save it anew)"
+    return f"{f'is text, not a {wanted}' if text else unknown}; read are {', '.join(allowed)}"
 
 
 @contextmanager

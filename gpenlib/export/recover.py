@@ -220,15 +220,8 @@ def check_graph(model: ModelProto) -> None:
         if constant:
             constants += entries
             fixed.update(names)
-        if (
-            max(
-                entries / MOST_ENTRIES,
-                products / MOST_PRODUCTS,
-                constants / most,
-                2 * (constant and weighted),
-            )
-            > 1
-        ):
+        large = entries > MOST_ENTRIES or products > MOST_PRODUCTS or constants > most
+        if large or (constant and weighted):  # a constant product: no layer of a network
             raise ValueError(f"{what}: {entries} numbers and {products} products are more than a GPEN needs")
         shapes |= made
         if node.op_type == "Shape" and not node.attribute:

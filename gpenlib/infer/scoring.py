@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,6 @@ from gpenlib.metrics import SsimReference, finite_psnr, mean_colour, to_lab
 
 Chroma = tuple[float, float]  # CIELAB a and b
 Row = dict[str, Any]
-Result = TypeVar("Result")
 GREY = 1.0  # mean chroma below this is no colour: a grey picture, up to rounding
 
 
