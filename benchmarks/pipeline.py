@@ -2,7 +2,9 @@
 
 ``python benchmarks/pipeline.py ARTEFACT [--images N] [--rounds N]`` takes an artefact folder, such as
 ``outputs/demo/03_compile/int8/artefact``. Faces are JPEG files in the network's size. Both are taken in turns
-after an untimed round; the figure is the median of the others. ``--memory`` runs once over many faces.
+after an untimed round; the figure is the median of the others. Either begins with a call that serves no face,
+as 04 does, because first calls compile. What is scored once for every dtype, the baselines, has a line of its
+own. ``--memory`` runs once over many faces.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from gpenlib.data.pairs import Pairs
 from gpenlib.files import Journal
 from gpenlib.images import to_tensor, write_image
 from gpenlib.infer import Runtime
-from gpenlib.infer.scoring import data_chroma, restore_pairs
+from gpenlib.infer.scoring import restore_pairs, score_baselines
 
 DIFFERENT = 32  # faces; more files are links to these
 
@@ -44,17 +46,19 @@ def main() -> None:
             grown = memory_of(runtime, pairs, folder)
             print(f"memory from face {count // 10} to {count}: {grown:+.0f} MiB")
             return
-        batch, chroma = to_tensor(pairs.inputs(0)), data_chroma(pairs)
+        batch, started = to_tensor(pairs.inputs(0)), processor_time()
+        baselines = score_baselines(pairs)
+        once = (processor_time() - started) / count
         runs = [0]
 
         def bare() -> None:
-            for _ in range(count):
+            for _ in range(count + 1):
                 runtime(batch)
 
         def pipeline() -> None:
             runs[0] += 1
             out = folder / f"out{runs[0]}"
-            restore_pairs(runtime, pairs, 1, out / "images", None, chroma, Journal(out))
+            restore_pairs(runtime, pairs, 1, out / "images", None, baselines, Journal(out))
 
         wall: dict[str, list[float]] = {"bare runtime": [], "04 with saving": []}
         busy: dict[str, list[float]] = {name: [] for name in wall}
@@ -73,6 +77,7 @@ def main() -> None:
     for label in wall:
         each, spent = statistics.median(wall[label]), statistics.median(busy[label])
         print(f"{label:15} {1 / each:7.1f} faces/s  {1000 * spent:6.1f} ms of processor time a face")
+    print(f"{'baselines, once':15} {'':17}  {1000 * once:6.1f} ms of processor time a face")
     rate = statistics.median(a / b for a, b in zip(*wall.values(), strict=True))
     print(f"throughput with everything: {rate:.0%} of the bare runtime's")
 

@@ -508,8 +508,12 @@ def to_levels(tensor: NDArray[np.floating]) -> FloatArray:
         raise ImageError(f"network output {form(tensor)}: expected float [N, 3, H, W]")
     if not np.isfinite(tensor).all():
         raise ImageError("network output holds NaN or infinity: try dtype fp32, or other weights")
-    scaled = np.clip(tensor.astype(np.float32) * 0.5 + 0.5, 0.0, 1.0) * np.float32(255.0)
-    return np.ascontiguousarray(scaled.transpose(0, 2, 3, 1))
+    levels = np.array(tensor.transpose(0, 2, 3, 1), dtype=np.float32, order="C")
+    levels *= np.float32(0.5)
+    levels += np.float32(0.5)
+    np.clip(levels, 0.0, 1.0, out=levels)
+    levels *= np.float32(255.0)
+    return levels
 
 
 def to_planar(image: Image) -> NDArray[np.uint8]:

@@ -27,6 +27,7 @@ LabArray = NDArray[np.float32]
 STRIP = 64  # rows
 PSNR_CEILING = 100.0
 SSIM_WINDOW, SSIM_SIGMA, SSIM_K1, SSIM_K2 = 11, 1.5, 0.01, 0.03
+SSIM_HALF = SSIM_WINDOW // 2
 DETAIL_RADIUS = 2.0  # pixels: standard deviation of the blur that fine detail does not survive
 
 
@@ -98,12 +99,16 @@ class SsimReference:
         self.shape, self._middle = image.shape, np.float32(data_range / 2)
         self._c1, c2 = (np.float32((k * data_range) ** 2) for k in (SSIM_K1, SSIM_K2))
         self._half_c2 = c2 / 2
-        self._values = self._centred(image)
-        self._mean = _window_mean(self._values)
-        square = self._mean * self._mean
-        self._variance = _window_mean(self._values * self._values) - square + c2
-        self._light = self._mean + self._middle
-        self._lights = self._light * self._light + self._c1
+        self._strips = []  # by strip its pixels, which reach half a window beyond it, and what is of them
+        for rows in strips(len(image) - 2 * SSIM_HALF):
+            pixels = slice(rows.start, rows.stop + 2 * SSIM_HALF)
+            values = self._centred(image[pixels])
+            mean = _window_mean(values)
+            variance = _window_mean(values * values)
+            variance -= mean * mean
+            variance += c2
+            light = mean + self._middle
+            self._strips.append((pixels, values, mean, variance, light, light * light + self._c1))
 
     def _centred(self, image: Array) -> Array:
         """Return float32 around zero, where variances, differences of squares, keep their digits."""
@@ -116,35 +121,34 @@ class SsimReference:
         if image.shape != self.shape:
             raise ValueError(f"images differ in shape: {image.shape} and {self.shape}")
         total = 0.0
-        for rows in strips(len(self._mean)):
-            pixels = slice(rows.start, rows.stop + SSIM_WINDOW - 1)
-            values, others = self._centred(image[pixels]), self._values[pixels]
+        for pixels, others, others_mean, variance, light, lights in self._strips:
+            values = self._centred(image[pixels])
             mean = _window_mean(values)
             covariance = _window_mean(values * others)
-            covariance -= mean * self._mean[rows]
+            covariance -= mean * others_mean
             covariance += self._half_c2
             variances = _window_mean(np.multiply(values, values, out=values))
             variances -= mean * mean
-            variances += self._variance[rows]
+            variances += variance
             mean += self._middle  # light as it is, for the factor in which nothing cancels
-            similarity = mean * self._light[rows]
+            similarity = mean * light
             similarity += self._c1 / 2
             similarity *= covariance
             mean *= mean
-            mean += self._lights[rows]
+            mean += lights
             mean *= variances
             similarity /= mean
-            total += 4 * float(similarity.sum(dtype=np.float64))
-        return total / self._mean.size
+            # Windows that reach over an edge are computed too: to cut arrays costs more
+            total += 4 * float(similarity[SSIM_HALF:-SSIM_HALF, SSIM_HALF:-SSIM_HALF].sum(dtype=np.float64))
+        height, width, *channels = self.shape
+        return total / math.prod([height - 2 * SSIM_HALF, width - 2 * SSIM_HALF, *channels])
 
 
 def _window_mean(values: Array) -> Array:
-    """Return Gaussian-weighted means over every window inside the image, [H - 10, W - 10, ...]."""
-    profile = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA, cv2.CV_32F)
-    inside = SSIM_WINDOW // 2
+    """Return the Gaussian-weighted mean around every pixel, an array like ``values``."""
     # What scikit-image's structural_similarity computes in float64, up to 1e-7, many times as fast
-    filtered = cv2.sepFilter2D(values, -1, profile, profile)[inside:-inside, inside:-inside]
-    return np.ascontiguousarray(filtered, dtype=np.float32)  # in place, parts are slow
+    profile = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA, cv2.CV_32F)
+    return np.asarray(cv2.sepFilter2D(values, -1, profile, profile))
 
 
 def to_lab(image: Array) -> LabArray:
@@ -251,9 +255,11 @@ def is_grey(image: Image) -> bool:
 
 def colourfulness(image: Array) -> float:
     """Return the colourfulness M^(3) of Hasler and Suesstrunk 2003: 0 for grey, 30-60 for portraits."""
-    red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
-    rg, yb = red - green, 0.5 * (red + green) - blue
-    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
+    red, green, blue = (plane.astype(np.int16) for plane in np.moveaxis(image, -1, 0))
+    opponents = (red - green, 1.0), (red + green - 2 * blue, 0.5)
+    moments = [[weight * v[0, 0] for v in cv2.meanStdDev(plane)] for plane, weight in opponents]
+    (rg_mean, rg_std), (yb_mean, yb_std) = moments
+    return float(np.hypot(rg_std, yb_std) + 0.3 * np.hypot(rg_mean, yb_mean))
 
 
 def sharpness(image: Array) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from gpenlib.data.faces import (
 from gpenlib.data.pairs import Pairs, write_pack
 from gpenlib.data.tasks import baseline_name, make_pair
 from gpenlib.errors import compare, layers
-from gpenlib.errors.report import write_report
+from gpenlib.errors.report import papermill_command, write_report
 from gpenlib.export import (
     assert_parity,
     deploy_form,
@@ -60,12 +60,11 @@ from gpenlib.files import (
 from gpenlib.images import Image, ImageError, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
-from gpenlib.infer.scoring import data_chroma, fit_to_score, restore_pairs, summarise
+from gpenlib.infer.scoring import Baselines, fit_to_score, restore_pairs, score_baselines, summarise
 from gpenlib.photos import YuNet
 from gpenlib.photos import folder as photo_folder
 from gpenlib.photos.upscale import TiledUpscaler
 from gpenlib.settings import (
-    INCEPTION,
     MODES,
     QUANTISED,
     REFERENCE,
@@ -91,11 +90,6 @@ STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
 PAGE = "report.html"
-NOTEBOOK_05 = (
-    "run", "weights", "key", "task", "data_dir", "input_dir", "dataset_size", "dtypes", "backend", "device",
-    "batch_size", "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
-    "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode", "most_megapixels",
-)  # fmt: skip
 
 # The code that decides a stage's content: a change of it voids what stands.
 DATA = ("files", "images", "metrics", "architecture", "data", "settings", "stages", "run")
@@ -482,13 +476,24 @@ class Run(Stages):
         """Compile; where no results stand, pictures that cannot be scored are refused before that."""
         if not (self.folder / "04_infer" / self.settings.dtype / MANIFEST).is_file():
             self._examined()
-        return {"compile": self.compile()}
+        return {"compile": self.compile(), "baselines": self.baselines()}
+
+    @stage("04_baselines", "", INFER, _data_inputs, goes_on=True)
+    def baselines(self, work: Work) -> Mapping[str, Any]:
+        """04_baselines: score what needs no network, the input itself and one even colour, for every dtype.
+
+        Writes ``results.json`` (the metrics): ``source``, where the colour comes from, and ``rows``, one per
+        face; see :func:`gpenlib.infer.scoring.score_baselines`.
+        """
+        results = asdict(score_baselines(self.evaluation, self.calibration, work.finished))
+        write_json(work.folder / "results.json", results)
+        return results
 
     @stage(
         "04_infer/{dtype}",
         "dtype device batch_size save_images save_npz weights task",
         INFER,
-        _data_inputs,  # calibration too: its mean colour makes a baseline
+        _data_inputs,
         _compiled,
         _left_out,
         goes_on=True,
@@ -518,10 +523,10 @@ class Run(Stages):
         """
         s, folder, pairs, notes = work.settings, work.folder, self.evaluation, self._examined()
         runtime = open_runtime(work.path("compile", "artefact"), device=s.device)
-        chroma = data_chroma(pairs, self.calibration)
+        baselines = Baselines(**work.used["baselines"]["metrics"])
         images = folder / "images" if s.save_images else None
         npz = folder / "npz" if s.save_npz else None
-        rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, chroma, work.finished)
+        rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, baselines, work.finished)
         results = {
             "images": len(rows),
             **{name: getattr(s, name) for name in ("dtype", "device", "batch_size", "weights", "task")},
@@ -530,7 +535,7 @@ class Run(Stages):
             "baseline": baseline_name(s.task),
             "data": self.split.evaluation.label,
             "notes": notes,
-            "chroma_baseline": chroma.source,
+            "chroma_baseline": baselines.source,
             **summarise(rows),
             "rows": rows,
         }
@@ -760,7 +765,7 @@ class Run(Stages):
             "errors": run._errors(),
             **({"comparison": run.comparison()} if run.settings.runs else {}),
         },
-        resolved=lambda run: {"command": run.papermill_command()},
+        resolved=lambda run: {"command": papermill_command(run.settings)},
     )
     def _report(self, work: Work) -> Mapping[str, Any]:
         results = work.used["errors"]["metrics"]
@@ -780,28 +785,10 @@ class Run(Stages):
             lambda name: pairs.truths(position[name]),
         )
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
-        command = self.papermill_command()
+        command = papermill_command(self.settings)
         page, leading = work.folder / PAGE, self.photographs
         write_report(page, results, recommendation, (dtype, faces), command, compared, leading)
         return {"recommendation": recommendation.to_dict()}
-
-    def papermill_command(self) -> str:
-        """Return the command that repeats a run of notebook 05; defaults are left out."""
-        changed = {
-            name: value
-            for name, value in self.settings.model_dump(exclude_defaults=True).items()
-            if value is not None and not (isinstance(value, tuple) and not value)
-        }
-        if changed.pop("features_are_inception", False):
-            changed["features_file"] = f"{INCEPTION}{changed['features_file']}"
-        words = ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
-        for name in NOTEBOOK_05:
-            if name in changed:
-                value = changed.pop(name)
-                words += ["-p", name, ",".join(value) if isinstance(value, tuple) else str(value)]
-        # What the notebook has no parameter for and that changes figures.
-        extra = f"  # and, set in Python: seed={changed['seed']}" if "seed" in changed else ""
-        return shlex.join(words) + extra
 
     def photos(self) -> Manifest:
         """07_photos: find the faces of photographs, restore or colour them, put them back.

@@ -38,13 +38,24 @@ def slowly(outputs):
     os.environ["GPEN_OUTPUTS"] = str(outputs)
     call = Runtime.__call__
     Runtime.__call__ = lambda self, batch: (time.sleep(0.02 * len(batch)), call(self, batch))[1]
+    scored = scoring._score_baselines
+    scoring._score_baselines = lambda *face: (time.sleep(0.2), scored(*face))[1]
+
+
+def of_faces(outputs, faces, run):
+    slowly(outputs)
+    parameters = {"weights": "tiny-random", "data_dir": str(faces), "dataset_size": FACES, "calib_size": 2}
+    return Run.of({**parameters, "run": run, "batch_size": 2, "save_npz": True})
+
+
+def baselines(outputs, faces, run):
+    """What 04 scores without a network."""
+    of_faces(outputs, faces, run).baselines()
 
 
 def infer(outputs, faces, run):
     """Stage 04."""
-    slowly(outputs)
-    parameters = {"weights": "tiny-random", "data_dir": str(faces), "dataset_size": FACES, "calib_size": 2}
-    Run.of({**parameters, "run": run, "batch_size": 2, "save_npz": True}).infer("fp32")
+    of_faces(outputs, faces, run).infer("fp32")
 
 
 def photos(outputs, frames, run):
@@ -85,11 +96,10 @@ def run_to_its_end(kind, *arguments):
     return process.exitcode
 
 
-def finished_in(folder):
+def finished_in(folder, stage):
     """Return the lines of a stopped stage's journal by name."""
-    lines = [
-        line for path in folder.glob(f".*-building-*/{JOURNAL}") for line in path.read_text().splitlines()
-    ]
+    journals = folder.glob(f".{stage.replace('/', '-')}-building-*/{JOURNAL}")
+    lines = [line for path in journals for line in path.read_text().splitlines()]
     entries = {}
     for line in lines:
         try:
@@ -124,15 +134,20 @@ def contents(folder):
 
 @pytest.mark.parametrize(
     ("stage", "kind", "count", "kills"),
-    [("04_infer/fp32", infer, FACES, KILLS), ("07_photos", photos, FRAMES, KILLS // 2)],
+    [
+        ("04_baselines", baselines, FACES, KILLS // 2),
+        ("04_infer/fp32", infer, FACES, KILLS),
+        ("07_photos", photos, FRAMES, KILLS // 2),
+    ],
 )
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     stage, kind, count, kills, outputs, faces, frames
 ):
     """Nothing lost, nothing done twice, nothing half-written: rows keep the time at which they were made."""
-    given, folder = faces if kind is infer else frames, outputs / "killed"
+    given, folder = frames if kind is photos else faces, outputs / "killed"
     assert run_to_its_end(kind, outputs, given, "whole") == 0
-    shutil.copytree(outputs / "whole/03_compile", folder / "03_compile", dirs_exist_ok=True)
+    for earlier in {path.name for path in (outputs / "whole").iterdir()} - {stage.split("/")[0]}:
+        shutil.copytree(outputs / "whole" / earlier, folder / earlier, dirs_exist_ok=True)
     random.seed(0)
     seen, killed = {}, 0
     while killed < kills:
@@ -141,7 +156,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
         if killed % 2:  # at any moment
             process.join(random.uniform(0, 2))
         else:  # soon after another image is finished
-            while process.is_alive() and len(finished_in(folder)) <= len(seen):
+            while process.is_alive() and len(finished_in(folder, stage)) <= len(seen):
                 time.sleep(0.002)
             time.sleep(random.uniform(0, 0.05))
         process.kill()
@@ -149,7 +164,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        killed, now = killed + 1, finished_in(folder)
+        killed, now = killed + 1, finished_in(folder, stage)
         assert {name: now.get(name) for name in seen} == seen, "what was finished is lost, or was done again"
         seen = now
     assert killed >= 3 * kills // 4 and seen
@@ -157,9 +172,11 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     assert contents(folder / stage) == contents(outputs / "whole" / stage)
     assert not list(folder.glob(".*-building-*"))
     results = json.loads((folder / stage / "results.json").read_text())
-    rows = {row["name"]: row for row in results["rows"]} if kind is infer else {}
-    assert all(rows[name] == row for name, row in seen.items() if kind is infer)
-    assert count == len(rows) or len(results["photos"]) + len(results["failures"]) == count
+    if kind is infer:
+        rows = {row["name"]: row for row in results["rows"]}
+        assert all(rows[name] == row for name, row in seen.items())
+    made = [*results["photos"], *results["failures"]] if kind is photos else results["rows"]
+    assert len(made) == count
 
 
 @pytest.fixture
@@ -224,7 +241,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_what_was_finished_stays(faces, ou
         patch.setattr(Path, "write_bytes", fill)
         with pytest.raises(StorageError, match=r"images/.*\.png .*no space left.*free some space.*run again"):
             run.infer()
-    rows = finished_in(run.folder)
+    rows = finished_in(run.folder, "04_infer/fp32")
     assert len(rows) == 3 and not (run.folder / "04_infer").exists()
     results = Run.of({**PARAMETERS, "data_dir": str(faces)}).infer()["metrics"]["rows"]
     assert [row for row in results if row["name"] in rows] == list(rows.values())

@@ -9,11 +9,11 @@ import pytest
 
 from gpenlib.data.faces import embedded_faces
 from gpenlib.errors.compare import Recommendation, groups_note, open_face_errors, worst_faces
-from gpenlib.errors.report import signed, write_report
+from gpenlib.errors.report import NOTEBOOK_05, papermill_command, signed, write_report
 from gpenlib.files import read_json, repository_root, sha256
 from gpenlib.images import write_image
 from gpenlib.notebooks import declared_parameters
-from gpenlib.run import NOTEBOOK_05, Run
+from gpenlib.run import Run
 from gpenlib.settings import OUTPUTS_VARIABLE, RunSettings
 
 NAMES = ["<b>bold", 'quo"te & co', "plain", "four", "five", "six"]
@@ -131,11 +131,11 @@ def test_it_is_written_once_and_restored_if_lost(run):
 
 
 def test_the_command_repeats_the_run(run, page):
-    command = run[0].papermill_command()
+    command = papermill_command(run[0].settings)
     assert command in html.unescape(page)
     words = shlex.split(command)
     assert words[:3] == ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
     assert RunSettings.parse(dict(zip(words[4::3], words[5::3], strict=True))) == run[0].settings
     assert set(NOTEBOOK_05) == set(declared_parameters(repository_root() / "notebooks/05_errors.ipynb"))
-    other = Run(RunSettings.parse({"seed": 3, "runs": "a,b"})).papermill_command()
+    other = papermill_command(RunSettings.parse({"seed": 3, "runs": "a,b"}))
     assert "-p runs a,b" in other and other.endswith("seed=3")

@@ -12,10 +12,10 @@ from gpenlib.architecture import CheckpointError, save_checkpoint
 from gpenlib.compile import build
 from gpenlib.data.faces import DataError, embedded_faces
 from gpenlib.data.pairs import read_pack
-from gpenlib.errors.report import SCORES, baselines
+from gpenlib.errors.report import SCORES, baselines, papermill_command
 from gpenlib.images import ImageError, read_image, to_grey, write_image
 from gpenlib.infer import RuntimeUnavailable
-from gpenlib.infer.scoring import data_chroma, evaluate_npz
+from gpenlib.infer.scoring import evaluate_npz, score_baselines
 from gpenlib.metrics import psnr
 from gpenlib.run import Run
 from gpenlib.settings import MODES, OUTPUTS_VARIABLE, RunSettings, SettingsError
@@ -223,7 +223,7 @@ def test_real_inputs_are_scored_against_their_truths(portraits, tmp_path, float_
     assert run.calibration.names == ["9", "10"] and run.calibration.inputs(0).max() < 128
     left_out, cropped = results["notes"]
     assert left_out == "truths without an input: 2 (2.png, 11.png)" and "2 of 2 pictures were" in cropped
-    assert f"-p input_dir {tmp_path}" in run.papermill_command()
+    assert f"-p input_dir {tmp_path}" in papermill_command(run.settings)
     write_image(tmp_path / "lq/3.bmp", read_image(portraits / "3.png"))
     assert run_of(**changes).evaluation.digest() != pairs.digest()
     for number in (9, 10):
@@ -297,7 +297,7 @@ def test_settings_take_what_papermill_and_yaml_pass():
     assert settings(runs="").runs == ()
     inception = settings(features_file=f"inception:{__file__}")
     assert (inception.features_file, inception.features_are_inception) == (__file__, True)
-    assert f"features_file inception:{__file__}" in Run(inception).papermill_command()
+    assert f"features_file inception:{__file__}" in papermill_command(inception)
 
 
 def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
@@ -321,7 +321,7 @@ def test_another_key_takes_other_weights_and_builds_anew(tiny_model, tmp_path, m
     assert [manifest["built"] for manifest in made] == [True, True, False]
     assert len({json.dumps(manifest["outputs"]) for manifest in made}) == 2
     assert run.with_(key="g").build_config().frontend.key == "g"
-    assert "-p key g" in run.with_(key="g").papermill_command()
+    assert "-p key g" in papermill_command(run.with_(key="g").settings)
 
 
 @pytest.mark.parametrize("task", ["restore", "inpaint"])
@@ -363,8 +363,8 @@ def test_npz_files_give_exactly_the_figures_of_the_stage(float_built):
     run = run_of(save_images=False, save_npz=True, save_packs=True)
     manifest, packs = run.infer(), pathlib.Path(run.data()["folder"])
     assert len([name for name in manifest["outputs"] if name.startswith("npz/")]) == 3
-    chroma = data_chroma(run.evaluation, run.calibration)
-    rows = evaluate_npz(f"{manifest['folder']}/npz", read_pack(packs / "evaluation"), chroma=chroma)
+    baselines = score_baselines(run.evaluation, run.calibration)
+    rows = evaluate_npz(f"{manifest['folder']}/npz", read_pack(packs / "evaluation"), baselines=baselines)
     assert rows == [{k: v for k, v in row.items() if k != "ms"} for row in manifest["metrics"]["rows"]]
     assert manifest["metrics"]["chroma_baseline"] == "mean of 4 calibration truths"
 

@@ -28,7 +28,7 @@ Reader = Callable[[str], Image]  # name of a face -> restored image, uint8 [S, S
 
 # Scores against the truth, and whether more is better; a drop is a loss of quality in either case.
 SCORES = {"psnr": True, "ssim": True, "delta_e2000": False, "chroma_error": False}
-PLAIN = ("psnr_float", "ssim_float", "psnr_truncated", "ssim_truncated", "colourfulness")
+PLAIN = ("psnr_truncated", "ssim_truncated", "colourfulness")
 OF_BASELINES = tuple(f"{score}_{baseline}" for baseline in BASELINES for score in SCORES)
 ENDS = {"": "value", "_low": "low", "_high": "high"}  # a drop and the ends of its interval
 MEAN_COLOUR = ("lightness", "lab_a", "lab_b")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,13 +24,18 @@ from gpenlib.plots import face_title
 from gpenlib.plots.before_after import before_after
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
-from gpenlib.settings import REFERENCE
+from gpenlib.settings import INCEPTION, REFERENCE, RunSettings
 
 Row = Mapping[str, Any]
 
 DIGITS = {"psnr": 3, "ssim": 4, "delta_e2000": 3, "chroma_error": 3}
 SHOWN_SCORE = "psnr"  # of the groups
 NOTHING = "–"
+NOTEBOOK_05 = (
+    "run", "weights", "key", "task", "data_dir", "input_dir", "dataset_size", "dtypes", "backend", "device",
+    "batch_size", "calib_dir", "calib_size", "worst", "lpips_weights", "features_file", "runs",
+    "max_drop_db", "repeats", "layer_faces", "build", "calibrate_mode", "most_megapixels",
+)  # fmt: skip
 
 
 def write_report(
@@ -156,3 +162,22 @@ def signed(value: float | None, digits: int) -> str:
         return NOTHING
     vanishes = value != 0 and round(value, digits) == 0
     return f"{value:+.0e}" if vanishes else f"{value:+.{digits}f}"
+
+
+def papermill_command(settings: RunSettings) -> str:
+    """Return the command that repeats a run of notebook 05; defaults are left out."""
+    changed = {
+        name: value
+        for name, value in settings.model_dump(exclude_defaults=True).items()
+        if value is not None and not (isinstance(value, tuple) and not value)
+    }
+    if changed.pop("features_are_inception", False):
+        changed["features_file"] = f"{INCEPTION}{changed['features_file']}"
+    words = ["papermill", "notebooks/05_errors.ipynb", "out.ipynb"]
+    for name in NOTEBOOK_05:
+        if name in changed:
+            value = changed.pop(name)
+            words += ["-p", name, ",".join(value) if isinstance(value, tuple) else str(value)]
+    # What the notebook has no parameter for and that changes figures.
+    extra = f"  # and, set in Python: seed={changed['seed']}" if "seed" in changed else ""
+    return shlex.join(words) + extra

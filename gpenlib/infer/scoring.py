@@ -44,7 +44,7 @@ from gpenlib.images import (
     write_image,
 )
 from gpenlib.infer.runtime import Runtime, open_runtime
-from gpenlib.metrics import SsimReference, finite_psnr, mean_colour, to_lab
+from gpenlib.metrics import LabArray, SsimReference, finite_psnr, mean_colour, to_lab
 
 Chroma = tuple[float, float]  # CIELAB a and b
 Row = dict[str, Any]
@@ -82,27 +82,51 @@ def fit_to_score(faces: Faces, task: str) -> list[str]:
     return [cropped] if any(oblong) else []
 
 
-# The second baseline of colouring: the grey input under one even colour, the mean of other faces.
+# What can be had without a network: the input as the answer, and the grey input under one even colour, the
+# mean of other faces. None of it depends on a dtype, so that it is scored once for all of them.
 
 
 @dataclass(frozen=True)
-class DataChroma:
-    """The chroma that the baseline gives to each face, in their order, and in words where it comes from."""
+class Baselines:
+    """Figures of the baselines and of the truth itself, a row (:data:`BASELINE_MEANS`) per face in order."""
 
-    source: str
-    per_face: tuple[Chroma, ...]  # never drawn from that face
+    source: str  # where the even colour comes from, in words
+    rows: tuple[Row, ...]
 
 
-def data_chroma(pairs: Pairs | Pack, calibration: Pairs | Pack | None = None) -> DataChroma:
-    """Return the mean CIELAB a and b of calibration truths or, if none or grey, of all other faces."""
+def score_baselines(
+    pairs: Pairs | Pack, calibration: Pairs | Pack | None = None, finished: Journal | None = None
+) -> Baselines:
+    """Score the baselines on every face; those that a journal names are not done again."""
+    source, chromas = data_chroma(pairs, calibration)
+    names, done = pairs.names, finished.finished if finished is not None else {}
+
+    def row_of(index: int) -> tuple[str, Row]:
+        row = _score_baselines(pairs.inputs(index), pairs.truths(index), chromas[index])
+        return names[index], row if finished is None else finished.add(names[index], row, [])
+
+    left = (index for index, name in enumerate(names) if name not in done)
+    bar = {"total": len(pairs), "initial": len(done), "desc": "baselines", "unit": "image", "leave": False}
+    rows = done | dict(progress(ahead(left, row_of, workers=workers()), **bar))
+    return Baselines(source, tuple(rows[name] for name in names))
+
+
+def data_chroma(
+    pairs: Pairs | Pack, calibration: Pairs | Pack | None = None
+) -> tuple[str, tuple[Chroma, ...]]:
+    """Return where the even colour comes from, and that of every face, never drawn from the face itself.
+
+    It is the mean CIELAB a and b of the calibration truths or, if there are none or grey ones, of all other
+    faces.
+    """
     if calibration is not None and len(calibration):
         a, b = _mean_chromas(calibration).mean(axis=0)
         if np.hypot(a, b) >= GREY:
             source = f"mean of {len(calibration)} calibration truths"
-            return DataChroma(source, ((float(a), float(b)),) * len(pairs))
+            return source, ((float(a), float(b)),) * len(pairs)
     means = _mean_chromas(pairs)
     others = (means.sum(axis=0) - means) / max(1, len(means) - 1)  # of a face alone: no colour
-    return DataChroma("mean of the other faces' truths", tuple((float(a), float(b)) for a, b in others))
+    return "mean of the other faces' truths", tuple((float(a), float(b)) for a, b in others)
 
 
 def _mean_chromas(pairs: Pairs | Pack) -> NDArray[np.float64]:
@@ -127,54 +151,66 @@ def _coloured_levels(chroma: Chroma) -> Image:
         return np.rint(255 * np.clip(lab2rgb(lab), 0, 1)[0]).astype(np.uint8)
 
 
-# One restored face against its truth, beside its baselines; many faces on all processors.
+# One restored face against its truth; many faces on all processors.
 
 SCORES = ("psnr", "ssim", "delta_e2000", "chroma_error", "colour_shift")
 BASELINES = ("input", "chroma_baseline")  # the input as the answer (doing nothing), and evenly coloured
-# PSNR in dB. "truncated": uint8 as the vendor makes it; "float": without rounding, but clipped; "lightness"
-# and "lab_*": mean CIELAB colour of the output.
-MEANS = (
-    *SCORES,
+BASELINE_MEANS = (
     *(f"{score}_{baseline}" for baseline in BASELINES for score in SCORES),
-    "psnr_truncated", "ssim_truncated", "psnr_float", "ssim_float", "colourfulness",
-    "colourfulness_truth", "sharpness", "sharpness_input", "sharpness_truth", "detail", "detail_input",
-    "lightness", "lab_a", "lab_b",
+    "colourfulness_truth", "sharpness_input", "sharpness_truth", "detail_input",
 )  # fmt: skip
+# PSNR in dB. "truncated": uint8 as the vendor makes it; "lightness" and "lab_*": mean CIELAB colour
+OUTPUT_MEANS = (
+    *SCORES, "psnr_truncated", "ssim_truncated", "colourfulness", "sharpness", "detail", "lightness", "lab_a",
+    "lab_b",
+)  # fmt: skip
+MEANS = (*OUTPUT_MEANS, *BASELINE_MEANS)
 
 
-def score(source: Image, truth: Image, output: FloatArray, chroma: Chroma) -> dict[str, float]:
-    """Return :data:`MEANS` of an ``output`` float32 [3, S, S] in [-1, 1] for ``source``, uint8 RGB."""
-    unrounded = to_levels(output[None])[0]
-    rounded, truncated = from_levels(unrounded), from_levels(unrounded, "truncate")
-    baseline = resize(source, (truth.shape[1], truth.shape[0]))
-    reference, truth_lab = SsimReference(truth), to_lab(truth)
-    truth_colour = mean_colour(truth_lab)
-    answers = {"": rounded, "_input": baseline, "_chroma_baseline": coloured_with(baseline, chroma)}
-    row: dict[str, float] = {}
-    for suffix, answer in answers.items():
-        lab = to_lab(answer)
-        colour = mean_colour(lab)
-        row[f"psnr{suffix}"] = finite_psnr(answer, truth)
-        row[f"ssim{suffix}"] = reference.score(answer)
-        row[f"delta_e2000{suffix}"] = metrics.delta_e2000(lab, truth_lab)
-        row[f"chroma_error{suffix}"] = metrics.chroma_error(lab, truth_lab)
-        row[f"colour_shift{suffix}"] = float(np.linalg.norm(colour - truth_colour))
-        if not suffix:
-            row |= {name: float(v) for name, v in zip(("lightness", "lab_a", "lab_b"), colour, strict=True)}
+def score(levels: FloatArray, truth: Image) -> Row:
+    """Return :data:`OUTPUT_MEANS` of an answer in grey levels, float32 [S, S, 3] (``to_levels``)."""
+    rounded, truncated = from_levels(levels), from_levels(levels, "truncate")
+    reference = SsimReference(truth)
+    row, colour = _scores(rounded, truth, reference, to_lab(truth))
     return row | {
         "psnr_truncated": finite_psnr(truncated, truth),
         "ssim_truncated": reference.score(truncated),
-        # Grey levels in [0, 255]: the same as [-1, 1] with data range 2, but SSIM needs its zero at black
-        "psnr_float": finite_psnr(unrounded, truth.astype(np.float32), 255.0),
-        "ssim_float": reference.score(unrounded),
         "colourfulness": metrics.colourfulness(rounded),
-        "colourfulness_truth": metrics.colourfulness(truth),
         "sharpness": metrics.sharpness(rounded),
-        "sharpness_input": metrics.sharpness(baseline),
-        "sharpness_truth": metrics.sharpness(truth),
         "detail": metrics.detail(rounded, truth),
-        "detail_input": metrics.detail(baseline, truth),
+        **dict(zip(("lightness", "lab_a", "lab_b"), map(float, colour), strict=True)),
     }
+
+
+def _score_baselines(source: Image, truth: Image, chroma: Chroma) -> Row:
+    """Return :data:`BASELINE_MEANS` of a face."""
+    shown = resize(source, (truth.shape[1], truth.shape[0]))
+    reference, truth_lab = SsimReference(truth), to_lab(truth)
+    row: Row = {}
+    for name, answer in zip(BASELINES, (shown, coloured_with(shown, chroma)), strict=True):
+        scores, _ = _scores(answer, truth, reference, truth_lab)
+        row |= {f"{score}_{name}": value for score, value in scores.items()}
+    return row | {
+        "colourfulness_truth": metrics.colourfulness(truth),
+        "sharpness_input": metrics.sharpness(shown),
+        "sharpness_truth": metrics.sharpness(truth),
+        "detail_input": metrics.detail(shown, truth),
+    }
+
+
+def _scores(
+    answer: Image, truth: Image, reference: SsimReference, truth_lab: LabArray
+) -> tuple[Row, NDArray[np.float64]]:
+    """Return :data:`SCORES` of an answer, and its mean CIELAB colour."""
+    lab = to_lab(answer)
+    colour = mean_colour(lab)
+    return {
+        "psnr": finite_psnr(answer, truth),
+        "ssim": reference.score(answer),
+        "delta_e2000": metrics.delta_e2000(lab, truth_lab),
+        "chroma_error": metrics.chroma_error(lab, truth_lab),
+        "colour_shift": float(np.linalg.norm(colour - mean_colour(truth_lab))),
+    }, colour
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float]:
@@ -256,7 +292,6 @@ class _Batch:
     """Some images on their way through the steps of :func:`restore_pairs`."""
 
     indices: Sequence[int]
-    sources: list[Image]
     truths: list[Image]
     outputs: FloatArray  # [N, 3, S, S]; until it has run, the network's input
     ms: float = 0.0  # per image
@@ -268,7 +303,7 @@ def restore_pairs(
     batch_size: int = 1,
     images: Path | None = None,
     npz: Path | None = None,
-    chroma: DataChroma | None = None,
+    baselines: Baselines | None = None,
     finished: Journal | None = None,
 ) -> list[Row]:
     """Restore and score every image: its figures and ``ms``, its share of the batch's time; keep outputs.
@@ -277,15 +312,15 @@ def restore_pairs(
     every image is noted when its files are written, and those that were noted earlier are not done again.
     """
     runtime.check_batch(batch_size, len(pairs))
-    names, chromas = pairs.names, (chroma or data_chroma(pairs)).per_face
+    names, known = pairs.names, (baselines or score_baselines(pairs)).rows
     done = finished.finished if finished is not None else {}
     starts = range(0, len(pairs), batch_size)  # of the same batches, whatever is done: they decide last bits
     batches = [range(start, min(start + batch_size, len(pairs))) for start in starts]
     batches = [indices for indices in batches if any(names[index] not in done for index in indices)]
 
     def read(indices: range) -> _Batch:
-        sources = [pairs.inputs(index) for index in indices]
-        return _Batch(indices, sources, [pairs.truths(index) for index in indices], to_tensor(sources))
+        inputs = to_tensor([pairs.inputs(index) for index in indices])
+        return _Batch(indices, [pairs.truths(index) for index in indices], inputs)
 
     def run(batch: _Batch) -> _Batch:
         started = time.perf_counter()
@@ -297,10 +332,10 @@ def restore_pairs(
         batch, place = item
         index, output, files = batch.indices[place], batch.outputs[place], []
         name = names[index]
-        figures = score(batch.sources[place], batch.truths[place], output, chromas[index])
-        row: Row = {"name": name, **figures, "ms": batch.ms}
+        levels = to_levels(output[None])[0]
+        row: Row = {"name": name, **score(levels, batch.truths[place]), **known[index], "ms": batch.ms}
         if images is not None:
-            files.append(write_image(images / f"{name}.png", from_tensor(output[None])[0]))
+            files.append(write_image(images / f"{name}.png", from_levels(levels)))
         if npz is not None:
             files.append(write_output_npz(npz, index, name, output))
         return name, row if finished is None else finished.add(name, row, files)
@@ -389,16 +424,16 @@ def open_faces(
 
 
 def evaluate_npz(
-    folder: str | Path, pairs: Pairs | Pack, named: bool = True, chroma: DataChroma | None = None
+    folder: str | Path, pairs: Pairs | Pack, named: bool = True, baselines: Baselines | None = None
 ) -> list[Row]:
     """Score outputs that lie in npz files (:func:`output_paths`); rows as those of :func:`restore_pairs`."""
     paths, names = output_paths(folder, pairs, named), pairs.names
-    chromas = (chroma or data_chroma(pairs)).per_face
+    known = (baselines or score_baselines(pairs)).rows
 
     def row_of(index: int) -> Row:
         truth = pairs.truths(index)
         output = read_output_npz(paths[index], names[index] if named else None, truth.shape[0])
-        return {"name": names[index], **score(pairs.inputs(index), truth, output, chromas[index])}
+        return {"name": names[index], **score(to_levels(output[None])[0], truth), **known[index]}
 
     rows = ahead(range(len(pairs)), row_of, workers=workers())
     return list(progress(rows, total=len(pairs), desc="score npz", unit="image"))
@@ -419,16 +454,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     beside = options.pack.resolve().parent / "calibration"  # as 02_data lays them out
     pack = read_pack(options.pack, options.outside)
     has_calibration = (beside / DATALIST).is_file() and not beside.samefile(options.pack)
-    chroma = data_chroma(pack, read_pack(beside, options.outside) if has_calibration else None)
-    rows = evaluate_npz(options.folder, pack, not options.unnamed, chroma)
+    baselines = score_baselines(pack, read_pack(beside, options.outside) if has_calibration else None)
+    rows = evaluate_npz(options.folder, pack, not options.unnamed, baselines)
     means = summarise(rows)
-    suffixes = {"output": "", **{name: f"_{name}" for name in (*BASELINES, "truncated", "float")}}
+    suffixes = {"output": "", **{name: f"_{name}" for name in (*BASELINES, "truncated")}}
     cells = {row: [means.get(f"{name}{suffix}_mean") for name in SCORES] for row, suffix in suffixes.items()}
     table = pd.DataFrame.from_dict(cells, orient="index", columns=[*SCORES], dtype=float)
     print(f"mean of {len(rows)}", table.to_string(float_format="{:.4f}".format, na_rep=""), sep="\n")
-    print(f"chroma baseline: {chroma.source}")
+    print(f"chroma baseline: {baselines.source}")
     out = options.out or options.folder.parent
-    results = {"images": len(rows), "chroma_baseline": chroma.source, **means, "rows": rows}
+    results = {"images": len(rows), "chroma_baseline": baselines.source, **means, "rows": rows}
     for path in (write_json(out / "rows.json", results), write_csv(out / "rows.csv", rows)):
         print(f"wrote {path}")
     return 0

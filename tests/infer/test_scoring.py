@@ -11,12 +11,21 @@ import pytest
 from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, embedded_faces
 from gpenlib.data.pairs import Pairs, read_pack, write_pack
-from gpenlib.images import from_tensor, read_image, resize, to_grey, to_tensor
+from gpenlib.images import from_levels, from_tensor, read_image, resize, to_grey, to_levels, to_tensor
 from gpenlib.infer import scoring
-from gpenlib.infer.scoring import MEANS, data_chroma, evaluate_npz, output_paths, read_output_npz, score
+from gpenlib.infer.scoring import (
+    BASELINE_MEANS,
+    MEANS,
+    OUTPUT_MEANS,
+    data_chroma,
+    evaluate_npz,
+    output_paths,
+    read_output_npz,
+    score,
+    score_baselines,
+)
 from gpenlib.metrics import PSNR_CEILING, mean_colour, psnr, ssim, to_lab
 
-CHROMA = (9.0, 14.0)
 COLOURS = ((200, 120, 100), (120, 160, 90), (90, 110, 180))
 ROWS = [{"name": name, "psnr": value} for name, value in zip("abcde", (3, 5, 1, 4, 2), strict=True)]
 
@@ -33,26 +42,50 @@ def as_output(image):
 # One face
 
 
-def test_every_answer_is_judged_by_every_score(truth):
-    source = to_grey(truth)
-    output = as_output(truth) * 0.9
-    row = score(source, truth, output, CHROMA)
-    assert set(row) == set(MEANS)
-    answers = {"": from_tensor(output[None])[0], "_input": source}
-    for suffix, answer in {**answers, "_chroma_baseline": scoring.coloured_with(source, CHROMA)}.items():
-        lab, truth_lab = to_lab(answer), to_lab(truth)
-        values = [psnr(answer, truth), ssim(answer, truth)]
-        values += [metrics.delta_e2000(lab, truth_lab), metrics.chroma_error(lab, truth_lab)]
-        values.append(metrics.colour_shift(answer, truth))
-        for name, value in zip(scoring.SCORES, values, strict=True):
-            assert row[f"{name}{suffix}"] == pytest.approx(value, abs=1e-6), name + suffix
+def pairs_of(truth, **sizes):
+    return Pairs(Faces("one", ["0.png"], lambda _: truth, lambda _: ""), "color", len(truth), **sizes)
+
+
+def assert_scores(row, answer, truth, suffix=""):
+    lab, truth_lab = to_lab(answer), to_lab(truth)
+    values = [psnr(answer, truth), ssim(answer, truth)]
+    values += [metrics.delta_e2000(lab, truth_lab), metrics.chroma_error(lab, truth_lab)]
+    values.append(metrics.colour_shift(answer, truth))
+    for name, value in zip(scoring.SCORES, values, strict=True):
+        assert row[f"{name}{suffix}"] == pytest.approx(value, abs=1e-6), name + suffix
+
+
+def test_an_output_is_judged_by_every_score(truth):
+    levels = to_levels(as_output(truth)[None] * 0.9)[0]
+    row = score(levels, truth)
+    assert set(row) == set(OUTPUT_MEANS)
+    assert_scores(row, from_levels(levels), truth)
+
+
+def test_every_baseline_is_judged_by_every_score(truth):
+    calibration = even_pairs(*COLOURS)
+    (row,) = score_baselines(pairs_of(truth), calibration).rows
+    assert set(row) == set(BASELINE_MEANS)
+    assert_scores(row, to_grey(truth), truth, "_input")
+    _, (chroma,) = data_chroma(pairs_of(truth), calibration)
+    assert_scores(row, scoring.coloured_with(to_grey(truth), chroma), truth, "_chroma_baseline")
+    assert row["sharpness_truth"] == metrics.sharpness(truth)
+
+
+def test_a_smaller_input_is_enlarged(truth):
+    faces = pairs_of(truth)
+    small = Mock(names=faces.names, inputs=lambda i: resize(truth, 32), truths=faces.truths, __len__=len)
+    small.__len__ = lambda _: 1
+    (row,) = score_baselines(small, even_pairs(*COLOURS)).rows
+    assert row["psnr_input"] == psnr(resize(resize(truth, 32), 64), truth)
 
 
 def test_a_perfect_answer_scores_finite(truth):
-    row = score(resize(truth, 32), truth, as_output(truth), CHROMA)  # a smaller input is enlarged
-    assert row["psnr"] == PSNR_CEILING and row["psnr_input"] == psnr(resize(resize(truth, 32), 64), truth)
+    row = score(truth.astype(np.float32), truth)
+    assert row["psnr"] == PSNR_CEILING
     assert row["ssim"] == pytest.approx(1.0)
     assert row["colour_shift"] == row["delta_e2000"] == row["chroma_error"] == 0.0
+    row |= score_baselines(pairs_of(truth)).rows[0]
     assert set(scoring.summarise([row])) == {f"{name}_mean" for name in MEANS}  # no times, no mean
     times = {10.0: 1.0, 20.0: 2.0, 30.0: 90.0}
     summary = scoring.summarise([{**row, "psnr": value, "ms": ms} for value, ms in times.items()])
@@ -61,13 +94,11 @@ def test_a_perfect_answer_scores_finite(truth):
 
 def test_each_rounding_scores_its_own_image():
     even, white = (np.full((32, 32, 3), level, np.uint8) for level in (100, 255))
-    output = as_output(even) + np.float32(0.8 / 127.5)  # 100.8: rounds to 101, truncates to 100
-    row = score(even, even, output, CHROMA)
-    decibels = [row[name] for name in ("psnr", "psnr_float", "psnr_truncated")]
-    assert decibels == pytest.approx([20 * np.log10(255), 20 * np.log10(255 / 0.8), PSNR_CEILING], abs=1e-2)
-    assert row["ssim"] < row["ssim_float"] < row["ssim_truncated"]
-    row = score(white, white, as_output(white) * 1.5, CHROMA)  # out of range: clipped in every rounding
-    assert row["psnr"] == row["psnr_float"] == row["psnr_truncated"] == PSNR_CEILING
+    row = score(even + np.float32(0.8), even)  # 100.8: rounds to 101, truncates to 100
+    assert row["psnr"] == pytest.approx(20 * np.log10(255), abs=1e-2)
+    assert row["psnr_truncated"] == PSNR_CEILING and row["ssim"] < row["ssim_truncated"]
+    row = score(to_levels(as_output(white)[None] * 1.5)[0], white)  # out of range: clipped in either rounding
+    assert row["psnr"] == row["psnr_truncated"] == PSNR_CEILING
 
 
 # The baseline of one even colour
@@ -84,18 +115,18 @@ def chromas_of(*colours):
 
 
 def test_chroma_is_the_mean_of_the_calibration_truths():
-    chroma = data_chroma(even_pairs(*COLOURS[1:]), even_pairs(*COLOURS[:2]))
-    assert chroma.source == "mean of 2 calibration truths"
-    np.testing.assert_allclose(chroma.per_face, [chromas_of(*COLOURS[:2]).mean(axis=0)] * 2, atol=1e-4)
+    source, chromas = data_chroma(even_pairs(*COLOURS[1:]), even_pairs(*COLOURS[:2]))
+    assert source == "mean of 2 calibration truths"
+    np.testing.assert_allclose(chromas, [chromas_of(*COLOURS[:2]).mean(axis=0)] * 2, atol=1e-4)
 
 
 @pytest.mark.parametrize("calibration", [None, even_pairs(), even_pairs((80, 80, 80), (190, 190, 190))])
 def test_without_coloured_calibration_it_is_that_of_the_other_faces(calibration):
-    chroma = data_chroma(even_pairs(*COLOURS), calibration)
-    assert "other faces" in chroma.source
+    source, chromas = data_chroma(even_pairs(*COLOURS), calibration)
+    assert "other faces" in source
     a, b, c = chromas_of(*COLOURS)
-    np.testing.assert_allclose(chroma.per_face, [(b + c) / 2, (a + c) / 2, (a + b) / 2], atol=1e-4)
-    assert data_chroma(even_pairs(COLOURS[0]), calibration).per_face == ((0.0, 0.0),)  # alone: no colour
+    np.testing.assert_allclose(chromas, [(b + c) / 2, (a + c) / 2, (a + b) / 2], atol=1e-4)
+    assert data_chroma(even_pairs(COLOURS[0]), calibration)[1] == ((0.0, 0.0),)  # alone: no colour
 
 
 def test_lightness_stays_and_chroma_is_the_given_one(truth):
@@ -243,7 +274,7 @@ def test_command_prints_means_writes_rows_and_names_a_missing_file(folder, tmp_p
         write_pack(tmp_path / name, Pairs(embedded_faces(count, 64), "color", 64))
     assert scoring.main([str(folder), str(tmp_path / "evaluation")]) == 0
     pack, calibration = (read_pack(tmp_path / name) for name in ("evaluation", "calibration"))
-    rows = evaluate_npz(folder, pack, chroma=data_chroma(pack, calibration))
+    rows = evaluate_npz(folder, pack, baselines=score_baselines(pack, calibration))
     printed, mean = capsys.readouterr().out, np.mean([row["psnr"] for row in rows])
     assert f"{mean:.4f}" in printed and "mean of 2 calibration truths" in printed
     results = json.loads((tmp_path / "rows.json").read_text())
