@@ -6,7 +6,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from gpenlib.compile import rounding
 from gpenlib.compile.calibrate import ChannelRange
 from gpenlib.compile.rounding import ConvolutionLayer, QuantisationError, RoundedLayer, convolution_layers
-from gpenlib.export.graphs import CONVOLUTIONS
+from gpenlib.export.graphs import CONVOLUTIONS, sort_nodes
 from gpenlib.files import read_json
 from gpenlib.images import RGB_CHANNELS
 from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE
@@ -348,7 +347,7 @@ def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
         half = convert_float_to_float16(inferred, keep_io_types=True, node_block_list=vector_nodes)
     join_casts(half)
     del half.graph.value_info[:]  # recorded types: some are fp16 now
-    _sort_nodes(half.graph)  # the converter's casts stand at the end, which ONNX Runtime alone forgives
+    sort_nodes(half.graph)  # the converter's casts stand at the end, which ONNX Runtime alone forgives
     kinds = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
     counts = Counter(
         "fp16" if kinds.get(node.input[1]) == TensorProto.FLOAT16 else "fp32"
@@ -358,15 +357,6 @@ def to_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, int]]:
     if counts["fp32"] or not counts["fp16"]:
         raise QuantisationError(f"convolutions by weight type in fp16: {dict(counts)}")
     return half, dict(counts)
-
-
-def _sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put every node behind those whose results it reads, as ONNX asks."""
-    nodes = list(graph.node)
-    maker = {name: i for i, node in enumerate(nodes) for name in node.output}
-    order = {i: [maker[name] for name in node.input if name in maker] for i, node in enumerate(nodes)}
-    del graph.node[:]
-    graph.node.extend(nodes[i] for i in TopologicalSorter(order).static_order())
 
 
 def join_casts(model: onnx.ModelProto) -> None:

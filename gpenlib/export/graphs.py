@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -238,6 +239,20 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     model.ir_version = min(version, IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put every node behind those whose results it reads, as ONNX asks; ValueError if they form a circle."""
+    nodes = list(graph.node)
+    maker = {name: i for i, node in enumerate(nodes) for name in node.output}
+    order = {i: [maker[name] for name in node.input if name in maker] for i, node in enumerate(nodes)}
+    try:
+        places = [*TopologicalSorter(order).static_order()]
+    except CycleError as error:
+        name = nodes[error.args[1][0]].output[0]
+        raise ValueError(f"{name[:80]!r} is read before it is made: nodes in a circle") from None
+    del graph.node[:]
+    graph.node.extend(nodes[i] for i in places)
 
 
 def _unsqueeze_one_by_one(graph: onnx.GraphProto) -> None:

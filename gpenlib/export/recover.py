@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from torch import Tensor
 from gpenlib.architecture import CheckpointError, Gpen
 from gpenlib.architecture.checkpoints import deduce_config, load_strict
 from gpenlib.architecture.model import FIR_TAPS, EqualConv2d, EqualLinear, ModulatedConv2d
-from gpenlib.export.graphs import CONVOLUTIONS, ParityError, assert_parity, example_input
+from gpenlib.export.graphs import CONVOLUTIONS, ParityError, assert_parity, example_input, sort_nodes
 
 TOLERANCE = 1e-3  # of the output's standard deviation
 LINEARS = ("Gemm", "MatMul")
@@ -53,6 +53,7 @@ OPERATORS = {
     *("Or", "PRelu", "Pow", "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceProd"),
     *("ReduceSum", "ReduceSumSquare", "Relu", "ScatterND", "Split", "Sqrt", "Sub", "Where"),
 }  # fmt: skip
+OF_INT8 = ("DequantizeLinear", "DepthToSpace", "QLinearConv", "QuantizeLinear")  # of our int8 files
 MOST_NODES, MOST_BYTES = 20_000, 1 << 30  # bytes of a file, and of its tensors
 MOST_ENTRIES = 1 << 28  # of what a node makes
 MOST_CONSTANTS = 1 << 26  # entries of all constants that are computed, beyond eight times those of the file
@@ -174,20 +175,23 @@ def refusal(path: Path, error: Exception) -> str:
     return f"{path}: {' '.join(str(error).split())[:400]}; fetch it again, or give the original checkpoint"
 
 
-def check_graph(model: ModelProto) -> None:
-    """Raise ValueError if a graph is none of a GPEN's kind, or asks for too much; an open batch becomes 1.
+def check_graph(model: ModelProto, more: Collection[str] = ()) -> dict[str, list[int]]:
+    """Return the shapes of all tensors; ValueError for a graph that no GPEN has, or that asks for too much.
 
-    Follows the sizes of all tensors from node to node, and the values of the few that sizes depend on.
+    Operators ``more`` than those of training forms are allowed. An open batch becomes 1, nodes are sorted.
+    Sizes are followed from node to node, as are the values of the few constants that sizes depend on.
     """
     graph, version = model.graph, {entry.domain: entry.version for entry in model.opset_import}.get("", 1)
-    odd = [
-        node.op_type[:40]
-        for node in graph.node
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx")
-    ]
+    known = {(domain, name) for domain in ("", "ai.onnx") for name in (*OPERATORS, *more)}
+    odd = [node.op_type[:40] for node in graph.node if (node.domain, node.op_type) not in known]
     if odd or model.functions or graph.sparse_initializer or len(graph.node) > MOST_NODES:
         what = ", ".join(dict.fromkeys(odd[:5])) or f"functions, sparse tensors or over {MOST_NODES} nodes"
-        raise ValueError(f"{what}: {NO_TRAINING_FORM}")
+        raise ValueError(f"{what}: {'no part of an artefact' if more else NO_TRAINING_FORM}")
+    if len(graph.input) != 1 or graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        what = ", ".join(value.name for value in graph.input)[:200] or "none"
+        told = "a GPEN graph has one input, float32 (half-precision and integer files are not read)"
+        raise ValueError(f"{told}; inputs here: {what}")
+    sort_nodes(graph)
     image = graph.input[0]
     for batch in image.type.tensor_type.shape.dim[:1]:
         batch.dim_value = batch.dim_value or 1
@@ -196,44 +200,43 @@ def check_graph(model: ModelProto) -> None:
     types[image.name] = image.type
     shapes = {"": [0]} | {name: _shape(kind, name) for name, kind in types.items()}
     values = {name: tensor for name, tensor in stored.items() if math.prod(tensor.dims) <= FEW}
-    fixed, most = {"", *stored} - {image.name}, MOST_CONSTANTS + 8 * sum(_bytes(t) for t in stored.values())
-    constants = products = 0
+    fixed, constants, products = {"", *stored} - {image.name}, 0, 0
+    most = MOST_CONSTANTS + 8 * sum(math.prod(shapes[name]) for name in stored)
     for node in graph.node:
         what, read = f"node {node.name[:80]!r} ({node.op_type})", list(filter(None, node.input))
         names = [name for name in node.output if name]
-        if wrong := [name for name in read if name not in shapes] or [
-            name for name in names if name in shapes
-        ]:
-            raise ValueError(f"{what}: {wrong[0][:80]!r} is read before it is made, or made twice")
-        inferred = onnx.shape_inference.infer_node_outputs(
+        if wrong := ({*read} - shapes.keys()) | (shapes.keys() & names):
+            raise ValueError(f"{what}: {wrong.pop()[:80]!r} is read before it is made, or made twice")
+        types |= onnx.shape_inference.infer_node_outputs(
             onnx.defs.get_schema(node.op_type, version), node, {name: types[name] for name in read},
             {name: values[name] for name in read if name in values}, None, list(model.opset_import),
         )  # fmt: skip
-        types |= inferred
-        made = {name: _shape(types.get(name, onnx.TypeProto()), name) for name in names}
-        entries = sum(map(math.prod, made.values()))
+        shapes |= {name: _shape(types.get(name, onnx.TypeProto()), name) for name in names}
+        entries = sum(math.prod(shapes[name]) for name in names)
         constant, weighted = fixed.issuperset(read), node.op_type in (*CONVOLUTIONS, *LINEARS)
         if weighted:
             data, weight = (shapes[name] for name in read[:2])
             each = math.prod(weight[1:] if node.op_type in CONVOLUTIONS else data[-1:])
             products += each * (math.prod(data) if node.op_type == "ConvTranspose" else entries)
         if constant:
-            constants += entries
             fixed.update(names)
-        large = entries > MOST_ENTRIES or products > MOST_PRODUCTS or constants > most
-        if large or (constant and weighted):  # a constant product: no layer of a network
+            given = node.op_type == "Constant" and node.attribute[0].name == "value"
+            most += 8 * entries * given  # as if it were stored
+            constants += entries
+        asked = (entries, MOST_ENTRIES), (products, MOST_PRODUCTS), (constants, most)
+        if any(number > limit for number, limit in asked) or (constant and weighted):
             raise ValueError(f"{what}: {entries} numbers and {products} products are more than a GPEN needs")
-        shapes |= made
-        if node.op_type == "Shape" and not node.attribute:
-            name = node.output[0]
-            values[name] = numpy_helper.from_array(np.array(shapes[read[0]], np.int64), name)
-        elif entries <= FEW and values.keys() >= set(read):
+        if node.op_type == "Shape":
+            part = {entry.name: entry.i for entry in node.attribute}
+            sizes = np.array(shapes[read[0]][part.get("start", 0) : part.get("end")], np.int64)
+            values[names[0]] = numpy_helper.from_array(sizes, names[0])
+        elif entries <= FEW and values.keys() >= {*read}:
             ends = [make_value_info(name, types[name]) for name in names]
-            part = make_graph([node], "constant", [], ends, [values[name] for name in read])
-            found = ReferenceEvaluator(make_model(part, opset_imports=model.opset_import)).run(None, {})
-            values |= {
-                n: numpy_helper.from_array(np.asarray(x), n) for n, x in zip(names, found, strict=True)
-            }
+            alone = make_graph([node], "constant", [], ends, [values[name] for name in read])
+            found = ReferenceEvaluator(make_model(alone, opset_imports=model.opset_import)).run(None, {})
+            for name, value in zip(names, found, strict=True):
+                values[name] = numpy_helper.from_array(np.asarray(value), name)
+    return shapes
 
 
 def _shape(kind: onnx.TypeProto, name: str) -> list[int]:
@@ -257,7 +260,6 @@ class TrainingGraph:
         try:
             model, _ = read_onnx(path)
             load_external_data_for_model(model, str(path.parent))
-            self._check_input(model.graph)
             check_graph(model)
             onnx.checker.check_model(model)
             with tempfile.TemporaryDirectory() as folder:
@@ -266,8 +268,6 @@ class TrainingGraph:
                     model.SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
                 graph = onnx.load(options.optimized_model_filepath).graph
-        except RecoverError:
-            raise
         except Exception as error:  # onnx, onnxruntime and the file system share no type of error
             raise RecoverError(refusal(path, error)) from error
         tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -286,13 +286,6 @@ class TrainingGraph:
             return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: image})[0])
         except Exception as error:  # onnxruntime has no common error type
             raise self._error(f"does not run on an input of shape {image.shape} ({error})") from error
-
-    def _check_input(self, graph: onnx.GraphProto) -> None:
-        if len(graph.input) != 1:
-            names = ", ".join(value.name for value in graph.input)[:200] or "none"
-            raise self._error(f"a GPEN graph has one input; inputs here: {names}")
-        if graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-            raise self._error("the input is not float32; half-precision and integer files are not read")
 
     def _error(self, message: str) -> RecoverError:
         return RecoverError(f"{self.path}: {message}")

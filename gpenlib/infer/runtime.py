@@ -27,6 +27,7 @@ from gpenlib.architecture.inspect import live_activations
 from gpenlib.architecture.model import MAX_SIZE
 from gpenlib.export.deploy import DeployGpen, mixed_precision, read_mixed_precision, write_mixed_precision
 from gpenlib.export.graphs import TOLERANCE, save_torchscript
+from gpenlib.export.recover import OF_INT8, check_graph, read_onnx
 from gpenlib.files import choice_error, read_text, sha256, shown, whole_number
 from gpenlib.images import RGB_CHANNELS, FloatArray, form
 from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MOST_THREADS, QUANTISED, Backend, Dtype
@@ -110,6 +111,15 @@ class Artefact(BaseModel):
         if (recorded := recorded - {None}) and recorded != {sha256(path)}:
             told = f"{path}: changed since it was built, its SHA-256 is not the one in {MANIFEST_FILE}"
             raise RuntimeUnavailable(f"{told}; restore it, or build the artefact anew with compile_model")
+
+    def check_graph(self, path: Path) -> None:
+        """Raise ValueError unless an ONNX file holds a GPEN of the sizes in the manifest, and all of it."""
+        model, others = read_onnx(path)
+        shapes, graph = check_graph(model, OF_INT8), model.graph
+        found = [shapes.get(end.name) for end in (*graph.input, *graph.output)]
+        expected = [[1, RGB_CHANNELS, size, size] for size in (self.in_size, self.out_size)]
+        if found != expected or others:
+            raise ValueError(f"its input and output are {found}, by {MANIFEST_FILE} they are {expected}")
 
 
 def read_artefact(folder: Path) -> Artefact:
@@ -576,7 +586,15 @@ def open_runtime(
         raise FileNotFoundError(f"{file} is missing; build the artefact with compile_model")
     kind.check_device(device)
     artefact.check_hash(file)
-    return kind(file, artefact, threads, device)
+    try:
+        if file.suffix == ".onnx":
+            artefact.check_graph(file)
+        return kind(file, artefact, threads, device)
+    except RuntimeUnavailable:
+        raise
+    except Exception as error:  # the backends share no type of error
+        told = f"{file}: {chosen} cannot run it ({' '.join(str(error).split())[:400]})"
+        raise RuntimeUnavailable(f"{told}; build the artefact anew with compile_model") from error
 
 
 # How far the trace may lie from its module (see assert_parity): other kernels round elsewhere.

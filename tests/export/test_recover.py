@@ -159,6 +159,16 @@ def test_native_operators_of_the_original_code(tmp_path, monkeypatch):
     assert_recovered(path, model)
 
 
+def test_nodes_may_stand_in_any_order(anonymous, tmp_path):
+    for model, path in anonymous.values():
+        graph = onnx.load(path)
+        nodes = [*graph.graph.node][::-1]
+        del graph.graph.node[:]
+        graph.graph.node.extend(nodes)
+        (tmp_path / "reversed.onnx").write_bytes(graph.SerializeToString())
+        assert_recovered(tmp_path / "reversed.onnx", model)
+
+
 def damage(model: onnx.ModelProto, how: str) -> str:
     """Damage a model and return what its refusal must name."""
     graph = model.graph

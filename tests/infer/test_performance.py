@@ -203,12 +203,28 @@ def test_faults_of_a_child_are_told(tmp_path):
     """What a user can put right as by open_runtime, anything else with its traceback."""
     manifest = {"backend": "onnxruntime", "dtype": "fp32", "in_size": 64, "out_size": 64}
     write_json(tmp_path / "manifest.json", manifest)
-    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    nodes = [  # takes a channel whose number is a value of the picture
+        onnx.helper.make_node("Mul", ["input", "large"], ["product"]),
+        onnx.helper.make_node("Cast", ["product"], ["numbers"], to=onnx.TensorProto.INT64),
+        onnx.helper.make_node("ReduceMax", ["numbers"], ["place"], keepdims=0),
+        onnx.helper.make_node("Gather", ["input", "place"], ["channel"], axis=1),
+        onnx.helper.make_node("Unsqueeze", ["channel", "one"], ["again"]),
+        onnx.helper.make_node("Add", ["input", "again"], ["output"]),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["N", 3, 64, 64]) for name in ("input", "output")]
+    constants = {"large": np.float32(1e6), "one": np.array([1])}
+    tensors = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    sets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=sets, ir_version=9), tmp_path / "model.onnx")
     with pytest.raises(RuntimeUnavailable, match="openvino does not run fp32 on cuda"):
         performance.performance_test(tmp_path, backend="openvino", device="cuda")
     with pytest.raises(RuntimeError, match=r"batch 3, 1 instances of 1 threads: the process failed") as fault:
         performance.performance_test(tmp_path, batch_sizes=[3])
-    assert "InvalidProtobuf" in str(fault.value)
+    assert "InvalidArgument" in str(fault.value)
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(RuntimeUnavailable, match=r"model\.onnx: .* build the artefact anew"):
+        performance.performance_test(tmp_path, batch_sizes=[3])
 
 
 # The command
