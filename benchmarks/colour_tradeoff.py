@@ -21,8 +21,9 @@ from gpenlib.architecture import Gpen
 from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.data import make_pair
 from gpenlib.data.faces import LUMA, open_folder
-from gpenlib.files import package_versions, progress, repository_root, write_json
+from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.images import Image, from_tensor, to_tensor
+from gpenlib.jobs import progress
 from gpenlib.metrics import colourfulness, psnr
 
 FACTORS = (0.0, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)

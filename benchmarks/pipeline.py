@@ -21,10 +21,10 @@ from pathlib import Path
 from gpenlib import open_runtime
 from gpenlib.data.faces import embedded_faces, open_folder
 from gpenlib.data.pairs import Pairs
-from gpenlib.files import Journal
 from gpenlib.images import to_tensor, write_image
 from gpenlib.infer import Runtime
 from gpenlib.infer.scoring import restore_pairs, score_baselines
+from gpenlib.jobs import Journal
 
 DIFFERENT = 32  # faces; more files are links to these
 

@@ -24,8 +24,9 @@ import numpy as np
 import pandas as pd
 
 from gpenlib.data.faces import NOISE, TRUNCATION, open_folder, prior_faces
-from gpenlib.files import package_versions, progress, repository_root, write_json
+from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.images import Image, resize
+from gpenlib.jobs import progress
 from gpenlib.metrics import colourfulness, frechet_distance, sharpness
 from gpenlib.settings import TrainConfig
 

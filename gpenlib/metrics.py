@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from skimage.color import xyz_tristimulus_values
 from skimage.color.colorconv import xyz_from_rgb
 
-from gpenlib.files import describe, first_bytes, progress, sha256
+from gpenlib.files import describe, first_bytes, sha256
 from gpenlib.images import Image, check_image, form, to_planar, to_tensor
+from gpenlib.jobs import progress
 
 Array = NDArray[Any]
 LabArray = NDArray[np.float32]

@@ -24,16 +24,8 @@ from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillException
 from traitlets import default
 
-from gpenlib.files import (
-    choice_error,
-    command,
-    locked,
-    nearest,
-    repository_root,
-    resolve_path,
-    shown,
-    write_text,
-)
+from gpenlib.files import choice_error, locked, nearest, repository_root, resolve_path, shown, write_text
+from gpenlib.jobs import command
 from gpenlib.settings import RunFolder, parse_overrides, read_yaml
 
 PATTERN = "[0-9][0-9]_*.ipynb"

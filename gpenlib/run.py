@@ -43,11 +43,9 @@ from gpenlib.export import (
 )
 from gpenlib.export.graphs import run_onnx
 from gpenlib.files import (
-    AHEAD,
     did_you_mean,
     fingerprint,
     package_versions,
-    progress,
     read_json,
     resolve_path,
     sha256,
@@ -61,6 +59,7 @@ from gpenlib.images import Image, ImageError, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import interleaved_latency
 from gpenlib.infer.scoring import Baselines, fit_to_score, restore_pairs, score_baselines, summarise
+from gpenlib.jobs import AHEAD, progress
 from gpenlib.photos import YuNet
 from gpenlib.photos import folder as photo_folder
 from gpenlib.photos.upscale import TiledUpscaler
@@ -92,7 +91,7 @@ RESULTS = "05_errors/results.json"
 PAGE = "report.html"
 
 # The code that decides a stage's content: a change of it voids what stands.
-DATA = ("files", "images", "metrics", "architecture", "data", "settings", "stages", "run")
+DATA = ("files", "jobs", "images", "metrics", "architecture", "data", "settings", "stages", "run")
 EXPORT = (*DATA, "export")
 INFER = (*EXPORT, "infer")
 COMPILE = (*INFER, "compile")

@@ -26,8 +26,6 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from gpenlib.files import (
-    JOURNAL,
-    Journal,
     fingerprint,
     hash_outputs,
     locked,
@@ -38,6 +36,7 @@ from gpenlib.files import (
     sha256,
     write_json,
 )
+from gpenlib.jobs import JOURNAL, Journal
 from gpenlib.settings import SettingsError
 
 log = logging.getLogger("gpenlib.run")
@@ -108,7 +107,7 @@ class Work:
 def stage(
     folder: str,
     settings: str = "",
-    code: tuple[str, ...] = ("files", "stages"),
+    code: tuple[str, ...] = ("files", "jobs", "stages"),
     inputs: Callable[[Any], Mapping[str, str | None]] = lambda run: {},
     uses: Callable[[Any], Mapping[str, Manifest]] = lambda run: {},
     resolved: Callable[[Any], Mapping[str, Any]] = lambda run: {},

@@ -18,9 +18,10 @@ import pytest
 
 from gpenlib import files
 from gpenlib.data.faces import embedded_faces, whole_photographs
-from gpenlib.files import JOURNAL, Journal, StorageError, command, repository_root, sha256, write_text
+from gpenlib.files import StorageError, repository_root, sha256, write_text
 from gpenlib.images import write_image
 from gpenlib.infer import Runtime, scoring
+from gpenlib.jobs import JOURNAL, Journal, command
 from gpenlib.photos import folder as photos_folder
 from gpenlib.run import Run
 from gpenlib.settings import PhotoSettings

@@ -19,7 +19,7 @@ MAX_LINES = 1000
 
 # Each layer may import from those before it, and a module from those of its own layer that do not import it.
 LAYERS = [
-    {"files", "images", "metrics"},
+    {"files", "jobs", "images", "metrics"},
     {"architecture"},
     {"data"},
     {"settings"},

@@ -21,7 +21,6 @@ from gpenlib.data.faces import Faces, natural_key
 from gpenlib.data.pairs import Pairs, distinct_stems, read_pack, write_pack
 from gpenlib.export import assert_parity, deploy_form
 from gpenlib.export.graphs import example_input
-from gpenlib.files import Journal, ahead
 from gpenlib.images import (
     centre_square,
     from_planar,
@@ -35,6 +34,7 @@ from gpenlib.images import (
     write_image,
     write_picture,
 )
+from gpenlib.jobs import Journal, ahead
 from gpenlib.metrics import SsimReference, finite_psnr, to_lab
 from gpenlib.settings import BuildConfig, PhotoSettings, RunSettings, SettingsError
 

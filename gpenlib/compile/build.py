@@ -28,19 +28,11 @@ from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.pairs import Pack, Pairs, preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
 from gpenlib.export.graphs import Parity, extreme_inputs, save_onnx
-from gpenlib.files import (
-    command,
-    package_versions,
-    read_json,
-    resolve_path,
-    sha256,
-    shown,
-    whole_number,
-    write_json,
-)
+from gpenlib.files import package_versions, read_json, resolve_path, sha256, shown, whole_number, write_json
 from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
 from gpenlib.infer.performance import auto_candidates, fastest_backend
 from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE, runtime_class, serves, write_torch_files
+from gpenlib.jobs import command
 from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from gpenlib.architecture import GpenConfig
 from gpenlib.data.faces import DataError, Faces, embedded_faces, open_folder
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_npz, read_pack
-from gpenlib.files import choice_error, fingerprint, progress, resolve_path, write_atomically
+from gpenlib.files import choice_error, fingerprint, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
+from gpenlib.jobs import progress
 from gpenlib.settings import MODES, DatasetConfig
 
 LEVELS = 127  # between 0 and the threshold: quantisation is symmetric s8, so only magnitudes matter

@@ -16,9 +16,9 @@ from torch import Tensor
 from gpenlib.compile.rounding import QuantisationError, RoundedLayer, fake_quantised
 from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.export import DeployGpen
-from gpenlib.files import progress
 from gpenlib.images import Image, from_tensor, to_tensor
 from gpenlib.infer import open_runtime
+from gpenlib.jobs import progress
 from gpenlib.metrics import finite_psnr
 
 

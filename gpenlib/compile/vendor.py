@@ -16,10 +16,11 @@ from gpenlib.compile.calibrate import CalibrationData, open_calibration_data
 from gpenlib.compile.write import check_folder, older_files, read_listing, remove_older
 from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.export import DeployGpen, export_torchscript
-from gpenlib.files import hash_outputs, package_versions, progress, sha256, shown, write_json, write_text
+from gpenlib.files import hash_outputs, package_versions, sha256, shown, write_json, write_text
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
 from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
+from gpenlib.jobs import progress
 from gpenlib.settings import BACKENDS, BuildConfig, SettingsError
 
 COMPILER = "vamc"

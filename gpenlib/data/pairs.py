@@ -29,8 +29,9 @@ import numpy as np
 from gpenlib import images
 from gpenlib.data.faces import DataError, Faces
 from gpenlib.data.tasks import TASKS, find_task, make_pair
-from gpenlib.files import choice_error, cut, fingerprint, progress, read_text, shown, write_atomically
+from gpenlib.files import choice_error, cut, fingerprint, read_text, shown, write_atomically
 from gpenlib.images import FloatArray, Image
+from gpenlib.jobs import progress
 from gpenlib.metrics import colour_shift, colourfulness, mean_colour, psnr, ssim, to_lab
 
 CACHED = 8  # pairs that are kept: input and truth of a face are asked for one after the other

@@ -16,9 +16,10 @@ import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
 from gpenlib.data.pairs import Pack, Pairs
-from gpenlib.files import ahead, choice_error, progress
+from gpenlib.files import choice_error
 from gpenlib.images import Image
 from gpenlib.infer.scoring import BASELINES, best_median_worst, rank, workers
+from gpenlib.jobs import ahead, progress
 from gpenlib.metrics import LabArray, colourfulness, finite_psnr, perceptual_rows, to_lab
 from gpenlib.settings import REFERENCE
 

@@ -25,8 +25,8 @@ from gpenlib.compile.rounding import RoundedLayer, convolution_layers, fake_quan
 from gpenlib.compile.sensitivity import Probe, decibels
 from gpenlib.export import DeployGpen, parity
 from gpenlib.export.deploy import HalfArithmetic, Overflow, mixed_precision
-from gpenlib.files import progress
 from gpenlib.images import FloatArray
+from gpenlib.jobs import progress
 
 MOST_IN_FLOAT = 8
 

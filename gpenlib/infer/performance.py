@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from gpenlib.files import command, package_versions, processors, progress, read_json, whole_number, write_json
+from gpenlib.files import package_versions, read_json, whole_number, write_json
 from gpenlib.infer.runtime import (
     MOST_REPEATS,
     ONNX_BACKENDS,
@@ -40,6 +40,7 @@ from gpenlib.infer.runtime import (
     runs,
     runtime_class,
 )
+from gpenlib.jobs import command, processors, progress
 from gpenlib.settings import BACKENDS, DEVICES, MOST_THREADS
 
 Row = dict[str, Any]

@@ -20,17 +20,7 @@ from skimage.color import lab2rgb, rgb2lab
 from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, few
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, read_npz, read_pack
-from gpenlib.files import (
-    Journal,
-    ahead,
-    choice_error,
-    command,
-    processors,
-    progress,
-    write_atomically,
-    write_csv,
-    write_json,
-)
+from gpenlib.files import choice_error, write_atomically, write_csv, write_json
 from gpenlib.images import (
     FloatArray,
     Image,
@@ -44,6 +34,7 @@ from gpenlib.images import (
     write_image,
 )
 from gpenlib.infer.runtime import Runtime, open_runtime
+from gpenlib.jobs import Journal, ahead, command, processors, progress
 from gpenlib.metrics import LabArray, SsimReference, finite_psnr, mean_colour, to_lab
 
 Chroma = tuple[float, float]  # CIELAB a and b

@@ -16,7 +16,7 @@ import numpy as np
 from gpenlib.data.faces import DataError, picture_files, whole_photographs
 from gpenlib.data.pairs import distinct_stems
 from gpenlib.data.tasks import BlindDegradation
-from gpenlib.files import AHEAD, Journal, StorageError, ahead
+from gpenlib.files import StorageError
 from gpenlib.images import (
     HEIF_SUFFIXES,
     MOST_MP,
@@ -32,6 +32,7 @@ from gpenlib.images import (
     write_picture,
 )
 from gpenlib.infer import Runtime
+from gpenlib.jobs import AHEAD, Journal, ahead
 from gpenlib.photos.enhance import (
     EnhancedPhoto,
     colours,

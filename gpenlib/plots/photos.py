@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from gpenlib import plots as style
-from gpenlib.files import front_end_is_live
 from gpenlib.images import Image, read_image
+from gpenlib.jobs import front_end_is_live
 from gpenlib.plots import Row
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import torch
 
 from gpenlib.architecture import Gpen, save_checkpoint
 from gpenlib.architecture.checkpoints import load_weights, trained_task
-from gpenlib.files import command, resolve_path
+from gpenlib.files import resolve_path
+from gpenlib.jobs import command
 
 
 def average_weights(models: Sequence[Gpen], shares: Sequence[float] | None = None) -> Gpen:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from gpenlib.architecture import CheckpointError, Generator, Gpen, checkpoints, save_checkpoint
 from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
-from gpenlib.files import command, progress, resolve_path, write_atomically, write_text
+from gpenlib.files import resolve_path, write_atomically, write_text
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
+from gpenlib.jobs import command, progress
 from gpenlib.settings import TrainConfig, parse_overrides
 from gpenlib.train.batches import TrainingFaces, open_training_faces
 from gpenlib.train.objectives import PriorObjective, RestorationObjective

@@ -1,5 +1,6 @@
-"""Bad ONNX files given as weights: looked through before anything is computed, refused in a sentence."""
+"""Bad ONNX files, as weights and in artefacts: looked through before anything is computed, and refused."""
 
+import json
 import os
 from functools import partial
 
@@ -8,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gpenlib import load_checkpoint
+from gpenlib import load_checkpoint, open_runtime
 from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.export import export_onnx, gpen_from_onnx
 from gpenlib.run import Run
@@ -161,6 +162,19 @@ def recover(path, out):
     return gpen_from_onnx(path)
 
 
+def in_artefact(name, make, *says, **ends):
+    """Return a case of a file that lies in an artefact folder whose manifest names no hash."""
+
+    def lay(folder):
+        make(folder).rename(folder / "model.onnx")
+        manifest = {"dtype": "fp32", "backend": "openvino", "in_size": 64, "out_size": 64} | ends
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    says = ("model.onnx", *says, "anew with compile_model")
+    return Case(f"{name} in an artefact", lay, lambda folder, out: open_runtime(folder), says)
+
+
 def case(name, make, says=(), call=load):
     return Case(name, make, call, ("bad.onnx", *([says] if isinstance(says, str) else says)))
 
@@ -229,6 +243,14 @@ CASES = [
     case("a tensor longer than its data", changed(longer)),
     case("a layer left out", changed(without_a_layer)),
     case("a node twice", changed(twice), "twice"),
+    # In an artefact's folder
+    in_artefact("a loop of constants", loop, "Loop"),
+    in_artefact("a branch", branch, "If"),
+    in_artefact("zeros without end", chain(node("ConstantOfShape", ["s"], ["big"]), s=shape), "ConstantOfShape"),
+    in_artefact("somebody's operator", partial(save, nodes=[node("Evil", ["input"], domain="com.evil")]), "Evil"),
+    in_artefact("data in a parent", external("../secret.bin"), "secret.bin"),
+    in_artefact("noise", raw(np.random.default_rng(0).bytes(4096)), "no ONNX file"),
+    in_artefact("a network of another size", deploy, "128", in_size=128, out_size=128),
     case("an operator set of the future", partial(save, nodes=[node("Relu", ["input"])], opset=99)),
 ]  # fmt: skip
 
