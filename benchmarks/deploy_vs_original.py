@@ -111,7 +111,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         entries = contestants(options.weights, Path(folder), options.threads)
         calls = {label: call for label, (_, call) in entries.items()} | matrix_product_peaks()
-        times = interleaved_times(calls, options.rounds, lead_in=1)
+        times = interleaved_times(calls, options.rounds)
     median = {label: statistics.median(values) for label, values in times.items()}
     fastest = {label: min(values) for label, values in times.items()}
     gflop = 2 * total_cost(load_weights(options.weights).model.config).macs / 1e9

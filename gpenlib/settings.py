@@ -355,7 +355,7 @@ class RunSettings(RunFolder):
     worst: Count = Field(4, description="how many of the faces with the largest loss are shown")
     runs: PlainNames = Field((), description="runs whose results are compared, too")
     max_drop_db: float = Field(0.1, ge=0, description="largest acceptable loss of PSNR against fp32")
-    repeats: Count = Field(9, description="timed calls of every dtype, taken in turns")
+    repeats: Count = Field(20, description="timed calls of every dtype, taken in turns")
     layer_faces: Count = Field(4, description="faces on which the layers of int8 are compared with float")
 
     @model_validator(mode="before")

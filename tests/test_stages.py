@@ -379,6 +379,9 @@ def test_comparison_has_a_row_per_precision_and_face(one_run):
     manifest = run.errors()
     assert manifest["built"]
     metrics = manifest["metrics"]
+    timed = run.latency()
+    assert not timed["built"] and metrics["latency"] == timed["metrics"]["rows"], "one timing for all"
+    assert metrics["timing_note"] == timed["metrics"]["note"]
     table, rows = metrics["table"], metrics["rows"]
     assert [row["dtype"] for row in table] == ["fp32", "int8"]
     assert [(row["dtype"], row["name"]) for row in rows] == [

@@ -340,7 +340,7 @@ def with_costs(
     rows = []
     for row in table:
         artefact, times = artefacts[row["dtype"]], timed[row["dtype"]]
-        size = {"backend_reason": artefact["backend_reason"], "model_mib": artefact["file_bytes"] / 2**20}
+        size = {"backend_reason": artefact["backend_reason"], "model_mib": artefact["model_bytes"] / 2**20}
         per_image = {name: times[key] / times["batch_size"] for name, key in TIMES.items()}
         rows.append({**row, **size, **per_image})
     return rows
@@ -374,7 +374,7 @@ class Recommendation:
 
 
 def recommend(
-    table: Sequence[Row], max_drop_db: float = 0.1, max_colour_shift: float = 0.5
+    table: Sequence[Row], max_drop_db: float = 0.1, max_colour_shift: float = 0.5, timing_note: str = ""
 ) -> Recommendation:
     """Recommend, of the precisions as fast as the fastest acceptable one, that with the smallest loss."""
     rows = {row["dtype"]: row for row in table}
@@ -401,6 +401,8 @@ def recommend(
     cautions = []
     if images < ENOUGH:
         cautions.append(f"Only {faces}: intervals from fewer than about {ENOUGH} faces are too narrow.")
+    if timing_note:
+        cautions.append(f"The times were {timing_note}. Run again when it is idle.")
     if any(row.get("latency_ms") is None for row in table):
         cautions.append("The times come from separate runs: small differences between them may be noise.")
     return Recommendation(chosen["dtype"], _why(chosen, reference, equal, *budget), others, tuple(cautions))

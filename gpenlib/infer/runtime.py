@@ -64,16 +64,18 @@ def random_batch(size: int, side: int) -> FloatArray:
 
 
 def interleaved_times(
-    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1, lead_in: int = 0
+    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Return ``repeats`` times in ms per call, taken in turns, each after ``lead_in`` untimed calls of it."""
+    """Return an even number of times in ms per call, ``repeats`` or one more, taken in turns.
+
+    Every timed call follows an untimed one of its own: threads of another library may still spin, and the
+    caches hold another network. Every second turn goes backwards, so that no call always follows the same.
+    """
     whole_number("repeats", repeats, 1, MOST_REPEATS)
     times: dict[str, list[float]] = {label: [] for label in calls}
-    for turn in range(warm_up + repeats):
-        # Order alternates, so that no call always follows the same other one.
+    for turn in range(warm_up + repeats + repeats % 2):
         for label in list(calls)[:: -1 if turn % 2 else 1]:
-            for _ in range(lead_in):  # other libraries' threads may still spin, the caches hold their data
-                calls[label]()
+            calls[label]()
             started = time.perf_counter()
             calls[label]()
             if turn >= warm_up:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpenlib import plots as style
 from gpenlib.plots import Row
 
+MOVING = ("element-wise", "concatenation", "depthwise filter", "rounding and layout")  # kinds
 MIB = 2**20
 OPERATORS = {"Conv": ("#117733", "o"), "ConvTranspose": ("#AA4499", "s")}  # not the colours of the dtypes
 MODES = {  # of calibration: colour, line, marker
@@ -194,6 +195,18 @@ def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db
     )
     right.legend(loc="upper right")
     return figure
+
+
+def times_note(times: Mapping[str, Sequence[Row]], latency: Sequence[Row]) -> str:
+    """Say what profiling costs, and what layers that only move data take, from the measured times."""
+    sums = {dtype: sum(row["ms"] for row in rows) for dtype, rows in times.items() if rows}
+    ratios = [sums[row["dtype"]] / row["median_ms"] for row in latency if row["dtype"] in sums]
+    if not ratios:
+        return "no dtype ran on a backend whose layers are timed"
+    moved = {dtype: sum(row["ms"] for row in times[dtype] if row["kind"] in MOVING) for dtype in sums}
+    each = ", ".join(f"{dtype} {ms:.1f} ms of {sums[dtype]:.1f}" for dtype, ms in moved.items())
+    span = f"{min(ratios):.1f} to {max(ratios):.1f}"
+    return f"Layers of a profiled call add up to {span} times the latency above.\nMoving data takes {each}."
 
 
 def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:

@@ -109,11 +109,26 @@ def test_calls_are_timed_in_turns_of_both_orders(monkeypatch):
     calls = []
     # A clock that counts calls: a timed stretch holds exactly one.
     monkeypatch.setattr(runtimes.time, "perf_counter", lambda: float(len(calls)))
-    times = interleaved_times({name: lambda name=name: calls.append(name) for name in "ab"}, 2, 1, lead_in=2)
+    times = interleaved_times({name: lambda name=name: calls.append(name) for name in "ab"}, 1, 1)
     assert times == {"a": [1000.0] * 2, "b": [1000.0] * 2}
-    assert "".join(calls) == "aaabbb" + "bbbaaa" + "aaabbb"
+    assert "".join(calls) == "aabb" + "bbaa" + "aabb", "even turns: as many in one order as in the other"
     with pytest.raises(ValueError, match="repeats=0"):
         interleaved_times({}, 0)
+
+
+def test_no_times_split_by_the_direction_of_the_turn(monkeypatch):
+    """What ran before slows the next call, as threads that spin on and caches do; not the one after it."""
+    now, before = [0.0], [""]
+
+    def call(name):
+        now[0] += {"fp32": 40.0, "bf16": 11.0}[name] + (7.0 if before[0] == "fp32" != name else 0.0)
+        before[0] = name
+
+    monkeypatch.setattr(runtimes.time, "perf_counter", lambda: now[0] / 1000)
+    for repeats in (1, 4, 5):
+        times = interleaved_times({name: partial(call, name) for name in ("fp32", "bf16")}, repeats)
+        assert {len(each) % 2 for each in times.values()} == {0}
+        assert {name: set(np.round(each, 6)) for name, each in times.items()} == {"fp32": {40}, "bf16": {11}}
 
 
 # Half floats: in the faster arithmetic
