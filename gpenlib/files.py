@@ -58,6 +58,10 @@ def repository_root() -> Path:
 def resolve_path(path: str | Path) -> Path:
     """Resolve ``path`` against the repository root, never against the working directory."""
     path = Path(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{str(path)!a:.300}: the name is not UTF-8; rename the file") from None
     with suppress(RuntimeError):  # ~ and the name of nobody: a file may be called so
         path = path.expanduser()
     if max((len(os.fsencode(part)) for part in path.parts), default=0) > 255 or len(str(path)) > 1000:

@@ -10,17 +10,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from gpenlib.files import hash_outputs, plain, sha256, storing, write_text
+from gpenlib.files import fingerprint, hash_outputs, plain, sha256, storing, write_text
 
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
 AHEAD = 2  # items that a step may be ahead of the next one: memory stays flat
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
 JOURNAL = ".finished.jsonl"
+LONGEST_LINE = 1 << 22  # bytes of a journal: a photograph with hundreds of faces fits
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -29,8 +31,8 @@ class Journal:
     """What a long task has finished, item by item, so that a killed one goes on where it was.
 
     Every line of the file holds an item's name, its results and the SHA-256 of the files that were written
-    for it. A line that was cut off, or whose files are not as they were, does not count; files that no line
-    names are removed.
+    for it, and a digest of all this. A line that was cut off or edited, or whose files are not as they were,
+    does not count; files that no line names are removed, and so are links, which would lead elsewhere.
 
     Parameters
     ----------
@@ -43,21 +45,37 @@ class Journal:
         self.finished: dict[str, Any] = {}  # results by name, in the order in which they were added
         self._lines: dict[str, str] = {}
         self._lock = threading.Lock()
-        for line in self._path.read_bytes().splitlines() if self._path.is_file() else ():
+        if folder.is_symlink():  # what it leads to is not ours
+            folder.unlink()
+        for path in folder.rglob("*"):  # none if there is no such folder
+            if path.is_symlink():
+                path.unlink()
+        for line in self._read():
             try:
                 entry = json.loads(line)
-                name, results, files = entry["name"], entry["results"], entry["files"]
-                inside = all((folder / file).resolve().is_relative_to(folder.resolve()) for file in files)
-                whole = inside and all(sha256(folder / file) == digest for file, digest in files.items())
-            except (ValueError, KeyError, TypeError, AttributeError, OSError):
+                seal, files = entry.pop("digest"), entry["files"]
+                paths = [folder / file for file in files]
+                inside = all(path.resolve().is_relative_to(folder.resolve()) for path in paths)
+                whole = seal == fingerprint(entry) and inside and all(path.is_file() for path in paths)
+                whole = whole and all(sha256(folder / file) == digest for file, digest in files.items())
+            except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
                 continue
             if whole:
-                self.finished[name], self._lines[name] = results, line.decode() + "\n"
+                self.finished[entry["name"]], self._lines[entry["name"]] = entry["results"], line
         kept = {file for line in self._lines.values() for file in self._files(line)}
-        for path in folder.rglob("*"):  # none if there is no such folder
+        for path in folder.rglob("*"):
             if path not in kept and not path.is_dir():
                 path.unlink()
         self._write()
+
+    def _read(self) -> Iterator[str]:
+        """Yield the lines of the file; those that are longer than one can be are passed over."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            while line := file.readline(LONGEST_LINE):
+                with suppress(UnicodeDecodeError):
+                    yield line.decode()
 
     def _files(self, line: str) -> list[Path]:
         return [self.folder / file for file in json.loads(line)["files"]]
@@ -78,11 +96,12 @@ class Journal:
     def add(self, name: str, results: Any, files: Iterable[Path]) -> Any:
         """Note an item whose files are written; return its results as they will be read (plain values)."""
         digests = hash_outputs(self.folder, files)
-        entry = {"name": name, "results": results, "files": digests}
-        line = json.dumps(entry, default=plain, allow_nan=False, ensure_ascii=False) + "\n"
+        content = {"name": name, "results": results, "files": digests}
+        entry = json.loads(json.dumps(content, default=plain, allow_nan=False))
+        line = json.dumps(entry | {"digest": fingerprint(entry)}, ensure_ascii=False) + "\n"
         with self._lock, storing(self._path), self._path.open("ab") as file:
             file.write(line.encode())
-            self.finished[name], self._lines[name] = json.loads(line)["results"], line
+            self.finished[name], self._lines[name] = entry["results"], line
         return self.finished[name]
 
 

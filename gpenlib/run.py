@@ -742,11 +742,14 @@ class Run(Stages):
             If a run has no results, with the command that makes them.
         """
         results = {name: read_json(self._results_file(name)) for name in work.settings.runs}
-        compared: dict[str, Any] = {
-            "rows": compare.compare_results(results),
-            "runs": {name: result["facts"] for name, result in results.items()},
-        }
-        write_csv(work.folder / "comparison.csv", compared["rows"])
+        try:
+            compared: dict[str, Any] = {"rows": compare.compare_results(results)}
+            write_csv(work.folder / "comparison.csv", compared["rows"])
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            where = ", ".join(str(self._results_file(name)) for name in results)
+            told = f"one of {where} is not as notebook 05 writes it ({error!r:.100}); make it again"
+            raise DataError(told) from error
+        compared["runs"] = {name: result["facts"] for name, result in results.items()}
         write_json(work.folder / "comparison.json", compared)
         return compared
 
@@ -823,12 +826,7 @@ class Run(Stages):
         DataError
             If there is no such file or folder, or no picture in it.
         """
-        folder = self.folder / "07_photos"
-        earlier, _ = read_manifest(folder)
-        self._refuse_inputs_inside(folder)
-        others = {name for name in earlier["inputs"] if Path(name).is_absolute()} if earlier else set()
-        if others - {str(path) for path in self._photo_sources()}:
-            keep_aside(folder)  # of other photographs: somebody may want them still
+        self._refuse_inputs_inside(self.folder / "07_photos")
         return self._photos()
 
     @stage(

@@ -188,7 +188,7 @@ def load_yaml(text: str, source: str) -> Any:
     """Read YAML text as plain values; SettingsError says what is wrong in which line of ``source``."""
     try:
         return yaml.load(text, _PlainLoader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         where, why = f"{source}, line {mark.line + 1}" if mark else source, " ".join(what.split())
         raise SettingsError(f"{where}: not YAML as it is read here ({why:.200})") from None

@@ -19,7 +19,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -190,12 +190,21 @@ def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
 
 def _outputs(manifest: Any) -> list[str] | None:
     """Return the files that a manifest lists; None if it is none, or names what lies outside its folder."""
-    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
-    if not isinstance(outputs, dict):
+    if not isinstance(manifest, dict):
+        return None
+    outputs, *others = (manifest.get(name) for name in ("outputs", "inputs", "metrics"))
+    if not isinstance(outputs, dict) or not all(isinstance(other, dict) for other in others):
         return None
     paths = [PurePosixPath(name) for name in outputs]
     inside = all(path.parts and not path.is_absolute() and ".." not in path.parts for path in paths)
-    return [*outputs] if inside and not any("\0" in name for name in outputs) else None
+    return [*outputs] if inside and all(map(_can_be_a_file, outputs)) else None
+
+
+def _can_be_a_file(name: str) -> bool:
+    """Return whether a system can have a file of this name."""
+    with suppress(UnicodeEncodeError):
+        return "\0" not in name and max(len(part.encode()) for part in name.split("/")) <= 255
+    return False
 
 
 def standing(folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str]:
@@ -342,16 +351,20 @@ class Stages:
         if why:
             log.warning("%s is built anew: %s", folder, why)
         if in_place:
+            _refuse_links(folder)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MANIFEST).unlink(missing_ok=True)
             manifest = write_manifest(folder, name, key, build(folder))
         else:
             _keep_unlisted(folder)
+            _keep_others(folder, key)
             _refuse_foreign_files(folder)
             prefix = f".{name.replace('/', '-')}-building-"
             work = self.folder / f"{prefix}{fingerprint(key)}"
             for left in self.folder.glob(f"{prefix}*"):  # of a process that was killed: the lock is ours
-                if not (goes_on and left == work):
+                if left.is_symlink() or not left.is_dir():
+                    left.unlink()
+                elif not (goes_on and left == work):
                     shutil.rmtree(left, ignore_errors=True)
             work.mkdir(parents=True, exist_ok=True)
             try:
@@ -385,6 +398,7 @@ class Stages:
     def _lock(self, name: str) -> Iterator[None]:
         """Hold the lock of a stage; while another process has it, wait and say for whom."""
         path = self.folder / ".locks" / f"{name.replace('/', '-')}.lock"
+        _refuse_links(path.parent)
         holder = path.with_suffix(".json")
 
         def say() -> None:
@@ -416,6 +430,14 @@ def _keep_unlisted(folder: Path) -> None:
         keep_aside(folder)
 
 
+def _keep_others(folder: Path, key: Mapping[str, Any]) -> None:
+    """Move aside what was made of the user's own files, named by path, if the new build is of others."""
+    manifest, _ = read_manifest(folder)
+    mine = {name for name in manifest["inputs"] if Path(name).is_absolute()} if manifest else set()
+    if mine - set(key["inputs"]):
+        keep_aside(folder)  # somebody may want them still
+
+
 def keep_aside(path: Path) -> None:
     """Rename a file or folder that is not ours to ``NAME.kept-N``, and say so."""
     number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.kept-{n}").exists())
@@ -424,13 +446,20 @@ def keep_aside(path: Path) -> None:
     log.warning("%s: what lay there was kept as %s", path, kept.name)
 
 
+def _refuse_links(folder: Path) -> None:
+    """Raise StageError unless a folder is one of ours, or not there, and nothing in it leads elsewhere."""
+    links = [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]
+    if links or (folder.exists() and not folder.is_dir()):
+        raise StageError(
+            f"{links[0] if links else folder} is {'a link' if links else 'a file'}, no folder that this run "
+            "made; move it to another place, or choose another run"
+        )
+
+
 def _refuse_foreign_files(folder: Path) -> None:
     """Raise StageError if what a stage is to replace is no folder of ours, or holds files not listed."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise StageError(
-            f"{folder} is {'a link' if folder.is_symlink() else 'a file'}, no folder that this run made; "
-            "move it to another place, or choose another run"
-        )
+    if folder.is_symlink() or not folder.is_dir():
+        _refuse_links(folder)
     foreign = [path for path in foreign_files(folder) if path.is_symlink() or path.name not in LITTER]
     if foreign:
         named = ", ".join(str(path.relative_to(folder)) for path in foreign[:3])

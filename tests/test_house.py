@@ -143,7 +143,7 @@ def test_the_house_is_small():
     """A ceiling that was chosen: what is added must be worth what it takes the place of."""
     # 16,000 before files of strangers were guarded at every door, and long stages went on image by image
     assert len(MODULES) <= 57
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 17_000
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 17_200
 
 
 def test_there_are_notebooks():

@@ -352,7 +352,7 @@ def _fault(name: object, value: object) -> str:
     """Return what an entry is that is no weight."""
     if not isinstance(name, str) or not isinstance(value, Tensor):
         return type(value if isinstance(name, str) else name).__name__
-    plain = value.dtype in DTYPES and value.layout == torch.strided and not value.is_meta
+    plain = value.dtype in DTYPES and value.layout == torch.strided and not (value.is_meta or value.is_nested)
     return "" if plain else f"{value.dtype}, {value.layout}, {value.device}"
 
 

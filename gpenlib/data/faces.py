@@ -187,7 +187,17 @@ def picture_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Pa
     # Pipes and dangling links are listed: who reads them says what they are, and none goes missing unseen
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
     files = [path for path in shown if path.suffix.lower() in suffixes and not path.is_dir()]
+    for path in files:
+        check_name(path)
     return sorted(files, key=lambda path: natural_key(path.name))
+
+
+def check_name(path: Path) -> None:
+    """Raise DataError for a file whose name is not UTF-8: no result could tell it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{str(path)!a:.300}: its name is not UTF-8; rename the file") from None
 
 
 def read_face(path: Path, most_megapixels: float = MOST_MP) -> Image:

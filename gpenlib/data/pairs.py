@@ -242,6 +242,8 @@ def read_npz(path: Path, *keys: str) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             held = arrays.files
             found = {key: arrays[key] for key in keys or held if key in held}
+        if wrong := [key for key, array in found.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{wrong[0][:80]!r} is no array")
     except NPZ_DAMAGE as error:
         why = re.sub("<.*?>", "code", str(error)) or type(error).__name__
         what = f"not a readable npz file with {', '.join(keys) or 'arrays'} ({why:.200})"

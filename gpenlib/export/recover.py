@@ -175,7 +175,9 @@ def refusal(path: Path, error: Exception) -> str:
     return f"{path}: {' '.join(str(error).split())[:400]}; fetch it again, or give the original checkpoint"
 
 
-def check_graph(model: ModelProto, more: Collection[str] = ()) -> dict[str, list[int]]:
+def check_graph(
+    model: ModelProto, more: Collection[str] = (), most_products: int = MOST_PRODUCTS
+) -> dict[str, list[int]]:
     """Return the shapes of all tensors; ValueError for a graph that no GPEN has, or that asks for too much.
 
     Operators ``more`` than those of training forms are allowed. An open batch becomes 1, nodes are sorted.
@@ -186,8 +188,11 @@ def check_graph(model: ModelProto, more: Collection[str] = ()) -> dict[str, list
     odd = [node.op_type[:40] for node in graph.node if (node.domain, node.op_type) not in known]
     if odd or model.functions or graph.sparse_initializer or len(graph.node) > MOST_NODES:
         what = ", ".join(dict.fromkeys(odd[:5])) or f"functions, sparse tensors or over {MOST_NODES} nodes"
-        raise ValueError(f"{what}: {'no part of an artefact' if more else NO_TRAINING_FORM}")
-    if len(graph.input) != 1 or graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        raise ValueError(
+            f"{what}: {'no operator of a network that is read here' if more else NO_TRAINING_FORM}"
+        )
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16) if more else (TensorProto.FLOAT,)
+    if len(graph.input) != 1 or graph.input[0].type.tensor_type.elem_type not in floats:
         what = ", ".join(value.name for value in graph.input)[:200] or "none"
         told = "a GPEN graph has one input, float32 (half-precision and integer files are not read)"
         raise ValueError(f"{told}; inputs here: {what}")
@@ -223,7 +228,7 @@ def check_graph(model: ModelProto, more: Collection[str] = ()) -> dict[str, list
             given = node.op_type == "Constant" and node.attribute[0].name == "value"
             most += 8 * entries * given  # as if it were stored
             constants += entries
-        asked = (entries, MOST_ENTRIES), (products, MOST_PRODUCTS), (constants, most)
+        asked = (entries, MOST_ENTRIES), (products, most_products), (constants, most)
         if any(number > limit for number, limit in asked) or (constant and weighted):
             raise ValueError(f"{what}: {entries} numbers and {products} products are more than a GPEN needs")
         if node.op_type == "Shape":

@@ -110,7 +110,11 @@ class Artefact(BaseModel):
         """Raise RuntimeUnavailable if a file is not the one that was built."""
         recorded = {self.files_sha256.get(path.name), self.torch_files.get(path.name, {}).get("sha256")}
         recorded.add(self.model_sha256 if path.name == MODEL_FILE else None)
-        if (recorded := recorded - {None}) and recorded != {sha256(path)}:
+        recorded -= {None}
+        if not recorded and path.suffix != ".onnx":  # its graph is looked through; others may hold programs
+            told = f"{path}: {MANIFEST_FILE} names no SHA-256 of it"
+            raise RuntimeUnavailable(f"{told}; build the artefact anew with compile_model")
+        if recorded and recorded != {sha256(path)}:
             told = f"{path}: changed since it was built, its SHA-256 is not the one in {MANIFEST_FILE}"
             raise RuntimeUnavailable(f"{told}; restore it, or build the artefact anew with compile_model")
 
@@ -191,7 +195,12 @@ class Runtime(ABC):
         if not np.isfinite(batch).all():
             raise ValueError("input holds NaN or infinity: give what images.to_tensor makes")
         self.check_batch(len(batch))
-        return self._run(np.ascontiguousarray(batch))
+        output = self._run(np.ascontiguousarray(batch))
+        expected = (len(batch), RGB_CHANNELS, self.out_size, self.out_size)
+        if output.shape != expected:
+            told = f"{self.path}: gave {output.shape}, by {MANIFEST_FILE} it is {expected}"
+            raise RuntimeUnavailable(f"{told}; build the artefact anew with compile_model")
+        return output
 
     @abstractmethod
     def _run(self, batch: FloatArray) -> FloatArray:

@@ -137,6 +137,7 @@ class YuNet:
         except cv2.error as error:
             what = describe(start, "YuNet detector", ("OpenCV's ONNX files",))
             raise ValueError(f"{path} {what} ({error.err:.200})") from None
+        self._path = path
         self._lock = threading.Lock()  # the size is a state of the detector
 
     def __call__(self, image: Image, threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -144,7 +145,12 @@ class YuNet:
         with self._lock:
             self._net.setInputSize((image.shape[1], image.shape[0]))
             self._net.setScoreThreshold(threshold)
-            _, rows = self._net.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            try:
+                _, rows = self._net.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            except cv2.error as error:
+                raise ValueError(
+                    f"{self._path}: no YuNet detector ({error.err:.200}); name another file"
+                ) from None
         rows = np.zeros((0, 15), np.float32) if rows is None else rows
         boxes = np.column_stack([rows[:, :2], rows[:, :2] + rows[:, 2:4], rows[:, 14]])
         return boxes, rows[:, 4:14].reshape(-1, 5, 2)

@@ -9,12 +9,37 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from gpenlib.export.recover import OF_INT8, check_graph, read_onnx
 from gpenlib.files import describe, first_bytes
 from gpenlib.images import FloatArray, ImageError
 
 TILE = 256  # pixels of the photograph that a tile is wide, its overlap left out
 OVERLAP = 24  # pixels on every side that neighbours see as well
 CONTEXT = 16  # outermost pixels of a tile, which the network's own padding spoils: they never count
+
+
+LOOKED_AT, MOST_PRODUCTS = 64, 1 << 45  # pixels a side where a network leaves them open; Real-ESRGAN: 2^41
+OF_UPSCALERS = (
+    *OF_INT8, "AveragePool", "BatchNormalization", "Dropout", "Elu", "Erf", "Gelu", "GlobalAveragePool",
+    "HardSigmoid", "HardSwish", "InstanceNormalization", "LayerNormalization", "MaxPool", "Resize",
+    "Sigmoid", "Softmax", "SpaceToDepth", "Tanh", "Upsample",
+)  # fmt: skip
+
+
+def check_upscaler(path: Path) -> None:
+    """Raise ValueError for a graph of odd operators or sizes, or one whose data are in other files."""
+    model, others = read_onnx(path)
+    if others:
+        raise ValueError(f"its data are in {', '.join(others)}: save them in the file itself")
+    graph = model.graph
+    shapes = [given.type.tensor_type.shape.dim for given in graph.input]
+    if len(shapes) != 1 or len(shapes[0]) != 4:
+        taken = str([[dim.dim_value or dim.dim_param for dim in dims] for dims in shapes])
+        raise ImageError(f"{path}: takes {taken:.200}, expected one [1, 3, H, W]")
+    for dim, size in zip(shapes[0], (1, 3, LOOKED_AT, LOOKED_AT), strict=True):
+        dim.dim_value = dim.dim_value or size
+    del graph.output[:], graph.value_info[:]  # of open sizes
+    check_graph(model, OF_UPSCALERS, MOST_PRODUCTS)
 
 
 class TiledUpscaler:
@@ -34,16 +59,16 @@ class TiledUpscaler:
         options.log_severity_level, options.intra_op_num_threads = 3, threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
+            check_upscaler(Path(path))
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
+        except ImageError:
+            raise
         except Exception as error:  # onnxruntime's errors have no common type
             what = describe(start, "ONNX file", ("ONNX networks",))
             raise ImageError(f"{path} {what} ({error!s:.200})") from error
         self.path, inputs = Path(path), self._session.get_inputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            taken = str([given.shape for given in inputs])
-            raise ImageError(f"{path}: takes {taken:.200}, expected one [1, 3, H, W]")
         self._input = entry = inputs[0]
         fixed = [side for side in entry.shape[2:] if isinstance(side, int)]
         self._whole = fixed[0] if fixed else tile + 2 * OVERLAP  # what the network is given, overlap included
@@ -104,6 +129,10 @@ class TiledUpscaler:
             raise ImageError(f"{self.path}: cannot enlarge a tile {batch.shape} ({error!s:.200})") from error
         if output.ndim != 4 or output.shape[1] != 3 or not len(tile) <= output.shape[2] == output.shape[3]:
             raise ImageError(f"{self.path}: gives {output.shape} for {batch.shape}, expected [1, 3, kH, kW]")
+        if not np.isfinite(output).all():
+            raise ImageError(
+                f"{self.path}: gives NaN or infinity; take another network, or upscale=1 without"
+            )
         made, side = output[0].transpose(1, 2, 0), factor * len(tile)
         how = cv2.INTER_AREA if side < len(made) else cv2.INTER_LANCZOS4
         return made if side == len(made) else np.asarray(cv2.resize(made, (side, side), interpolation=how))

@@ -297,6 +297,8 @@ def clear_training(folder: Path) -> None:
     ours = ("checkpoint.pt", "inputs.json", "log.jsonl", "manifest.json", "results.json", "*.safetensors",
             "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
     files = {path for pattern in ours for path in folder.glob(pattern)}
+    if links := [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
+        raise TrainingError(f"{links[0]} is a link, which no training made; move it to another place")
     foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
     if foreign:
         raise TrainingError(

@@ -68,6 +68,28 @@ def manifest(name, change, *says):
     return Case(name, make, lambda folder, out: open_runtime(folder), says, "RuntimeUnavailable")
 
 
+def unhashed(folder):
+    """Build an artefact for TorchScript, a program, and take its hashes away."""
+    build = {"backend": {"type": "torchscript", "dtype": "fp32"}}
+    artefact = compile_model(load_checkpoint("tiny-random"), build, folder / "artefact")
+    content = json.loads((artefact / "manifest.json").read_text())
+    content |= {"files_sha256": {}, "torch_files": {}, "model_sha256": None}
+    (artefact / "manifest.json").write_text(json.dumps(content))
+    return artefact
+
+
+def compared(name, text):
+    """Return a case of another run's results of the right beginning."""
+
+    def call(made, out):
+        for run in ("other", "demo"):
+            (out / run / "05_errors").mkdir(parents=True)
+            (out / run / "05_errors/results.json").write_text(text)
+        return Run.of({"weights": "tiny-random", "runs": "other,demo"}).comparison()
+
+    return Case(f"results: {name}", nothing, call, ("results.json", "make it again"), "DataError")
+
+
 def results(name, text, *says):
     """Return a case of another run's results, with which this one is compared."""
 
@@ -135,6 +157,10 @@ CASES = [
     Case("a file as folder", lambda folder: text_at("out")(folder) and folder / "out",
          lambda path, out: compile_model(load_checkpoint("tiny-random"), {}, path), ("no folder", "move")),
     Case("a batch that does not fit", text_at("model.onnx"), too_large, ("batch_size=1000000", "at most")),
+    Case("a program without a hash", unhashed, lambda folder, out: open_runtime(folder), ("no SHA-256", "anew")),
+    compared("facts alone", '{"facts": {}}'),
+    compared("an empty table", '{"facts": {}, "table": []}'),
+    compared("text for a table", '{"facts": {}, "table": "abc", "rows": 3}'),
     Case("a folder in a file", lambda folder: text_at("out")(folder) and folder / "out/artefact",
          lambda path, out: compile_model(load_checkpoint("tiny-random"), {}, path), ("no folder", "move")),
     # Manifests

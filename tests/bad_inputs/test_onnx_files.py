@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from gpenlib import load_checkpoint, open_runtime
 from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.export import export_onnx, gpen_from_onnx
+from gpenlib.photos.find import YuNet
+from gpenlib.photos.upscale import TiledUpscaler
 from gpenlib.run import Run
 from tests.bad_inputs.harness import Case, check
 
@@ -162,6 +164,21 @@ def recover(path, out):
     return gpen_from_onnx(path)
 
 
+def elsewhere(folder):
+    """Write a network whose constant lies in a file beside it."""
+    path = save(
+        folder,
+        [node("Mul", ["input", "k"])],
+        {"k": np.ones(2000, np.float32)[:1] * np.ones(1000, np.float32)},
+    )
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="k.bin", size_threshold=0)
+    return path
+
+
+def enlarge(path, out):
+    return TiledUpscaler(path)(np.zeros((64, 64, 3), np.uint8), 2)
+
+
 def in_artefact(name, make, *says, **ends):
     """Return a case of a file that lies in an artefact folder whose manifest names no hash."""
 
@@ -251,6 +268,14 @@ CASES = [
     in_artefact("data in a parent", external("../secret.bin"), "secret.bin"),
     in_artefact("noise", raw(np.random.default_rng(0).bytes(4096)), "no ONNX file"),
     in_artefact("a network of another size", deploy, "128", in_size=128, out_size=128),
+    # As a super-resolution network or a detector for 07
+    case("a loop of constants, to enlarge", loop, "Loop", enlarge),
+    case("zeros without end, to enlarge", chain(node("ConstantOfShape", ["s"], ["big"]), s=shape),
+         "ConstantOfShape", enlarge),
+    case("data elsewhere, to enlarge", elsewhere, ("k.bin", "in the file itself"), enlarge),
+    case("no numbers, to enlarge", chain(zero=np.float32(0), big=np.float32(np.nan)), "NaN", enlarge),
+    case("the deploy form, to find faces", deploy, "no YuNet detector",
+         lambda path, out: YuNet(path)(np.zeros((320, 320, 3), np.uint8), 0.5)),
     case("an operator set of the future", partial(save, nodes=[node("Relu", ["input"])], opset=99)),
 ]  # fmt: skip
 

@@ -94,6 +94,7 @@ def faces_of(name, data_dir, count):
 
 CASES = [
     # YAML that costs more than it looks
+    of_yaml("no letter", 'run: "\\UFFFFFFFF"\n', "not YAML"),
     of_yaml("laughs", LAUGHS, "line", "values, counting aliases"),
     of_yaml("merged laughs", LAUGHS.replace("[", "{k: [").replace("]", "]}"), "counting aliases"),
     of_yaml("alias of itself", "run: &a [*a]\n", "line 1", "alias"),
