@@ -82,7 +82,7 @@ def write_report(
         compared=comparison["runs"] if comparison else None,
         command=command,
         figures={
-            "pareto": inline(pareto_figure(pareto)),
+            "pareto": inline(pareto_figure(pareto, recommendation.dtype)),
             "drops": inline(drops_figure(results["rows"], table)),
             "groups": inline(groups_figure(results["groups"], SHOWN_SCORE)),
             "worst": inline(worst_figure(faces, dtype, photographs)),

@@ -118,6 +118,21 @@ def note(axis: Axes, text: str, point: tuple[Any, Any], offset: tuple[float, flo
     axis.annotate(text, point, offset, **(look | options))
 
 
+def label_points(axis: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write (x, y, text, colour) in a column right of a panel, moved apart, with lines to the points."""
+    axis.get_xlim(), axis.get_ylim()  # settles the limits
+    places = axis.transAxes.inverted().transform(axis.transData.transform([point[:2] for point in points]))
+    heights, floor = places[:, 1].copy(), -0.05
+    for index in np.argsort(heights, kind="stable"):
+        heights[index] = floor = max(heights[index], floor + 0.068)
+    heights -= max(0.0, heights.max() - 1.05)  # those at the top, and so all below them
+    for (x, y, text, colour), height in zip(points, heights, strict=True):
+        line = {"arrowstyle": "-", "color": colour, "alpha": 0.45, "linewidth": 0.8, "shrinkB": 5}
+        axis.annotate(
+            text, (x, y), (1.04, height), textcoords="axes fraction", va="center", fontsize=9, arrowprops=line
+        )
+
+
 def equal_axes(axis: Axes, ends: Sequence[float], label: str) -> None:
     """Give both axes one range, and draw the line on which both values are the same."""
     axis.plot(ends, ends, color=BASELINE_COLOUR, linewidth=1.2, label=label)

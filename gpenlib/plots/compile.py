@@ -14,14 +14,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from gpenlib import plots as style
+from gpenlib.metrics import PSNR_CEILING
 from gpenlib.plots import Row
 
 MOVING = ("element-wise", "concatenation", "depthwise filter", "rounding and layout")  # kinds
 MIB = 2**20
 OPERATORS = {"Conv": ("#117733", "o"), "ConvTranspose": ("#AA4499", "s")}  # not the colours of the dtypes
-MODES = {  # of calibration: colour, line, marker
-    "max": ("#000000", "-", "s"), "percentile": ("#E69F00", "--", "D"),
-    "kl_divergence": ("#CC79A7", ":", "v"), "mse": ("#0072B2", "-.", "P"),
+MODES = {  # of calibration: colour, line
+    "max": ("#000000", "-"), "percentile": ("#E69F00", "--"),
+    "kl_divergence": ("#CC79A7", ":"), "mse": ("#0072B2", "-."),
 }  # fmt: skip
 KIND_COLOURS = {
     "convolution": "#332288", "transposed convolution": "#AA4499", "depthwise filter": "#88CCEE",
@@ -160,7 +161,7 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
         share = np.asarray(histogram["counts"]) / sum(histogram["counts"])
         axis.stairs(share, edges, fill=True, color=style.BASELINE_COLOUR, alpha=0.45)
         for mode, limit in histogram["thresholds"].items():
-            colour, line, _ = MODES[mode]
+            colour, line = MODES[mode]
             label = f"{mode} (used)" if mode == chosen else mode
             axis.axvline(limit, color=colour, linestyle=line, lw=1.6, label=label)
         axis.set(yscale="log", xlim=(0, 1.05 * max(histogram["thresholds"].values())))
@@ -241,26 +242,44 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
     return figure
 
 
-def pareto_figure(rows: Sequence[Row]) -> Figure:
-    """Draw latency against the loss of quality per dtype and calibration ``mode`` (None: not calibrated)."""
-    figure, left, right = style.panels(2, 11.0, 4.4)
+def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_db: float = 0.0) -> Figure:
+    """Draw latency against the loss of quality per dtype and calibration ``mode`` (None: not calibrated).
+
+    The ``recommended`` dtype is ringed, and what loses more than ``max_drop_db`` lies in the shade (0: none).
+    """
+    figure, left, right = style.panels(2, 11.0, 4.6)
+    most = max((row["psnr_to_fp32"] for row in rows if row["psnr_to_fp32"] < PSNR_CEILING), default=60.0)
+    least = min(row["psnr_to_fp32"] for row in rows)
+    equal = most + max(0.12 * (most - least), 3.0)  # equal pictures stand on a line of their own
     for axis, key in ((left, "psnr_drop"), (right, "psnr_to_fp32")):
+        points = []
         for row in rows:
-            colour, mode = style.DTYPE_COLOURS[row["dtype"]], row["mode"]
-            label = row["dtype"] if mode is None else f"{row['dtype']}, {mode}"
-            marker = "o" if mode is None else MODES[mode][2]
-            axis.hlines(row[key], row["p10_ms"], row["p90_ms"], color=colour, alpha=0.35, linewidth=1.5)
-            look: Any = {"color": colour, "ms": 8, "mec": "white", "linestyle": "none"}
-            axis.plot(row["median_ms"], row[key], marker, label=label, **look)
+            colour, mode, place = style.DTYPE_COLOURS[row["dtype"]], row["mode"], min(row[key], equal)
+            axis.hlines(place, row["p10_ms"], row["p90_ms"], color=colour, alpha=0.35, linewidth=1.5)
+            axis.plot(row["median_ms"], place, "o", color=colour, ms=8, mec="white", linestyle="none")
+            chosen = row["dtype"] == recommended and mode is None
+            if chosen:
+                axis.plot(row["median_ms"], place, "o", ms=15, mfc="none", mec=colour, mew=1.8)
+            text = row["dtype"] if mode is None else f"{row['dtype']}, {mode}"
+            text += " (recommended)" if chosen else ""
+            points.append((row["median_ms"], place, text, colour))
         axis.set_xlim(left=0)
+        axis.margins(y=0.12)
+        if key == "psnr_drop":
+            axis.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
+            axis.invert_yaxis()
+            if max_drop_db:
+                below = max(axis.get_ylim()[0], 1.3 * max_drop_db)
+                axis.axhspan(max_drop_db, below, color="#888888", alpha=0.15, linewidth=0)
+                style.note(axis, "beyond the budget", (0, max_drop_db), (4, -7), fontsize=8)
+        style.label_points(axis, points)
+    if least < PSNR_CEILING and any(row["psnr_to_fp32"] >= PSNR_CEILING for row in rows):
+        right.axhline(equal, color=style.BASELINE_COLOUR, linewidth=1, linestyle=":")
+        style.note(right, "equal to fp32", (0, equal), (4, -7), fontsize=8)
+        right.set_yticks([tick for tick in right.get_yticks() if least - 5 <= tick <= most])
     time = "ms per call (line: 10th to 90th percentile)"
-    left.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
-    left.invert_yaxis()
-    title = "Against the truth: up and to the left is better"
-    style.label(left, title, time, "loss of PSNR against the truth [dB]")
-    title = "Against fp32 (equal pictures count as 100 dB)"
-    style.label(right, title, time, "PSNR against fp32's pictures [dB]")
-    style.legend_below(figure, left, ncols=5)
+    style.label(left, "Against the truth: up and left is better", time, "loss of PSNR [dB]")
+    style.label(right, "Against fp32's pictures", time, "PSNR [dB]")
     return figure
 
 

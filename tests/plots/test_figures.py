@@ -187,7 +187,9 @@ SAMPLES = {
     compile.calibration_figure: lambda c: (c.layers(), c.histograms(), "percentile"),
     compile.sensitivity_figure: lambda c: (c.layers(), c.steps(), 0.1),
     compile.times_figure: lambda c: (c.times(),),
-    compile.pareto_figure: lambda c: ([*c.artefacts(), *(INT8 | {"mode": mode} for mode in compile.MODES)],),
+    compile.pareto_figure: lambda c: (
+        [*c.artefacts(), *(INT8 | {"mode": mode} for mode in compile.MODES)], "fp32", 0.1,
+    ),
     compile.performance_figure: lambda c: (c.performance(),),
     infer.strips_figure: lambda c: (c.shown(),),
     infer.extremes_figure: lambda c: (c.shown(), c.shown()),
