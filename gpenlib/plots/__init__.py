@@ -25,7 +25,7 @@ DTYPE_COLOURS = {
 }  # fmt: skip
 BASELINE_COLOUR = "#7F7F7F"  # the do-nothing input, and lines that guide the eye
 INK = "#333333"
-ACCENT, SECOND = "#CC79A7", "#E69F00"
+ACCENT, SECOND = "#CC79A7", "#999933"  # not the colours of the dtypes
 
 RC: Any = {
     "figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,

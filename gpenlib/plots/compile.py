@@ -21,8 +21,8 @@ MOVING = ("element-wise", "concatenation", "depthwise filter", "rounding and lay
 MIB = 2**20
 OPERATORS = {"Conv": ("#117733", "o"), "ConvTranspose": ("#AA4499", "s")}  # not the colours of the dtypes
 MODES = {  # of calibration: colour, line
-    "max": ("#000000", "-"), "percentile": ("#E69F00", "--"),
-    "kl_divergence": ("#CC79A7", ":"), "mse": ("#0072B2", "-."),
+    "max": ("#000000", "-"), "percentile": ("#999933", "--"),
+    "kl_divergence": ("#CC79A7", ":"), "mse": ("#332288", "-."),
 }  # fmt: skip
 KIND_COLOURS = {
     "convolution": "#332288", "transposed convolution": "#AA4499", "depthwise filter": "#88CCEE",
@@ -283,7 +283,7 @@ def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_
     return figure
 
 
-BATCH_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito
+BATCH_COLOURS = ("#332288", "#44AA99", "#882255", "#999933", "#AA4499", "#DDCC77")  # Tol: no dtype's
 INSTANCE_MARKERS = "os^DvP"
 
 

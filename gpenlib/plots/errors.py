@@ -302,7 +302,7 @@ def _marks(
 
 
 # Single layers: where int8 and fp16 hurt along the depth, and what heals it.
-ISOLATED = style.DTYPE_COLOURS["fp32"]
+ISOLATED = "#332288"
 RANK: Any = {"ha": "center", "va": "bottom", "weight": "bold"}
 
 

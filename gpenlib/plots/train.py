@@ -13,8 +13,8 @@ from gpenlib import plots as style
 from gpenlib.images import Image
 from gpenlib.train.trainer import LogRow, series, smooth
 
-BLUE = style.DTYPE_COLOURS["fp32"]
-TERM_COLOURS = {"real_logit": style.DTYPE_COLOURS["fp16"], "fake_logit": style.SECOND}
+BLUE = "#332288"
+TERM_COLOURS = {"real_logit": "#44AA99", "fake_logit": style.SECOND}
 
 
 LOGITS = {"real_logit": "training faces", "fake_logit": "generated", "held_out_logit": "held-out faces"}

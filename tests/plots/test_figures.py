@@ -15,6 +15,7 @@ from gpenlib.architecture import inspect as costs
 from gpenlib.architecture.model import GpenConfig
 from gpenlib.compile.build import LEAST_PSNR
 from gpenlib.errors.compare import FaceErrors
+from gpenlib.files import repository_root
 from gpenlib.infer.scoring import Face
 from gpenlib.plots import architecture, compile, data, errors, export, infer, train
 
@@ -342,3 +343,11 @@ def test_samples_walks_and_mixtures_stand_in_their_places():
     sources = [np.full((*shape, 4, 4, 3), v, np.uint8) for v, shape in ((1, (2,)), (2, (3,)), (3, (2, 3)))]
     shown = [a.images[0].get_array()[0, 0, 0] for a in train.mixing_figure(*sources).axes if a.images]
     assert shown == [2, 2, 2, 1, 3, 3, 3, 1, 3, 3, 3]
+
+
+def test_colours_of_dtypes_mean_nothing_else():
+    """A figure in which fp32's blue is a batch size is read wrong."""
+    for path in sorted((repository_root() / "gpenlib/plots").glob("*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            used = [colour for colour in plots.DTYPE_COLOURS.values() if colour.lower() in line.lower()]
+            assert not used or '"fp32": ' in line, f"{path.name}:{number}: {used}"
