@@ -784,7 +784,7 @@ class Run(Stages):
             "errors": run._errors(),
             **({"comparison": run.comparison()} if run.settings.runs else {}),
         },
-        resolved=lambda run: {"command": papermill_command(run.settings)},
+        resolved=lambda run: {"command": run._command()},
     )
     def _report(self, work: Work) -> Mapping[str, Any]:
         results = work.used["errors"]["metrics"]
@@ -806,10 +806,13 @@ class Run(Stages):
             lambda name: pairs.truths(position[name]),
         )
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
-        command = papermill_command(self.settings)
+        command = self._command()
         page, leading = work.folder / PAGE, self.photographs
         write_report(page, results, recommendation, (dtype, faces), command, compared, leading)
         return {"recommendation": recommendation.to_dict()}
+
+    def _command(self) -> str:
+        return papermill_command(self.settings)
 
     def photos(self) -> Manifest:
         """07_photos: find the faces of photographs, restore or colour them, put them back.
@@ -827,6 +830,7 @@ class Run(Stages):
             If there is no such file or folder, or no picture in it.
         """
         self._refuse_inputs_inside(self.folder / "07_photos")
+        self._photo_sources()  # what cannot be read at all is told before anything is compiled
         return self._photos()
 
     @stage(

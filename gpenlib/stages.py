@@ -183,6 +183,8 @@ def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
         return None, "manifest is not JSON"
     if _outputs(manifest) is None:
         return None, "manifest has another form"
+    if not all(isinstance(manifest.get(name), dict) for name in ("inputs", "metrics")):
+        return None, "manifest has another form"
     if manifest.get("digest") != seal(manifest):
         return None, "manifest was edited, or is of another version"
     return manifest, ""
@@ -190,10 +192,8 @@ def read_manifest(folder: Path) -> tuple[Manifest | None, str]:
 
 def _outputs(manifest: Any) -> list[str] | None:
     """Return the files that a manifest lists; None if it is none, or names what lies outside its folder."""
-    if not isinstance(manifest, dict):
-        return None
-    outputs, *others = (manifest.get(name) for name in ("outputs", "inputs", "metrics"))
-    if not isinstance(outputs, dict) or not all(isinstance(other, dict) for other in others):
+    outputs = manifest.get("outputs") if isinstance(manifest, dict) else None
+    if not isinstance(outputs, dict):
         return None
     paths = [PurePosixPath(name) for name in outputs]
     inside = all(path.parts and not path.is_absolute() and ".." not in path.parts for path in paths)
