@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import logging
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -162,6 +163,8 @@ def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
         if notebook is not None:  # papermill notes exceptions in cells, not a kernel that died
             notebook.metadata.setdefault("papermill", {})["exception"] = True
             write_text(copy, nbformat.writes(notebook))
+        if isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
+            logging.getLogger("asyncio").disabled = True  # it would tell of tasks that the kernel left
         if getattr(error, "ename", "") == "KeyboardInterrupt":  # the kernel was told first
             raise KeyboardInterrupt from error
         if not isinstance(error, (PapermillException, RuntimeError, TimeoutError)):
