@@ -58,15 +58,25 @@ def repository_root() -> Path:
 def resolve_path(path: str | Path) -> Path:
     """Resolve ``path`` against the repository root, never against the working directory."""
     path = Path(path)
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{str(path)!a:.300}: the name is not UTF-8; rename the file") from None
+    check_utf8(path, ValueError)
     with suppress(RuntimeError):  # ~ and the name of nobody: a file may be called so
         path = path.expanduser()
     if max((len(os.fsencode(part)) for part in path.parts), default=0) > 255 or len(str(path)) > 1000:
         raise ValueError(f"{shown(str(path))}: longer than the name of a file can be; shorten it")
     return path if path.is_absolute() else repository_root() / path
+
+
+def check_utf8(path: Path, error_type: type[Exception]) -> None:
+    """Raise an error for a file whose name is not UTF-8: no result could tell it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise error_type(f"{str(path)!a:.300}: its name is not UTF-8; rename the file") from None
+
+
+def links_in(folder: Path) -> list[Path]:
+    """Return the folder and what is in it as far as they are links: what these lead to is not ours."""
+    return [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]
 
 
 def cut(text: str, most: int = 160) -> str:

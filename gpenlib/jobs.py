@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from gpenlib.files import fingerprint, hash_outputs, plain, sha256, storing, write_text
+from gpenlib.files import fingerprint, hash_outputs, links_in, plain, sha256, storing, write_text
 
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
 AHEAD = 2  # items that a step may be ahead of the next one: memory stays flat
@@ -45,11 +45,8 @@ class Journal:
         self.finished: dict[str, Any] = {}  # results by name, in the order in which they were added
         self._lines: dict[str, str] = {}
         self._lock = threading.Lock()
-        if folder.is_symlink():  # what it leads to is not ours
-            folder.unlink()
-        for path in folder.rglob("*"):  # none if there is no such folder
-            if path.is_symlink():
-                path.unlink()
+        for path in links_in(folder):
+            path.unlink()
         for line in self._read():
             try:
                 entry = json.loads(line)
@@ -63,7 +60,7 @@ class Journal:
             if whole:
                 self.finished[entry["name"]], self._lines[entry["name"]] = entry["results"], line
         kept = {file for line in self._lines.values() for file in self._files(line)}
-        for path in folder.rglob("*"):
+        for path in folder.rglob("*"):  # none if there is no such folder
             if path not in kept and not path.is_dir():
                 path.unlink()
         self._write()
@@ -97,7 +94,7 @@ class Journal:
         """Note an item whose files are written; return its results as they will be read (plain values)."""
         digests = hash_outputs(self.folder, files)
         content = {"name": name, "results": results, "files": digests}
-        entry = json.loads(json.dumps(content, default=plain, allow_nan=False))
+        entry = json.loads(json.dumps(content, default=plain, allow_nan=False))  # as it will be read
         line = json.dumps(entry | {"digest": fingerprint(entry)}, ensure_ascii=False) + "\n"
         with self._lock, storing(self._path), self._path.open("ab") as file:
             file.write(line.encode())

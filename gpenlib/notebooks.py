@@ -165,8 +165,7 @@ def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
             write_text(copy, nbformat.writes(notebook))
         if isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
             logging.getLogger("asyncio").disabled = True  # it would tell of tasks that the kernel left
-        if getattr(error, "ename", "") == "KeyboardInterrupt":  # the kernel was told first
-            raise KeyboardInterrupt from error
+            raise KeyboardInterrupt from error  # also where the kernel was told first
         if not isinstance(error, (PapermillException, RuntimeError, TimeoutError)):
             raise
         ending = "\n".join(str(error).strip().splitlines()[-15:])

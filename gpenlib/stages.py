@@ -28,6 +28,7 @@ from typing import Any, Self
 from gpenlib.files import (
     fingerprint,
     hash_outputs,
+    links_in,
     locked,
     package_versions,
     plain,
@@ -448,7 +449,7 @@ def keep_aside(path: Path) -> None:
 
 def _refuse_links(folder: Path) -> None:
     """Raise StageError unless a folder is one of ours, or not there, and nothing in it leads elsewhere."""
-    links = [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]
+    links = links_in(folder)
     if links or (folder.exists() and not folder.is_dir()):
         raise StageError(
             f"{links[0] if links else folder} is {'a link' if links else 'a file'}, no folder that this run "

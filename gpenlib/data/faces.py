@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.checkpoints import weights_file
 from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, per_layer, to_pictures
-from gpenlib.files import resolve_path, sha256, shown, whole_number
+from gpenlib.files import check_utf8, resolve_path, sha256, shown, whole_number
 from gpenlib.images import (
     HEIF_SUFFIXES,
     MOST_MP,
@@ -188,16 +188,8 @@ def picture_files(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Pa
     shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
     files = [path for path in shown if path.suffix.lower() in suffixes and not path.is_dir()]
     for path in files:
-        check_name(path)
+        check_utf8(path, DataError)
     return sorted(files, key=lambda path: natural_key(path.name))
-
-
-def check_name(path: Path) -> None:
-    """Raise DataError for a file whose name is not UTF-8: no result could tell it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{str(path)!a:.300}: its name is not UTF-8; rename the file") from None
 
 
 def read_face(path: Path, most_megapixels: float = MOST_MP) -> Image:

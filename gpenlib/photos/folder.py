@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gpenlib.data.faces import DataError, check_name, picture_files, whole_photographs
+from gpenlib.data.faces import DataError, picture_files, whole_photographs
 from gpenlib.data.pairs import distinct_stems
 from gpenlib.data.tasks import BlindDegradation
-from gpenlib.files import StorageError
+from gpenlib.files import StorageError, check_utf8
 from gpenlib.images import (
     HEIF_SUFFIXES,
     MOST_MP,
@@ -65,7 +65,7 @@ def photo_files(photos: Sequence[str | Path]) -> list[Path]:
     """Return the pictures that paths name: files as they are given, folders in natural order."""
     files: list[Path] = []
     for photo in map(Path, photos):
-        check_name(photo)
+        check_utf8(photo, DataError)
         if not photo.exists():
             hint = "paths that are not absolute count from the root of the repository"
             raise DataError(f"{photo}: no such file or folder of photographs ({hint})")

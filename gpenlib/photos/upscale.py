@@ -18,7 +18,8 @@ OVERLAP = 24  # pixels on every side that neighbours see as well
 CONTEXT = 16  # outermost pixels of a tile, which the network's own padding spoils: they never count
 
 
-LOOKED_AT, MOST_PRODUCTS = 64, 1 << 45  # pixels a side where a network leaves them open; Real-ESRGAN: 2^41
+LOOKED_AT = 64  # pixels a side where a network leaves them open
+MOST_WORK = 1 << 45  # products for one tile; Real-ESRGAN takes 2^41
 OF_UPSCALERS = (
     *OF_INT8, "AveragePool", "BatchNormalization", "Dropout", "Elu", "Erf", "Gelu", "GlobalAveragePool",
     "HardSigmoid", "HardSwish", "InstanceNormalization", "LayerNormalization", "MaxPool", "Resize",
@@ -39,7 +40,7 @@ def check_upscaler(path: Path) -> None:
     for dim, size in zip(shapes[0], (1, 3, LOOKED_AT, LOOKED_AT), strict=True):
         dim.dim_value = dim.dim_value or size
     del graph.output[:], graph.value_info[:]  # of open sizes
-    check_graph(model, OF_UPSCALERS, MOST_PRODUCTS)
+    check_graph(model, OF_UPSCALERS, MOST_WORK)
 
 
 class TiledUpscaler:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gpenlib.architecture import CheckpointError, Generator, Gpen, checkpoints, save_checkpoint
 from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
-from gpenlib.files import resolve_path, write_atomically, write_text
+from gpenlib.files import links_in, resolve_path, write_atomically, write_text
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
 from gpenlib.jobs import command, progress
 from gpenlib.settings import TrainConfig, parse_overrides
@@ -297,7 +297,7 @@ def clear_training(folder: Path) -> None:
     ours = ("checkpoint.pt", "inputs.json", "log.jsonl", "manifest.json", "results.json", "*.safetensors",
             "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
     files = {path for pattern in ours for path in folder.glob(pattern)}
-    if links := [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]:
+    if links := links_in(folder):
         raise TrainingError(f"{links[0]} is a link, which no training made; move it to another place")
     foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
     if foreign:
