@@ -1,8 +1,11 @@
 # Two commands: `make run` executes the notebooks, `make test` checks everything. Both set up .venv if needed.
-# Variables: PARAMS=params/smoke.yaml  ARGS="-p dtype int8"  PYTHON=/path/to/python3.12
+# GPEN_SLOW_TESTS=1 make test takes some minutes more: clusters, and each command beside the vendor's.
+# Variables: PARAMS=params/smoke.yaml  ARGS="-p dtype int8"  PYTHON=/path/to/python3.12  UV_TORCH_BACKEND=cpu
 
 PARAMS ?= params/demo.yaml
 ARGS ?=
+# One more than there are processors: tests also wait for children, kernels and a browser.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 VENV := .venv
 PYTHON_VENV := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -26,7 +29,7 @@ run: $(READY) ## execute notebooks 00 to 07 with PARAMS (default params/demo.yam
 	$(PYTHON_VENV) -m gpenlib.notebooks --params $(PARAMS) $(ARGS)
 
 test: $(READY) lint ## set up if needed, lint, type-check, run all tests
-	OMP_WAIT_POLICY=PASSIVE $(PYTHON_VENV) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(PYTHON_VENV) -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(PYTHON_VENV) -m ruff check .

@@ -7,7 +7,9 @@ import difflib
 import errno
 import hashlib
 import importlib.metadata
+import itertools
 import json
+import logging
 import math
 import os
 import reprlib
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
+
+log = logging.getLogger("gpenlib.run")
 
 REPOSITORY_MARKER = "pyproject.toml"
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "opencv-python", "pillow", "scikit-image")
@@ -36,7 +40,10 @@ CONTENTS = (
 MOST_JSON, MOST_ENTRIES = 256 << 20, 8_000_000  # bytes and values of a file: scores of 30,000 faces fit
 # What the system says where a disk is full or may not be written to
 STORAGE_ERRORS = {getattr(errno, f"E{n}") for n in ("NOSPC", "DQUOT", "ROFS", "ACCES", "PERM", "IO", "FBIG")}
+# ... and where something of another kind stands in the way
+OBSTACLES = {getattr(errno, f"E{n}") for n in ("NOTDIR", "ISDIR", "EXIST", "LOOP", "NOTEMPTY", "NAMETOOLONG")}
 FULL = 1 << 20  # bytes: a disk with less is full
+LONGEST_NAME = 255  # bytes: what file systems allow
 
 _short = reprlib.Repr()
 vars(_short).update(maxlevel=4, maxdict=20, maxlist=20, maxtuple=20, maxstring=120, maxlong=80, maxother=80)
@@ -61,7 +68,7 @@ def resolve_path(path: str | Path) -> Path:
     check_utf8(path, ValueError)
     with suppress(RuntimeError):  # ~ and the name of nobody: a file may be called so
         path = path.expanduser()
-    if max((len(os.fsencode(part)) for part in path.parts), default=0) > 255 or len(str(path)) > 1000:
+    if too_long(path):
         raise ValueError(f"{shown(str(path))}: longer than the name of a file can be; shorten it")
     return path if path.is_absolute() else repository_root() / path
 
@@ -74,9 +81,31 @@ def check_utf8(path: Path, error_type: type[Exception]) -> None:
         raise error_type(f"{str(path)!a:.300}: its name is not UTF-8; rename the file") from None
 
 
+def too_long(path: Path) -> bool:
+    """Return whether no file can have this path: the system's own error would name no file."""
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    return longest > LONGEST_NAME or len(str(path)) > 1000
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name of at most ``most`` bytes: a longer one is cut, and ends in a digest of the whole."""
+    if len(name.encode()) <= most:
+        return name
+    digest = fingerprint(name)
+    return f"{name.encode()[: most - len(digest) - 1].decode(errors='ignore')}~{digest}"
+
+
 def links_in(folder: Path) -> list[Path]:
     """Return the folder and what is in it as far as they are links: what these lead to is not ours."""
     return [path for path in (folder, *folder.rglob("*")) if path.is_symlink()]
+
+
+def keep_aside(path: Path) -> None:
+    """Rename a file or folder that is not ours to ``NAME.kept-N``, and say so."""
+    names = (path.with_name(f"{path.name}.kept-{number}") for number in itertools.count(1))
+    kept = next(name for name in names if not os.path.lexists(name))
+    path.rename(kept)
+    log.warning("%s: what lay there was kept as %s", path, kept.name)
 
 
 def cut(text: str, most: int = 160) -> str:
@@ -112,6 +141,12 @@ def did_you_mean(name: object, allowed: Iterable[object]) -> str:
     return f" (did you mean {close[0]!r}?)" if close and close[0] != name else ""
 
 
+def require(checks: Mapping[str, bool], what: str = "results") -> None:
+    """Raise ValueError naming those of the checks, by what they say, that do not hold."""
+    if failed := [name for name, holds in checks.items() if not holds]:
+        raise ValueError(f"{what} are not sound; it does not hold that {', nor that '.join(failed)}")
+
+
 def choice_error(what: str, value: object, allowed: Sequence[object]) -> str:
     """Return the message for a value outside a set: the value, what is allowed, the nearest match."""
     return f"{what}={shown(value)}: allowed are {', '.join(map(str, allowed))}{did_you_mean(value, allowed)}"
@@ -126,6 +161,8 @@ def storing(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
+        if number in OBSTACLES:
+            raise StorageError(_in_the_way(path, number)) from error
         if number not in STORAGE_ERRORS:  # not every library passes on what the system said
             place = next((folder for folder in path.parents if folder.is_dir()), path)
             if isinstance(error, OSError) or shutil.disk_usage(place).free > FULL:
@@ -135,6 +172,16 @@ def storing(path: Path) -> Iterator[None]:
         what = f"{path} cannot be written ({os.strerror(number or 0).lower()})"
         todo = f"{'free some space' if full else 'check its permissions'}, or choose another folder"
         raise StorageError(f"{what}: {todo}, and run again; what was finished is kept") from error
+
+
+def _in_the_way(path: Path, number: int | None) -> str:
+    """Say why nothing can be written at ``path``: it is too long, or what is there is of another kind."""
+    if number == errno.ENAMETOOLONG:
+        return f"{shown(str(path))} cannot be written: longer than a name can be; shorten it"
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    kind = "a link" if there.is_symlink() else "a folder" if there.is_dir() else "a file"
+    below = "" if there == path else f" of {path}"
+    return f"{there} is {kind} and stands in the way{below}: move it, or choose another folder, and run again"
 
 
 def open_regular(
@@ -179,7 +226,8 @@ def describe(start: bytes, wanted: str, allowed: Iterable[str], contents: Conten
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; rename it onto ``path`` when the block succeeds."""
-    temporary = path.with_name(f".{path.stem[:64]}.{uuid.uuid4().hex}{path.suffix}")
+    # Libraries take a format from the suffix, and no name may be longer than the system allows
+    temporary = path.with_name(f".{shortened(path.stem, 64)}.{uuid.uuid4().hex}{path.suffix[-32:]}")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)  # made by the system's rules (umask), as any file of the user's

@@ -516,6 +516,29 @@ def to_levels(tensor: NDArray[np.floating]) -> FloatArray:
     return levels
 
 
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # of R, G and B: ITU-R BT.601
+MOST_CHROMA = 4.0
+
+
+def scale_chroma(tensor: FloatArray, factor: float) -> FloatArray:
+    """Multiply the chroma of every pixel, float32 RGB [N, 3, H, W] in [-1, 1]; its luma stays.
+
+    Where a channel would leave the range, the factor is as large as it can be there, and at least 1.
+    """
+    if factor == 1:
+        return tensor
+    luma = np.tensordot(tensor, LUMA, (1, 0))[:, None]  # [N, 1, H, W]
+    distance = tensor - luma
+    if factor > 1:
+        room = np.maximum(1 - np.sign(distance) * luma, 0)  # as far as a channel may go on its side
+        with np.errstate(divide="ignore", invalid="ignore"):
+            most = np.where(distance == 0, np.inf, room / np.abs(distance)).min(axis=1, keepdims=True)
+        factors = np.clip(most, 1, factor)
+    else:
+        factors = np.float32(factor)
+    return np.asarray(luma + factors * distance, dtype=np.float32)
+
+
 def to_planar(image: Image) -> NDArray[np.uint8]:
     """HWC -> CHW, the layout of the npz packs."""
     return np.ascontiguousarray(image.transpose(2, 0, 1))

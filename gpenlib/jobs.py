@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
+import platform
+import re
+import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +26,15 @@ from gpenlib.files import fingerprint, hash_outputs, links_in, plain, sha256, st
 HEADLESS_INTERVAL = 10.0  # seconds between lines in a notebook that nobody watches
 AHEAD = 2  # items that a step may be ahead of the next one: memory stays flat
 INTERRUPTED = 130  # exit status after Ctrl-C, as of a shell
+PROGRESS = {"progress": True}  # metadata of outputs that say how far a task came
 JOURNAL = ".finished.jsonl"
 LONGEST_LINE = 1 << 22  # bytes of a journal: a photograph with hundreds of faces fits
+_silent = ContextVar("silent", default=False)
 S = TypeVar("S")
 T = TypeVar("T")
+# Of glibc's mallopt: how many bytes free at the heap's end go back to the system, and how many arrays may be
+# mapped apart from the heap.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 class Journal:
@@ -105,13 +115,24 @@ class Journal:
 def ahead(items: Iterable[S], step: Callable[[S], T], depth: int = AHEAD, workers: int = 1) -> Iterator[T]:
     """Apply a step to items in order, on threads of its own, some items ahead of what is taken.
 
-    With one worker a step may keep a state from item to item. Steps that follow one another overlap.
+    With one worker a step may keep a state from item to item. Steps that follow one another overlap. What
+    goes wrong with an item, or in making it, is raised in its place, behind the results before it.
     """
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(workers)
+
+    def begun() -> Iterator[Future[T]]:
+        try:
+            for item in items:
+                yield pool.submit(step, item)
+        except Exception as error:
+            unmade: Future[T] = Future()
+            unmade.set_exception(error)
+            yield unmade
+
     try:
-        for item in items:
-            waiting.append(pool.submit(step, item))
+        for future in begun():
+            waiting.append(future)
             if len(waiting) > depth + workers - 1:
                 yield waiting.popleft().result()
         while waiting:
@@ -125,13 +146,32 @@ def processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def processor() -> str:
+    """Return the processor's name and those of its instructions that decide how fast low precision is."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    known = (
+        "avx2",
+        "avx_vnni",
+        "avx512f",
+        "avx512_vnni",
+        "avx512_bf16",
+        "avx512_fp16",
+        "amx_bf16",
+        "amx_int8",
+    )
+    has = [flag for flag in known if re.search(rf"\b{flag}\b", text)]
+    return f"{name[1].strip() if name else platform.machine()} ({', '.join(has) or 'no vectors'})"
+
+
 def command(main: Callable[..., int]) -> Callable[..., int]:
     """Make a function of arguments a command: our errors, and Ctrl-C, are one line and an exit status."""
 
     @functools.wraps(main)
     def run(arguments: Sequence[str] | None = None) -> int:
         try:
-            return main(arguments)
+            with noticing_interrupts():
+                return main(arguments)
         except KeyboardInterrupt:
             print("interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
             return INTERRUPTED
@@ -145,36 +185,90 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+@contextmanager
+def noticing_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the end, too, after one that was lost on its way."""
+    # Raised in a destructor or in a callback of a library, it is printed, or nothing, and the work goes on.
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+        if seen:
+            raise KeyboardInterrupt
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
 def front_end_is_live() -> bool:
     """Return whether a person's front end (JupyterLab, Notebook 7, VS Code) asked for the running cell.
 
-    Those send the cell's id with every execution request. papermill and nbclient do not, and neither does
-    plain Python, so nothing interactive is ever made there.
+    They send the cell's id with each request; papermill, nbclient and plain Python do not: no widgets there.
     """
     shell = _kernel_shell()
     request = shell.get_parent() or {} if shell is not None else {}
     return bool(request.get("metadata", {}).get("cellId"))
 
 
+class _Line:
+    """A file for tqdm: a notebook shows the bar's last state as one line, also when it is opened again."""
+
+    handle: Any = None
+
+    def write(self, text: str) -> None:
+        """Show a state, or nothing where a bar clears itself; the line end behind the last one is none."""
+        from IPython.display import display
+
+        data = {"text/plain": text.strip()}
+        if self.handle and text != "\n":
+            self.handle.update(data, raw=True, metadata=PROGRESS)
+        elif text.strip():
+            self.handle = display(data, raw=True, metadata=PROGRESS, display_id=True)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Show no bars while the block runs: it is a part of what another bar shows."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)
+
+
 def progress(iterable: Any = None, **options: Any) -> Any:
-    """Return a tqdm bar: a widget in a live notebook, sparse lines in a headless one, text in a terminal.
+    """Return a tqdm bar: a line of text in a notebook, in a headless one rarely renewed, or in a terminal.
 
     In a headless notebook bars with ``leave=False`` are not shown: every update is stored as an output there.
     """
-    if front_end_is_live():
-        from tqdm.auto import tqdm as widget_bar
-
-        return widget_bar(iterable, **options)
-    if _kernel_shell() is not None:
-        options |= {"mininterval": HEADLESS_INTERVAL, "disable": not options.get("leave", True)}
+    if _silent.get():
+        options["disable"] = True
+    elif _kernel_shell() is not None:
+        options |= {"file": _Line(), "ncols": 100 if front_end_is_live() else 0, "ascii": False}
+        if not front_end_is_live():
+            options |= {"mininterval": HEADLESS_INTERVAL, "disable": not options.get("leave", True)}
     return tqdm(iterable, **options)
 
 
 def _kernel_shell() -> Any:
     """Return the shell of the Jupyter kernel that runs this code, or None."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return None
+    from IPython import get_ipython
+
     shell = get_ipython()
     return shell if hasattr(shell, "get_parent") else None
+
+
+def keep_memory() -> bool:
+    """Let this process keep what it frees for its next arrays; return whether the C library can do that."""
+    # By default glibc maps every array of more than 32 MiB anew, and the system fills its pages with zeros.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
+    options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+    return mallopt is not None and all(mallopt(option, value) for option, value in options)

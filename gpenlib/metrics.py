@@ -8,7 +8,7 @@ import itertools
 import math
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -88,61 +88,59 @@ def ssim(a: Array, b: Array, data_range: float | None = None) -> float:
     data_range : float, optional
         As in :func:`psnr`. SSIM depends on where zero is: use values from 0 upwards.
     """
-    return SsimReference(b, check_pair(a, b, data_range)).score(a)
+    return ssims([a], b, check_pair(a, b, data_range))[0]
 
 
-class SsimReference:
-    """SSIM of many images against one, whose local means and energies are filtered only once."""
+def ssims(images: Sequence[Array], truth: Array, data_range: float = 255.0) -> list[float]:
+    """Return the SSIM of several images with one truth, which is filtered only once."""
+    if truth.ndim not in (2, 3) or min(truth.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(f"image {form(truth)} is smaller than SSIM's 11x11 window, or no [H, W, 3]")
+    for image in images:
+        if image.shape != truth.shape:
+            raise ValueError(f"images differ in shape: {image.shape} and {truth.shape}")
+    height, width, *channels = truth.shape
+    totals = np.zeros(len(images))
+    for rows in strips(height - 2 * SSIM_HALF):
+        pixels = slice(rows.start, rows.stop + 2 * SSIM_HALF)  # windows reach beyond the strip
+        totals += _strip_ssims([image[pixels] for image in images], truth[pixels], data_range)
+    return [float(v) for v in totals / math.prod([height - 2 * SSIM_HALF, width - 2 * SSIM_HALF, *channels])]
 
-    def __init__(self, image: Array, data_range: float = 255.0) -> None:
-        if image.ndim not in (2, 3) or min(image.shape[:2]) < SSIM_WINDOW:
-            raise ValueError(f"image {form(image)} is smaller than SSIM's 11x11 window, or no [H, W, 3]")
-        self.shape, self._middle = image.shape, np.float32(data_range / 2)
-        self._c1, c2 = (np.float32((k * data_range) ** 2) for k in (SSIM_K1, SSIM_K2))
-        self._half_c2 = c2 / 2
-        self._strips = []  # by strip its pixels, which reach half a window beyond it, and what is of them
-        for rows in strips(len(image) - 2 * SSIM_HALF):
-            pixels = slice(rows.start, rows.stop + 2 * SSIM_HALF)
-            values = self._centred(image[pixels])
-            mean = _window_mean(values)
-            variance = _window_mean(values * values)
-            variance -= mean * mean
-            variance += c2
-            light = mean + self._middle
-            self._strips.append((pixels, values, mean, variance, light, light * light + self._c1))
 
-    def _centred(self, image: Array) -> Array:
-        """Return float32 around zero, where variances, differences of squares, keep their digits."""
+def _strip_ssims(images: Sequence[Array], truth: Array, data_range: float) -> list[float]:
+    """Return the sums of the similarity over the windows inside a strip."""
+    c1, c2 = (np.float32((k * data_range) ** 2) for k in (SSIM_K1, SSIM_K2))
+    middle = np.float32(data_range / 2)  # values around zero: variances, differences, keep their digits
+    others = truth.astype(np.float32)
+    others -= middle
+    others_mean = _window_mean(others)
+    variance = _window_mean(others * others)
+    variance -= others_mean * others_mean
+    variance += c2
+    light = others_mean + middle
+    lights = light * light + c1
+    sums = []
+    for image in images:
         values = image.astype(np.float32)
-        values -= self._middle
-        return values
-
-    def score(self, image: Array) -> float:
-        """Return the SSIM of ``image``, an array of the same shape and value range."""
-        if image.shape != self.shape:
-            raise ValueError(f"images differ in shape: {image.shape} and {self.shape}")
-        total = 0.0
-        for pixels, others, others_mean, variance, light, lights in self._strips:
-            values = self._centred(image[pixels])
-            mean = _window_mean(values)
-            covariance = _window_mean(values * others)
-            covariance -= mean * others_mean
-            covariance += self._half_c2
-            variances = _window_mean(np.multiply(values, values, out=values))
-            variances -= mean * mean
-            variances += variance
-            mean += self._middle  # light as it is, for the factor in which nothing cancels
-            similarity = mean * light
-            similarity += self._c1 / 2
-            similarity *= covariance
-            mean *= mean
-            mean += lights
-            mean *= variances
-            similarity /= mean
-            # Windows that reach over an edge are computed too: to cut arrays costs more
-            total += 4 * float(similarity[SSIM_HALF:-SSIM_HALF, SSIM_HALF:-SSIM_HALF].sum(dtype=np.float64))
-        height, width, *channels = self.shape
-        return total / math.prod([height - 2 * SSIM_HALF, width - 2 * SSIM_HALF, *channels])
+        values -= middle
+        mean = _window_mean(values)
+        covariance = _window_mean(values * others)
+        covariance -= mean * others_mean
+        covariance += c2 / 2
+        variances = _window_mean(np.multiply(values, values, out=values))
+        variances -= mean * mean
+        variances += variance
+        mean += middle  # light as it is, for the factor in which nothing cancels
+        similarity = mean * light
+        similarity += c1 / 2
+        similarity *= covariance
+        mean *= mean
+        mean += lights
+        mean *= variances
+        similarity /= mean
+        # Windows that reach over an edge are computed too: to cut arrays costs more
+        inside = similarity[SSIM_HALF:-SSIM_HALF, SSIM_HALF:-SSIM_HALF]
+        sums.append(4 * float(inside.sum(dtype=np.float64)))
+    return sums
 
 
 def _window_mean(values: Array) -> Array:
@@ -341,7 +339,7 @@ def _distance_rows(pairs: Any, readers: Readers, file: Path | None, inception: b
     """Return the two feature distances per dtype, or the rows that say what is missing."""
     names = ("fid", "kid")
     if file is None:
-        todo = "set features_file to a TorchScript file, and features_are_inception to true if it is the"
+        todo = "set features_file to a TorchScript file, as inception:FILE if it is the"
         note = f"no weights file given: {todo} standard Inception network (inception-2015-12-05.pt)"
         return [_row(metric, ALL, None, note) for metric in names]
     if not inception:

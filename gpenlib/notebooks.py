@@ -7,48 +7,55 @@ whatever kernels are registered on the machine. All that the index shows is read
 from __future__ import annotations
 
 import argparse
+import base64
 import html
+import io
 import logging
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import latex2mathml.converter
 import nbformat
+import numpy as np
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from nbconvert import HTMLExporter
+from nbconvert.filters import Highlight2HTML, ansi2html
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from papermill.exceptions import PapermillException
+from PIL import Image as Pillow
+from PIL import ImageOps
 from traitlets import default
 
-from gpenlib.files import choice_error, locked, nearest, repository_root, resolve_path, shown, write_text
+from gpenlib.files import (
+    choice_error,
+    locked,
+    nearest,
+    read_json,
+    repository_root,
+    resolve_path,
+    shown,
+    write_text,
+)
+from gpenlib.images import data_uri
 from gpenlib.jobs import command
-from gpenlib.settings import RunFolder, parse_overrides, read_yaml
+from gpenlib.settings import (
+    RunFolder,
+    parse_overrides,
+    read_yaml,
+)
+
+if TYPE_CHECKING:
+    pass
 
 PATTERN = "[0-9][0-9]_*.ipynb"
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; vertical-align: top; padding: .5rem .8rem; border-bottom: 1px solid #ccc; }}
-td.time {{ text-align: right; white-space: nowrap; }}
-code {{ font-size: .85em; }}
-.failed {{ color: #a33000; font-weight: bold; }}
-</style></head><body>
-<h1>{title}</h1>
-<table><tr><th>Notebook</th><th>Status</th><th>Time</th><th>Parameters</th></tr>
-{rows}
-</table></body></html>
-"""
-ROW = (
-    '<tr><td>{link}</td><td class="{status}">{status}</td><td class="time">{duration}</td>'
-    "<td><code>{parameters}</code></td></tr>"
-)
 
 
 class NotebookError(RuntimeError):
@@ -119,9 +126,8 @@ def run_notebooks(
     run = RunFolder.parse({name: values[name] for name in ("run",) if name in values}, "parameters")
     run_folder = resolve_path(run.folder)
     executed, pages = run_folder / "notebooks", run_folder / "html"
-    index = pages / "index.html"
-    exporter = HTMLExporter(template_name="lab", embed_images=True, require_js_url="")  # figures inside
-    with alone_in(run_folder):
+    told = f"waiting for another process, which runs the notebooks of {run_folder}"
+    with locked(run_folder / ".locks" / "notebooks.lock", lambda: print(told, flush=True)):
         executed.mkdir(parents=True, exist_ok=True)
         for source in selected:  # what an earlier run left must not pass for a result of this one
             (executed / source.name).unlink(missing_ok=True)
@@ -132,17 +138,9 @@ def run_notebooks(
             try:
                 execute(source, copy, {name: value for name, value in values.items() if name in declared})
             finally:
-                if read_copy(copy) is not None:
-                    write_text(pages / f"{source.stem}.html", exporter.from_filename(str(copy))[0])
-                write_index(run_folder, selected, index)
+                index = write_pages(run_folder, selected, source.name)
             print(f"[{number}/{len(selected)}] {source.stem}  {time.monotonic() - start:.1f} s", flush=True)
     return executed, index
-
-
-def alone_in(run_folder: Path) -> AbstractContextManager[None]:
-    """Keep other processes from the notebooks of a run; wait, and say so, where one is at them."""
-    text = f"waiting for another process, which runs the notebooks of {run_folder}"
-    return locked(run_folder / ".locks" / "notebooks.lock", lambda: print(text, flush=True))
 
 
 def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
@@ -182,48 +180,101 @@ def read_copy(copy: Path) -> nbformat.NotebookNode | None:
         return None
 
 
-def write_index(run_folder: Path, selected: Iterable[Path], index: Path) -> None:
-    """List every executed notebook of a run, and those of ``selected`` that did not run."""
-    executed = run_folder / "notebooks"
+def formula(display: str, tex: str) -> str:
+    """Return a formula as MathML, or its source where the converter does not know what it holds."""
+    mathml = "\\"
+    with suppress(Exception):  # whatever it stumbles over; the source can always be read
+        mathml = latex2mathml.converter.convert(tex, display=display)
+    return f"<code>{html.escape(tex)}</code>" if "\\" in mathml else mathml  # commands are left as they are
+
+
+def markdown(source: str) -> str:
+    """Return Markdown as HTML, which needs neither scripts nor a network for its formulas."""
+    renderer = IPythonRenderer(escape=False)
+    vars(renderer).update(inline_math=partial(formula, "inline"), block_math=partial(formula, "block"))
+    return str(MarkdownWithMath(renderer=renderer).render(source))
+
+
+def headings(page: str) -> list[tuple[str, str, str]]:
+    """Return level, anchor and HTML of the headings in a page that was made from Markdown."""
+    return re.findall(r'<h([1-6]) id="([^"]*)">(.*?)<a class="anchor-link"', page, re.DOTALL)
+
+
+def thumbnail(png: str) -> str:
+    """Return a figure, made small, as a data URI."""
+    figure = Pillow.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    return data_uri(np.asarray(ImageOps.contain(figure, (480, 480))))
+
+
+def write_pages(run_folder: Path, selected: Iterable[Path], name: str) -> Path:
+    """Write a notebook's page, its neighbours', which link to it, and the index also of what did not run."""
+    from gpenlib.errors.report import templates  # with matplotlib, which a refused command need not wait for
+
+    environment = templates()
+    environment.filters |= {each.__name__: each for each in (markdown, headings, thumbnail, ansi2html)}
+    environment.filters["highlight"] = Highlight2HTML(pygments_lexer="ipython3")
+    executed, folder = run_folder / "notebooks", run_folder / "html"
     names = sorted({path.name for path in (*executed.glob(PATTERN), *selected)})
-    rows = "\n".join(index_row(executed / name) for name in names)
-    title = html.escape(f"GPEN workbench, run {run_folder.name}")
-    write_text(index, PAGE.format(title=title, rows=rows))
+    pages = [describe(executed / each) for each in names]
+    linked = [None, *(page for page in pages if page["notebook"]), None]
+    for before, page, after in zip(linked, linked[1:], linked[2:], strict=False):
+        if page and Path(name).stem in [each["stem"] for each in (before, page, after) if each]:
+            ways = {"page": page, "before": before, "after": after, "run": run_folder.name}
+            text = environment.get_template("notebook.html.j2").render(ways)
+            write_text(folder / f"{page['stem']}.html", text)
+    about = {"pages": pages, "run": run_folder.name, "recommendation": recommendation(run_folder)}
+    return write_text(folder / "index.html", environment.get_template("index.html.j2").render(about))
 
 
-def index_row(copy: Path) -> str:
-    """Return the table row of a notebook; all of it is read from the executed copy."""
-    notebook, name = read_copy(copy), html.escape(copy.stem)
-    if notebook is None:
-        status = "failed" if copy.is_file() else "not run"
-        return ROW.format(link=name, status=status, duration="", parameters="")
-    record = notebook.metadata.get("papermill", {})
-    values = {key: str(entry["default"]) for key, entry in papermill.inspect_notebook(copy).items()}
-    values |= {key: repr(value) for key, value in record.get("parameters", {}).items()}
-    markdown = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    heading = re.search(r"^#+ +(.+)", markdown, re.MULTILINE)
-    title = html.escape(heading[1].strip()) if heading else name
-    return ROW.format(
-        link=f'<a href="{name}.html">{title}</a>',
-        status="failed" if record.get("exception") else "done",
-        duration=f"{record['duration']:.1f} s" if record.get("duration") is not None else "",
-        parameters=html.escape(", ".join(f"{key}={value}" for key, value in values.items())),
-    )
+def describe(copy: Path) -> dict[str, Any]:
+    """Return an executed copy, how it ended and its parameters."""
+    notebook, values = read_copy(copy), {}
+    record = notebook.metadata.get("papermill", {}) if notebook else {}
+    if notebook:
+        notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
+        values = {key: str(entry["default"]) for key, entry in papermill.inspect_notebook(copy).items()}
+        values |= {key: repr(value) for key, value in record.get("parameters", {}).items()}
+    status = "done" if notebook and not record.get("exception") else "failed" if copy.is_file() else "not run"
+    return {"stem": copy.stem, "notebook": notebook, "status": status, "parameters": values}
+
+
+def recommendation(run_folder: Path) -> dict[str, Any] | None:
+    """Return what the report of a run recommends, and whether its faces were made here; None without one."""
+    try:
+        metrics = read_json(run_folder / "05_report" / "manifest.json")["metrics"]
+        facts = read_json(run_folder / "05_errors" / "results.json")["facts"]
+        return {"made_here": facts["made_here"], **metrics["recommendation"]}
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or edited
+        return None
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all notebooks, or those asked for; print where the results lie."""
+    """Run all notebooks, or those asked for, once or for a grid of values; print where the results lie."""
     parser = argparse.ArgumentParser(prog="python -m gpenlib notebooks", description=main.__doc__)
-    parser.add_argument("--params", required=True, help="YAML file of parameters, from the repository root")
+    parser.add_argument("--params", help="YAML file of parameters, from the repository root")
     parser.add_argument("--only", action="append", default=[], metavar="NN", help="this one (repeatable)")
     parser.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="replace one parameter"
     )
+    add = parser.add_argument
+    add("--sweep", nargs="+", metavar="KEY=VALUE,...", help="a run for every combination of these values")
+    add("--dry-run", action="store_true", help="with --sweep: print the runs, and run none")
+    add("--engine", choices=("ray",), help="with --sweep: several at a time, as Ray places them")
     options = parser.parse_args(arguments)
+    if not options.sweep and (options.dry_run or options.engine):
+        parser.error("--dry-run and --engine go with --sweep")
     start = time.monotonic()
-    values = read_yaml(resolve_path(options.params))
-    values |= parse_overrides([f"{key}={value}" for key, value in options.p])
+    values = read_yaml(resolve_path(options.params)) if options.params else {}
+    values |= parse_overrides([f"{k}={v}" for k, v in options.p])
+    if options.sweep:
+        from gpenlib.sweep import parse_grid, run_sweep
+
+        grid = parse_grid(options.sweep)
+        page, failed = run_sweep(values, grid, options.only, options.engine or "", options.dry_run)
+        if not options.dry_run:
+            print(f"comparison: {page}\ntotal:      {time.monotonic() - start:.0f} s")
+        return int(failed > 0)
     executed, index = run_notebooks(values, options.only)
     print(f"executed notebooks: {executed}\nHTML pages:         {index}")
     if (report := executed.parent / "report.html").is_file():

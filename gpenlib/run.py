@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
-from gpenlib.compile.build import Build, build_int8, compile_model, measure_sensitivity
+from gpenlib.cluster.photos import enhance_on_cluster
+from gpenlib.cluster.score import baselines_on_cluster, restore_on_cluster
+from gpenlib.compile.build import TIMES, Build, build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
-from gpenlib.compile.sensitivity import compare_artefacts
+from gpenlib.compile.sensitivity import Label, compare_artefacts
 from gpenlib.data.faces import (
     DataError,
     Split,
-    embedded_faces,
     few,
     file_digest,
     made_here,
@@ -30,21 +33,22 @@ from gpenlib.data.faces import (
     photographs,
 )
 from gpenlib.data.pairs import Pairs, write_pack
-from gpenlib.data.tasks import baseline_name, make_pair
+from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare, layers
-from gpenlib.errors.report import papermill_command, write_report
+from gpenlib.errors.report import gallery_dtype, papermill_command, write_report
 from gpenlib.export import (
-    assert_parity,
+    ParityError,
     deploy_form,
     export_onnx,
     export_torchscript,
     export_training_form,
     summarise_graph,
 )
-from gpenlib.export.graphs import run_onnx
+from gpenlib.export.graphs import export_parity
 from gpenlib.files import (
     did_you_mean,
     fingerprint,
+    keep_aside,
     package_versions,
     read_json,
     resolve_path,
@@ -78,13 +82,12 @@ from gpenlib.settings import (
     as_build_config,
     as_plain_name,
 )
-from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, keep_aside, read_manifest, stage
+from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, read_manifest, stage
 from gpenlib.train.batches import open_training_faces
-from gpenlib.train.trainer import CHECKPOINT, RESUMABLE_CHANGES, clear_training, train
+from gpenlib.train.trainer import RESUMABLE_CHANGES, begin_training, clear_training, train
 
 # What decides which faces are used
 SPLIT = ("data_dir", "input_dir", "dataset_size", "calib_dir", "calib_size", "seed", "most_megapixels")
-PARITY_FACES = 2
 STRESS_FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6)
 STRESS_FACES = 2
 RESULTS = "05_errors/results.json"
@@ -98,6 +101,9 @@ COMPILE = (*INFER, "compile")
 ERRORS = (*COMPILE, "errors")
 REPORT = (*ERRORS, "plots")
 PHOTOS = (*COMPILE, "photos")
+
+log = logging.getLogger("gpenlib.run")
+DRAWS = 3  # of calibration images: the built one and others beside it
 
 
 class Run(Stages):
@@ -271,7 +277,7 @@ class Run(Stages):
         export_onnx(deploy, folder / "deploy_torchscript_exporter.onnx", "torchscript")
         export_torchscript(deploy, folder / "deploy.pt")
         graphs = {path.name: summarise_graph(path).to_dict() for path in sorted(folder.glob("*.onnx"))}
-        return {"graphs": graphs, "parity": _export_parity(model, folder)}
+        return {"graphs": graphs, "parity": export_parity(model, folder)}
 
     @stage(
         "02_data",
@@ -387,6 +393,7 @@ class Run(Stages):
             work.path("float", "model.onnx"),
             self._calibration_cache,
             calibration,
+            self._times,
         )
         return dict(read_json(artefact / MANIFEST))
 
@@ -394,6 +401,11 @@ class Run(Stages):
     def _calibration_cache(self) -> Path:
         """Folder that keeps what calibration found; its files are named by all that decides them."""
         return self.folder / "03_compile" / "calibration"
+
+    @property
+    def _times(self) -> Path:
+        """File of all runs that keeps how long layers took in other forms."""
+        return self.folder.parent / TIMES
 
     def artefact(self, dtype: str | None = None) -> Path:
         """Return the folder of a dtype's artefact, built if missing."""
@@ -434,7 +446,7 @@ class Run(Stages):
 
     @stage(
         "03_compile/choice",
-        "choice_faces device dtypes",
+        "choice_faces device dtypes seed",
         COMPILE,
         lambda run: {**run._weights_input(), **run._data_inputs()},
         lambda run: {dtype: run.compile(dtype) for dtype in run.settings.dtypes},
@@ -443,28 +455,35 @@ class Run(Stages):
         },
     )
     def choice(self, work: Work) -> Mapping[str, Any]:
-        """03_compile/choice: quality of every dtype, and of int8 in every calibration mode, on equal faces.
+        """03_compile/choice: quality of every dtype, of int8 in every calibration mode and for other draws.
 
         Metrics: ``faces`` and ``rows``, see :func:`gpenlib.compile.sensitivity.compare_artefacts`.
         """
-        artefacts: dict[tuple[str, str | None], Path] = {}
-        for dtype in work.settings.dtypes:
-            mode = work.used[dtype]["metrics"].get("quantisation", {}).get("calibrate_mode")
-            artefacts[dtype, mode] = work.path(dtype, "artefact")
+        artefacts: dict[Label, Path] = {}
         aside = work.folder / "artefacts"  # only measured; notebook 04 builds the one it wants
         graph = Path(self.float_graph()["folder"]) / "model.onnx"
+
+        def build(run: Run, mode: str | None, draw: int) -> None:
+            label = run.settings.dtype, mode, draw
+            if label not in artefacts:
+                config = run.with_(calibrate_mode=mode).build_config()
+                out = aside / "-".join(map(str, label))
+                rest = self._calibration_cache, run.calibration, self._times
+                try:
+                    artefacts[label] = compile_model(self.weights.model, config, out, graph, *rest)
+                except ParityError as error:
+                    log.warning("%s is left out of the choice: %s", " ".join(map(str, label)), error)
+
         for dtype in work.settings.dtypes:
-            for mode in MODES if dtype in QUANTISED else ():
-                if (dtype, mode) not in artefacts:
-                    config = self.with_(dtype=dtype, calibrate_mode=mode).build_config()
-                    artefacts[dtype, mode] = compile_model(
-                        self.weights.model,
-                        config,
-                        aside / f"{dtype}-{mode}",
-                        graph,
-                        self._calibration_cache,
-                        self.calibration,
-                    )
+            mode = work.used[dtype]["metrics"].get("quantisation", {}).get("calibrate_mode")
+            artefacts[dtype, mode, 0] = work.path(dtype, "artefact")
+        quantised = [dtype for dtype in work.settings.dtypes if dtype in QUANTISED]
+        for dtype, mode in product(quantised, MODES):
+            build(self.with_(dtype=dtype), mode, 0)
+        for dtype, draw in product(quantised[:1], range(1, DRAWS)):  # other images calibrate as well
+            run = self.with_(dtype=dtype, seed=work.settings.seed + draw)
+            if run.calibration.digest() != self.calibration.digest():
+                build(run, next(mode for name, mode, _ in artefacts if name == dtype), draw)
         self._examined()
         faces = min(work.settings.choice_faces, len(self.evaluation))
         rows = compare_artefacts(artefacts, self.evaluation, faces, work.settings.device)
@@ -484,13 +503,14 @@ class Run(Stages):
         Writes ``results.json`` (the metrics): ``source``, where the colour comes from, and ``rows``, one per
         face; see :func:`gpenlib.infer.scoring.score_baselines`.
         """
-        results = asdict(score_baselines(self.evaluation, self.calibration, work.finished))
+        work_on = baselines_on_cluster if self._on_cluster() else score_baselines
+        results = asdict(work_on(self.evaluation, self.calibration, work.finished))
         write_json(work.folder / "results.json", results)
         return results
 
     @stage(
         "04_infer/{dtype}",
-        "dtype device batch_size save_images save_npz weights task",
+        "dtype device batch_size save_images save_npz weights task chroma",
         INFER,
         _data_inputs,
         _compiled,
@@ -521,11 +541,12 @@ class Run(Stages):
             If the backend cannot run this dtype on this device.
         """
         s, folder, pairs, notes = work.settings, work.folder, self.evaluation, self._examined()
-        runtime = open_runtime(work.path("compile", "artefact"), device=s.device)
+        runtime = open_runtime(work.path("compile", "artefact"), device=s.device, chroma=s.chroma)
         baselines = Baselines(**work.used["baselines"]["metrics"])
         images = folder / "images" if s.save_images else None
         npz = folder / "npz" if s.save_npz else None
-        rows = restore_pairs(runtime, pairs, s.batch_size, images, npz, baselines, work.finished)
+        work_on = restore_on_cluster if self._on_cluster() else restore_pairs
+        rows = work_on(runtime, pairs, s.batch_size, images, npz, baselines, work.finished)
         results = {
             "images": len(rows),
             **{name: getattr(s, name) for name in ("dtype", "device", "batch_size", "weights", "task")},
@@ -565,6 +586,10 @@ class Run(Stages):
         rows, note = steady_latency(runtimes, s.repeats, s.batch_size, before)
         write_json(work.folder / "results.json", {"rows": rows, "note": note})
         return {"rows": rows, "note": note}
+
+    def _on_cluster(self) -> bool:
+        """Return whether a Ray cluster does the work; no stage's key has it, since the results are equal."""
+        return self.settings.engine == "ray"
 
     def output_reader(self, dtype: str) -> Callable[[str], Image]:
         """Return a function that reads the restored image of a face by name."""
@@ -714,7 +739,7 @@ class Run(Stages):
         On the first ``layer_faces`` evaluation faces, for the first quantised one of ``dtypes``.
 
         None if no dtype is quantised. Metrics: ``dtype``, ``faces``, ``arithmetic`` (how the error of int8
-        was computed), ``excluded`` (layers that the build left in float), ``rows`` and ``healing``
+        was computed), ``excluded`` (layers that the build left in float), ``rows``
         (:func:`gpenlib.errors.layers.analyse_layers`), ``half`` (rows of
         :func:`gpenlib.errors.layers.stress_half`).
         """
@@ -788,17 +813,13 @@ class Run(Stages):
     )
     def _report(self, work: Work) -> Mapping[str, Any]:
         results = work.used["errors"]["metrics"]
-        recommendation = compare.recommend(
-            results["table"], work.settings.max_drop_db, timing_note=results["timing_note"]
-        )
-        rows, dtype = results["rows"], recommendation.dtype
-        if dtype in (None, REFERENCE):  # then the faces of the weakest one are shown
-            dtype = compare.faces_by_loss(rows)[0]
-        assert dtype is not None
+        times = {name: results[name] for name in ("timing_note", "latency")}
+        recommendation = compare.recommend(results["table"], work.settings.max_drop_db, **times)
+        dtype = gallery_dtype(results["table"], recommendation.dtype)
         pairs = self.evaluation
         position = {name: index for index, name in enumerate(pairs.names)}
         readers = {name: self.output_reader(name) for name in (REFERENCE, dtype)}
-        worst = compare.worst_faces(rows, dtype, work.settings.worst, self.photographs)
+        worst = compare.worst_faces(results["rows"], dtype, work.settings.worst, self.photographs)
         faces = compare.open_face_errors(
             worst,
             readers,
@@ -807,8 +828,8 @@ class Run(Stages):
         )
         compared = work.used["comparison"]["metrics"] if work.settings.runs else None
         command = self._command()
-        page, leading = work.folder / PAGE, self.photographs
-        write_report(page, results, recommendation, (dtype, faces), command, compared, leading)
+        page, leading, budget = work.folder / PAGE, self.photographs, work.settings.max_drop_db
+        write_report(page, results, recommendation, (dtype, faces), command, compared, leading, budget)
         return {"recommendation": recommendation.to_dict()}
 
     def _command(self) -> str:
@@ -835,7 +856,7 @@ class Run(Stages):
 
     @stage(
         "07_photos",
-        "photos networks photo_dtypes strength faces upscale upscaler reach aligned frames detector "
+        "photos networks photo_dtypes strength chroma faces upscale upscaler reach aligned frames detector "
         "asked_task device most_megapixels",
         PHOTOS,
         lambda run: run._photo_inputs(),
@@ -849,7 +870,9 @@ class Run(Stages):
         threads = 1 if len(own) > AHEAD and s.device == "cpu" else None
         networks = {
             weights: {
-                dtype: open_runtime(work.path(f"{weights} {dtype}", "artefact"), threads, s.device)
+                dtype: open_runtime(
+                    work.path(f"{weights} {dtype}", "artefact"), threads, s.device, chroma=s.chroma
+                )
                 for dtype in s.photo_dtypes
             }
             for weights in s.networks
@@ -861,7 +884,8 @@ class Run(Stages):
             options["upscaler"] = TiledUpscaler(resolve_path(s.upscaler))
         if s.detector:
             options["detector"] = YuNet(resolve_path(s.detector))
-        made = photo_folder.enhance_files(files, networks, work.folder, finished=work.finished, **options)
+        work_on = enhance_on_cluster if self._on_cluster() else photo_folder.enhance_files
+        made = work_on(files, networks, work.folder, finished=work.finished, **options)
         results = photo_folder.rows_of(
             progress(made, total=len(files), desc="photographs", unit="photo"), work.folder, work.finished
         )
@@ -947,12 +971,7 @@ class Run(Stages):
         }
 
         def build(folder: Path) -> Mapping[str, Any]:
-            started = folder / "inputs.json"
-            # A checkpoint that grew from another prior or other faces is no beginning of this run.
-            keep = (folder / CHECKPOINT).is_file() and started.is_file() and read_json(started) == inputs
-            if not keep:
-                clear_training(folder)
-            write_json(started, inputs)
+            begin_training(folder, inputs)
             results = train(config, folder)
             write_json(folder / "results.json", results)
             return results
@@ -977,24 +996,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         key = f"{prefix}{name}"
         flat |= _flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
     return flat
-
-
-def _export_parity(model: Any, folder: Path) -> dict[str, Any]:
-    """Measure every exported file against the training form on faces, at batch 1 and 2; assert it."""
-    source = embedded_faces(PARITY_FACES)
-    size = model.config.in_size
-    faces = to_tensor([make_pair(source.read(i), "color", size)[0] for i in range(PARITY_FACES)])
-    script = torch.jit.load(str(folder / "deploy.pt"))
-    parity: dict[str, Any] = {}
-    for batch in (1, 2):
-        image = faces[-batch:]
-        with torch.inference_mode():
-            expected = model(torch.from_numpy(image)).numpy()
-            outputs = {"deploy.pt": script(torch.from_numpy(image)).numpy()}
-        for path in sorted(folder.glob("*.onnx")):
-            if batch == 1 or path.name != "training.onnx":  # that one is fixed at batch 1
-                outputs[path.name] = run_onnx(path, image)
-        for name, output in outputs.items():
-            what = f"{name}, batch {batch}, against the training form"
-            parity.setdefault(name, {})[str(batch)] = assert_parity(expected, output, what).to_dict()
-    return parity

@@ -33,7 +33,7 @@ from gpenlib.data.faces import made_here
 from gpenlib.data.pairs import ProcessOp, parse_process_ops
 from gpenlib.data.tasks import TaskName, known_task
 from gpenlib.files import cut, did_you_mean, read_text, resolve_path, shown
-from gpenlib.images import MOST_MP
+from gpenlib.images import MOST_CHROMA, MOST_MP
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
 
@@ -41,9 +41,11 @@ Dtype = Literal["fp32", "bf16", "fp16", "int8", "int8_bf16"]
 Backend = Literal["openvino", "onnxruntime", "torch", "torchscript"]
 Device = Literal["cpu", "cuda", "tensorrt"]  # tensorrt: ONNX Runtime's way to the same GPU
 CalibrateMode = Literal["max", "percentile", "kl_divergence", "mse"]
+Engine = Literal["local", "ray"]  # ray: the processes of a cluster; the same bytes
 DTYPES: tuple[str, ...] = get_args(Dtype)
 BACKENDS: tuple[str, ...] = get_args(Backend)
 DEVICES: tuple[str, ...] = get_args(Device)
+ENGINES: tuple[str, ...] = get_args(Engine)
 MODES: tuple[str, ...] = get_args(CalibrateMode)
 QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or bfloat16
 INCEPTION = "inception:"  # before a features_file: it is the standard Inception network
@@ -347,8 +349,10 @@ class RunSettings(RunFolder):
     batch_size: Count = 1
     save_images: bool = True
     save_npz: bool = False
+    chroma: float = Field(1.0, gt=0, le=MOST_CHROMA, description="04, 07: colour strength of the answers")
+    engine: Engine = Field("local", description="04, 07: this process, or the workers of a Ray cluster")
     # 05_errors
-    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(_listed)] = ("fp32", "bf16", "fp16", "int8")
+    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(_listed)] = get_args(Dtype)
     lpips_weights: str | None = Field(None, description="torchvision's file of LPIPS's backbone")
     features_file: str | None = Field(None, description="TorchScript feature extractor for FID and KID")
     features_are_inception: bool = False
@@ -366,7 +370,14 @@ class RunSettings(RunFolder):
             values = values | {"features_file": file, "features_are_inception": True}
         name = values.get("weights", cls.model_fields["weights"].default)
         known = isinstance(name, str) and not values.get("input_dir")
-        task = values.get("task") or (trained_task(name) if known else "")
+        task = values.get("task") or ""
+        if known and not task:
+            task = trained_task(name)
+            try:
+                known_task(task)
+            except ValueError as error:
+                what = f"weights={shown(name)}: its header names the task {shown(task)}"
+                raise ValueError(f"{what}, which is not known here; say with task: {error}") from None
         return values | {"task": task}
 
     @field_validator(
@@ -461,6 +472,12 @@ class PhotoSettings(RunSettings):
         return value
 
     @model_validator(mode="after")
+    def _frames_follow_one_another(self) -> Self:
+        if self.frames and self.engine != "local":
+            raise ValueError(f"engine={self.engine!r}: frames depend on those before; take engine=local")
+        return self
+
+    @model_validator(mode="after")
     def _an_upscaler_enlarges(self) -> Self:
         if self.upscaler and self.upscale == 1:
             raise ValueError(f"upscaler={self.upscaler!r}: it needs upscale=2 or 4")
@@ -481,7 +498,7 @@ class FrontendConfig(Settings):
     type: Literal["pytorch", "onnx"] = Field("pytorch", description="onnx: recover the weights of a file")
     checkpoint: str | None = Field(None, description="name of weights, checkpoint, or ONNX file")
     key: str = Field("", description="entry of the checkpoint that holds the weights; empty: found by itself")
-    dtype: Literal["fp32"] = "fp32"
+    dtype: Literal["fp32"] = Field("fp32", description="of the weights that are read")
 
 
 class VendorCompileOptions(Settings):
@@ -497,13 +514,13 @@ class VendorCompileOptions(Settings):
 class QuantizeConfig(Settings):
     """How int8 is made; ignored for other dtypes."""
 
-    calibrate_mode: CalibrateMode = "max"
+    calibrate_mode: CalibrateMode = Field("max", description="how the range of an activation is chosen")
     percentile: float = Field(99.99, gt=0, le=100, description="share kept by calibrate_mode percentile")
-    quantize_per_channel: bool = True
+    quantize_per_channel: bool = Field(True, description="one weight scale per output channel, not per layer")
     weight_scale: Literal["max", "power2"] = Field(
         "max", description="power2 rounds scales up to powers of two"
     )
-    output_ddr: list[int] | None = None
+    output_ddr: list[int] | None = Field(None, description="the vendor's compiler alone")
     exclude_layers: list[StrictInt | str] | Literal["auto"] = Field(  # true is no index
         default_factory=list, description="module paths, patterns, or indices from 0; or auto"
     )
@@ -523,6 +540,10 @@ class QuantizeConfig(Settings):
         return self.exclude_layers == "auto" or self.quantize_mode == "auto"
 
 
+def _off_is_a_word(value: Any) -> Any:
+    return "off" if value is False else value  # as YAML reads it
+
+
 class BackendConfig(Settings):
     """What to build for."""
 
@@ -532,8 +553,11 @@ class BackendConfig(Settings):
     also: list[Backend] = Field(
         default_factory=list, description="further backends whose files the artefact shall hold"
     )
-    dtype: Dtype = "fp32"
+    dtype: Dtype = Field("fp32", description="int8_bf16: int8 convolutions, all else in bfloat16")
     device: Device = Field("cpu", description="where the artefact is measured and verified")
+    tune: Annotated[Literal["off", "auto"], BeforeValidator(_off_is_a_word)] = Field(
+        "auto", description="int8 in OpenVINO: time the forms of each large layer here, keep the fastest"
+    )
     compile: VendorCompileOptions = Field(default_factory=VendorCompileOptions)
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
 
@@ -541,7 +565,7 @@ class BackendConfig(Settings):
 class SamplerConfig(Settings):
     """Which calibration images to take: the first ``get_data_num`` in natural order."""
 
-    suffix: str | None = None
+    suffix: str | None = Field(None, description="only files of this kind, such as jpg; unset: all")
     get_data_num: int | None = Field(None, ge=1, description="unset: up to 32")
 
 
@@ -552,11 +576,14 @@ class DatasetConfig(Settings):
     a pack holds such inputs already.
     """
 
-    type: Literal["tvm", "folder"] = "folder"
-    path: str | None = None
-    task: TaskName = "color"
+    type: Literal["tvm", "folder"] = Field("folder", description="tvm is the vendor's word for the same")
+    path: str | None = Field(None, description="unset: the embedded faces")
+    task: TaskName = Field("color", description="how pictures become input; unset, the checkpoint's")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
-    process_ops: list[dict[str, Any]] = Field(default_factory=lambda: [dict(op) for op in DEFAULT_OPS])
+    process_ops: list[dict[str, Any]] = Field(
+        default_factory=lambda: [dict(op) for op in DEFAULT_OPS],
+        description="what makes network input of a picture, in order",
+    )
 
     @field_validator("process_ops")
     @classmethod
@@ -572,7 +599,7 @@ class DatasetConfig(Settings):
 class WorkspaceConfig(Settings):
     """Where the vendor's compiler writes; ``compile_model`` takes its folder as an argument instead."""
 
-    path: str = "./deploy_weights/"
+    path: str = Field("./deploy_weights/", description="results go to a folder in it, called as the build")
 
     @property
     def inside(self) -> bool:
@@ -584,7 +611,7 @@ class WorkspaceConfig(Settings):
 class BuildConfig(Settings):
     """A build: frontend -> backend, calibrated on a data set. Every key has a default."""
 
-    name: PlainName = "gpen"
+    name: PlainName = Field("gpen", description="of the build: a plain folder name")
     frontend: FrontendConfig = Field(default_factory=FrontendConfig)
     backend: BackendConfig = Field(default_factory=BackendConfig)
     dataset: DatasetConfig = Field(default_factory=DatasetConfig)
@@ -629,10 +656,10 @@ class LearningRates(Settings):
 
     generator: float = Field(2e-3, gt=0, description="the encoder; in stage prior the whole generator")
     decoder_factor: float = Field(1.0, ge=0, description="rate of the embedded prior over the encoder's")
-    discriminator: float = Field(2e-3, gt=0)
+    discriminator: float = Field(2e-3, gt=0, description="the discriminator")
     beta1: float = Field(0.0, ge=0, lt=1, description="0 for adversarial training, 0.9 without")
     warmup: int = Field(0, ge=0, description="steps of linear rise")
-    decay: Literal["constant", "cosine"] = "constant"
+    decay: Literal["constant", "cosine"] = Field("constant", description="of the rates, after the rise")
 
 
 class LossWeights(Settings):
@@ -643,21 +670,26 @@ class LossWeights(Settings):
     """
 
     content: float = Field(1.0, ge=0, description="distance between output and truth")
-    content_loss: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
+    content_loss: Literal["smooth_l1", "l1", "mse"] = Field("smooth_l1", description="how it is measured")
     adversarial: float = Field(1.0, ge=0, description="non-saturating loss; 0 trains no discriminator")
     feature_matching: float = Field(0.02, ge=0, description="L1 between discriminator features (paper: 0.02)")
+    chroma_excess: float = Field(
+        0.0, ge=0, description="steps of chroma beyond the truth's, where its luma is smooth: blotches"
+    )
     identity: float = Field(0.0, ge=0, description="1 - cosine of face-recognition embeddings")
     identity_model: str | None = Field(None, description="TorchScript or ONNX file of the recogniser")
     r1: float = Field(10.0, ge=0, description="gradient penalty on real pictures")
     r1_every: int = Field(16, ge=1, description="lazy regularisation: once in so many steps")
     path_length: float = Field(2.0, ge=0, description="stage prior only")
-    path_length_every: int = Field(4, ge=1)
+    path_length_every: int = Field(4, ge=1, description="as r1_every")
 
 
 class Augmentation(Settings):
     """Differentiable augmentation of what the discriminator sees (stage prior)."""
 
-    policy: tuple[Literal["color", "translation", "cutout"], ...] = ("color", "translation", "cutout")
+    policy: tuple[Literal["color", "translation", "cutout"], ...] = Field(
+        ("color", "translation", "cutout"), description="what is changed"
+    )
     probability: float = Field(1.0, ge=0, le=1, description="share of pictures augmented, at the start")
     target: float | None = Field(
         None, description="adapt the probability until mean sign(D(real)) is this; StyleGAN2-ADA takes 0.6"
@@ -673,7 +705,7 @@ class TrainConfig(Settings):
     ``init`` (or from random weights).
     """
 
-    stage: Literal["prior", "embed", "finetune"]
+    stage: Literal["prior", "embed", "finetune"] = Field(description="what is trained, see above")
     data_dir: str = Field(description="folder of aligned faces; embedded (one person); prior or prior:FILE")
     run_dir: str = Field(description="checkpoints, log and samples")
     init: str | None = Field(
@@ -684,11 +716,11 @@ class TrainConfig(Settings):
     discriminator_init: str | None = Field(
         None, description="weights whose discriminator judges, of a width of its own; default: that of init"
     )
-    task: TaskName = "color"
-    size: int = 128
-    channel_multiplier: int = Field(2, ge=1, le=16)
-    narrow: float = Field(0.25, gt=0, le=16)
-    steps: int = Field(ge=1)
+    task: TaskName = Field("color", description="how truths are degraded; stage prior has no use for it")
+    size: int = Field(128, description="side of the network, a power of two")
+    channel_multiplier: int = Field(2, ge=1, le=16, description="width of the levels above 32 px")
+    narrow: float = Field(0.25, gt=0, le=16, description="factor on the channels of every level; GPEN's is 1")
+    steps: int = Field(ge=1, description="batches in all; a training that stopped goes on to them")
     batch_size: Count = Field(8, description="over all devices")
     holdout: int = Field(48, ge=1, description="last images in natural order, never trained on")
     jitter: Jitter = Jitter()
@@ -699,15 +731,15 @@ class TrainConfig(Settings):
         0, ge=0, description="steps over which the new blocks of a grown discriminator take over (prior)"
     )
     style_mixing: float = Field(0.9, ge=0, le=1, description="share of images with two latents (prior)")
-    ema_decay: float = Field(0.998, ge=0, lt=1)
-    seed: Seed = 0
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged weights, per step")
+    seed: Seed = Field(0, description="of weights, order of faces, noise and degradations")
     accelerator: str = Field("auto", description="Lightning Fabric's: auto, cpu, cuda")
     devices: int = Field(1, ge=1, description="processes, one per device; start them with torchrun")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="that networks compute in")
     compile: bool = Field(False, description="torch.compile the networks (needs a C++ compiler on CPU)")
     workers: int = Field(0, ge=0, le=MOST_THREADS, description="processes that read and degrade pictures")
-    checkpoint_every: int = Field(200, ge=1)
-    evaluate_every: int = Field(200, ge=1)
+    checkpoint_every: int = Field(200, ge=1, description="steps")
+    evaluate_every: int = Field(200, ge=1, description="steps between measurements and samples")
 
     @property
     def network(self) -> GpenConfig:

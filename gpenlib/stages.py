@@ -11,7 +11,6 @@ import ast
 import copy
 import functools
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -26,8 +25,10 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 from gpenlib.files import (
+    StorageError,
     fingerprint,
     hash_outputs,
+    keep_aside,
     links_in,
     locked,
     package_versions,
@@ -217,8 +218,10 @@ def standing(folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str
         if manifest.get(name) != value:
             return None, f"{name} changed"
     for name, digest in manifest["outputs"].items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            return None, f"{name} is missing or changed"
+        with suppress(OSError):  # what may not be read is as good as missing
+            if (folder / name).is_file() and sha256(folder / name) == digest:
+                continue
+        return None, f"{name} is missing or changed"
     return manifest, ""
 
 
@@ -318,14 +321,31 @@ class Stages:
         """Return the standing manifest of a stage, or build it; adds ``folder`` and ``built``."""
         folder = self.folder / name
         self._refuse_inputs_inside(folder)
-        manifest, why = self._standing(folder, key)
-        if manifest is None:
-            with self._lock(name):
-                manifest, why = self._standing(folder, key)  # another process may have built it meanwhile
-                if manifest is None:
-                    return self._build(name, key, build, used or {}, why, in_place, goes_on)
+        with self._usable():
+            manifest, why = self._standing(folder, key)
+            if manifest is None:
+                with self._lock(name):
+                    manifest, why = self._standing(folder, key)  # another process may have built it meanwhile
+                    if manifest is None:
+                        return self._build(name, key, build, used or {}, why, in_place, goes_on)
         # A copy: what a caller changes in its manifest must not be what the next one is told.
         return copy.deepcopy(manifest) | {"folder": str(folder), "built": False}
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Turn the system's errors about what lies in the run's folder into one that says what to do."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+            if place is None or not place.is_relative_to(self.folder):
+                raise  # about a file of the user's
+            reason = os.strerror(error.errno or 0).lower()
+            raise StageError(
+                f"{place}: {reason}. Move it to another place or mend its permissions, or choose another run"
+            ) from error
 
     def _standing(self, folder: Path, key: Mapping[str, Any]) -> tuple[Manifest | None, str]:
         """Verify a stage once: what was found whole is believed while its manifest is the same file."""
@@ -437,14 +457,6 @@ def _keep_others(folder: Path, key: Mapping[str, Any]) -> None:
     mine = {name for name in manifest["inputs"] if Path(name).is_absolute()} if manifest else set()
     if mine - set(key["inputs"]):
         keep_aside(folder)  # somebody may want them still
-
-
-def keep_aside(path: Path) -> None:
-    """Rename a file or folder that is not ours to ``NAME.kept-N``, and say so."""
-    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.kept-{n}").exists())
-    kept = path.with_name(f"{path.name}.kept-{number}")
-    path.rename(kept)
-    log.warning("%s: what lay there was kept as %s", path, kept.name)
 
 
 def _refuse_links(folder: Path) -> None:

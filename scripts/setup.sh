@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Create or repair .venv with the pinned dependencies. `make setup` calls this; running it again is safe.
 #
-# PYTHON=/path/to/python chooses the interpreter. Which build of torch is installed (CPU or CUDA) follows
-# pip's own configuration: its environment variables and pip.conf are left as they are.
+# PYTHON=/path/to/python chooses the interpreter. uv installs; where it is missing, pip brings it into .venv.
+# torch: the CUDA build for the driver of an NVIDIA GPU, the CPU build everywhere else; UV_TORCH_BACKEND=cpu,
+# cu126, auto and so on chooses. Everything else comes from where pip's configuration says.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -49,27 +50,106 @@ apt_install() {
     fi
 }
 
+# The uv on PATH or in .venv. One too old to clear an environment is too old to choose torch's build.
+find_uv() {
+    local name
+    for name in uv "$VENV/bin/uv"; do
+        if [[ $("$name" venv --help 2>/dev/null) == *--clear* ]]; then
+            printf '%s' "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+# hand_over OPTION VARIABLE [SEPARATOR]: pip's option, if set, becomes uv's variable, unless that is set.
+hand_over() {
+    local section line found="" words
+    [ -z "${!2:-}" ] || return 0
+    for section in global install :env:; do # as pip reads them: the last one holds
+        while IFS= read -r line; do
+            if [[ $line == "$section.$1="* ]]; then found=${line#*=}; fi
+        done <<<"$PIP_SETTINGS"
+    done
+    found=${found//[\'\"]/}
+    read -r -a words <<<"${found//\\n/ }" # pip.conf holds one value a line
+    local IFS=${3:- }
+    if [ "${#words[@]}" -gt 0 ]; then export "$2=${words[*]}"; fi
+}
+
+# configure_uv UV PYTHON: uv does not read pip's configuration; hand over where packages come from.
+configure_uv() {
+    local PIP_SETTINGS
+    mkdir -p "$("$1" cache dir)" 2>/dev/null || export UV_NO_CACHE=1 # a home that cannot be written to
+    PIP_SETTINGS=$("$2" -m pip config list 2>/dev/null) || return 0
+    # pip takes the best version that any index has; uv by itself the first index that knows the name.
+    [ -n "${UV_INDEX:-}" ] || export UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
+    hand_over index-url UV_DEFAULT_INDEX
+    hand_over extra-index-url UV_INDEX
+    hand_over find-links UV_FIND_LINKS ,
+    hand_over no-index UV_OFFLINE
+    hand_over trusted-host UV_INSECURE_HOST
+    hand_over cert SSL_CERT_FILE
+    hand_over proxy ALL_PROXY
+    hand_over timeout UV_HTTP_TIMEOUT
+    hand_over default-timeout UV_HTTP_TIMEOUT
+}
+
 make_venv() {
-    local python
+    local python uv
     python=$(find_python)
+    say "creating $VENV with $python ($(version_of "$python"))"
+    if uv=$(find_uv) && [ "$uv" = uv ]; then
+        configure_uv uv "$python"
+        uv venv -q --clear --seed --python "$python" "$VENV"
+        return
+    fi
     if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
         # Debian ships both in a package of their own, one per Python version.
         apt_install "$python cannot make virtual environments" \
             "$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
     fi
-    say "creating $VENV with $python ($(version_of "$python"))"
     "$python" -m venv --clear "$VENV"
 }
 
+# The installed version of torch, if it is the pinned one, whatever its build.
+pinned_torch() {
+    local version line
+    version=$("$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))' 2>&1)
+    while IFS= read -r line; do
+        if [ "$line" = "torch==${version%+*}" ]; then
+            printf '%s' "$version"
+            return
+        fi
+    done <constraints.txt
+    return 1
+}
+
 install_packages() {
-    local pip=("$VENV/bin/python" -m pip install --disable-pip-version-check -q -c constraints.txt)
+    local uv install backend
     touch "$UNFINISHED"
-    if ! "$VENV/bin/python" -m pip show -q torch 2>/dev/null; then
-        say "installing torch (the largest download)"
-        "${pip[@]}" torch # alone: its build is settled before pip resolves the rest
+    if ! uv=$(find_uv); then
+        say "installing uv"
+        "$VENV/bin/python" -m pip install --disable-pip-version-check -q -c constraints.txt uv
+        uv=$VENV/bin/uv
     fi
+    configure_uv "$uv" "$VENV/bin/python"
+    install=("$uv" pip install -q --python "$VENV/bin/python" -c constraints.txt)
+    if ! pinned_torch >/dev/null; then # alone: its build is settled before the rest is resolved
+        # By itself uv would take the XPU build, of gigabytes too, for the graphics of an Intel processor.
+        if nvidia-smi -L >/dev/null 2>&1; then backend=auto; else backend=cpu; fi
+        backend=${UV_TORCH_BACKEND:-$backend}
+        say "installing torch (the largest download)"
+        if UV_HTTP_RETRIES=1 "${install[@]}" --dry-run --torch-backend="$backend" torch 2>/dev/null; then
+            "${install[@]}" --torch-backend="$backend" torch
+        else
+            say "PyTorch's own index cannot be reached; taking torch from pip's, often with 3 GB of CUDA"
+            "${install[@]}" torch
+        fi
+    fi
+    unset UV_TORCH_BACKEND # the build stays as it is
     say "installing the other packages"
-    "${pip[@]}" -e '.[dev]'
+    "${install[@]}" -e '.[dev]'
     rm -f "$UNFINISHED"
 }
 
@@ -96,4 +176,4 @@ elif [ -e "$UNFINISHED" ]; then
 fi
 install_packages
 check_opencv
-say "ready: $VENV ($(version_of "$VENV/bin/python"))"
+say "ready: $VENV (Python $(version_of "$VENV/bin/python"), torch $(pinned_torch))"

@@ -27,11 +27,11 @@ from gpenlib.run import Run
 from gpenlib.settings import PhotoSettings
 from gpenlib.stages import StageError
 
-KILLS = 20
+KILLS = 20  # at random moments, of all flows together
 FACES = 50
 FRAMES = 16
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder", "openvino"])
+_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder"])
 
 
 def slowly(outputs):
@@ -136,9 +136,9 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("stage", "kind", "count", "kills"),
     [
-        ("04_baselines", baselines, FACES, KILLS // 2),
-        ("04_infer/fp32", infer, FACES, KILLS),
-        ("07_photos", photos, FRAMES, KILLS // 2),
+        ("04_baselines", baselines, FACES, KILLS // 4),
+        ("04_infer/fp32", infer, FACES, KILLS // 2),
+        ("07_photos", photos, FRAMES, KILLS // 4),
     ],
 )
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
@@ -245,7 +245,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_what_was_finished_stays(faces, ou
     rows = finished_in(run.folder, "04_infer/fp32")
     assert len(rows) == 3 and not (run.folder / "04_infer").exists()
     results = Run.of({**PARAMETERS, "data_dir": str(faces)}).infer()["metrics"]["rows"]
-    assert [row for row in results if row["name"] in rows] == list(rows.values())
+    assert {row["name"]: row for row in results if row["name"] in rows} == rows  # written in any order
 
 
 def test_a_full_disk_that_a_library_does_not_name_is_found_out(tmp_path, monkeypatch):
@@ -307,6 +307,34 @@ def test_a_command_ends_in_one_line(capsys):
         assert written.out == "" and written.err.count("\n") == 1
     with pytest.raises(ZeroDivisionError):  # a fault of the code keeps its traceback
         command(main)(ZeroDivisionError())
+
+
+LOSING_AN_INTERRUPT = """
+import signal, sys
+from gpenlib.jobs import command
+
+class Lost:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)  # Python prints what is raised here, and goes on
+
+def main(arguments=None):
+    Lost()
+    print("going on")
+    return 0
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+status = command(main)()
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+sys.exit(status)
+"""
+
+
+def test_an_interrupt_that_a_library_loses_still_counts():
+    # In a process of its own: a signal raised in this one would end the tests' worker.
+    words = [sys.executable, "-c", LOSING_AN_INTERRUPT]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130 and ended.stdout == "going on\n"
+    assert ended.stderr.strip().splitlines()[-1].startswith("interrupted; ")
 
 
 def test_ctrl_c_ends_the_notebooks_in_one_line(faces, tmp_path):

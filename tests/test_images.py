@@ -473,6 +473,23 @@ def test_jpegs_are_read_as_by_pillow_whatever_their_size(tmp_path, shared):
             assert np.array_equal(images.open_picture(file).pixels, np.asarray(image))
 
 
+def test_chroma_is_scaled_and_the_luma_stays():
+    tensor = np.random.default_rng(0).uniform(-1, 1, (2, 3, 20, 30)).astype(np.float32)
+    luma = np.tensordot(tensor, images.LUMA, (1, 0))
+    for factor in (0.3, 1.0, 1.7, 4.0):
+        scaled = images.scale_chroma(tensor, factor)
+        assert scaled.dtype == np.float32 and np.abs(scaled).max() <= 1 + 1e-5
+        np.testing.assert_allclose(np.tensordot(scaled, images.LUMA, (1, 0)), luma, atol=1e-5)
+        grown = np.ptp(scaled, axis=1) / np.ptp(tensor, axis=1)
+        assert (grown <= factor + 1e-4).all() and (grown >= min(1, factor) - 1e-4).all()
+        if factor > 1:  # all of it where there is room, and to the edge where there is not
+            full = np.abs(grown - factor) < 1e-3
+            assert full.any() and (np.abs(scaled).max(axis=1)[~full] > 1 - 1e-4).all()
+    assert images.scale_chroma(tensor, 1.0) is tensor
+    grey = np.full((1, 3, 4, 4), 0.25, np.float32)
+    np.testing.assert_allclose(images.scale_chroma(grey, 3.0), grey, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["plain", "progressive", "restarts", "L", "CMYK"])
 def test_damage_inside_a_jpeg_is_told(tmp_path, kind):
     """Pillow and OpenCV return pixels: of what is cut or filled all is found, of 64 lost bytes most."""

@@ -13,14 +13,48 @@ def test_a_terminal_gets_a_bar_that_counts(capsys):
     assert not jobs.front_end_is_live()
 
 
-@pytest.mark.parametrize("leave", [True, False])
-def test_a_notebook_without_a_reader_gets_few_lines_or_none(monkeypatch, capsys, leave):
-    metadata = {}
+class Handle:
+    """Stands for IPython's display with an id: keeps what was shown."""
+
+    def __init__(self):
+        self.states = []
+
+    def update(self, data, raw, metadata):
+        assert raw and metadata == jobs.PROGRESS
+        self.states.append(data["text/plain"])
+
+    def display(self, data, raw, metadata, display_id):
+        assert display_id
+        self.update(data, raw, metadata)
+        return self
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """Metadata of the request that a kernel runs, and what it shows, state by state."""
+    metadata, handle = {}, Handle()
     shell = SimpleNamespace(get_parent=lambda: {"metadata": metadata})
     monkeypatch.setattr(jobs, "_kernel_shell", lambda: shell)
+    monkeypatch.setattr("IPython.display.display", handle.display)
+    return metadata, handle.states
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_notebook_without_a_reader_gets_one_line_or_none(notebook, capsys, leave):
+    _, states = notebook
     assert not jobs.front_end_is_live()
-    assert len(list(jobs.progress(range(500), leave=leave))) == 500
-    written = capsys.readouterr().err
-    assert written.count("\r") <= 2 and bool(written) == leave
+    assert len(list(jobs.progress(range(500), desc="counting", leave=leave))) == 500
+    assert len(states) <= 3 and bool(states) == leave
+    assert not leave or states[-1].startswith("counting: 100%")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_reader_sees_the_last_state_and_needs_no_kernel_for_it(notebook, capsys, leave):
+    metadata, states = notebook
     metadata["cellId"] = "abc"  # JupyterLab and others send it
     assert jobs.front_end_is_live()
+    assert len(list(jobs.progress(range(500), desc="counting", mininterval=0, leave=leave))) == 500
+    assert len(states) > 20 and all("\r" not in state and "\n" not in state for state in states)
+    assert states[-1].startswith("counting: 100%") if leave else states[-1] == "", "or clears itself"
+    assert capsys.readouterr() == ("", "")

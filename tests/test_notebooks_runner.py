@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 import sys
 import threading
 
@@ -10,7 +11,13 @@ import pytest
 
 from gpenlib import notebooks
 from gpenlib.files import repository_root, write_json
-from gpenlib.notebooks import NotebookError, declared_parameters, find_notebooks, main, run_notebooks
+from gpenlib.notebooks import (
+    NotebookError,
+    declared_parameters,
+    find_notebooks,
+    main,
+    run_notebooks,
+)
 from gpenlib.settings import SettingsError
 
 SEVEN = [f"{number:02d}_step" for number in range(7)]
@@ -74,7 +81,9 @@ def test_runs_in_order_and_each_gets_what_it_declares(folder, executed_order):
 
 def test_executed_copy_page_and_index(folder, outputs_root, tmp_path, monkeypatch):
     code = "import os, sys\nprint(sys.executable)\nprint(os.getcwd())\nprint(run, size)"
-    write_notebook(folder, "00_first", "run = 'x'  # name\nsize = 3  # px", code, title="First & <foremost>")
+    write_notebook(
+        folder, "00_first", "run = 'x'  # name\nsize = 3  # px", code, title="First & `<foremost>`"
+    )
     write_notebook(folder, "01_second", "run = 'x'  # name")
     # A registered kernel of the same name that belongs to something else must not be used.
     foreign = tmp_path / "jupyter" / "kernels" / "python3"
@@ -90,7 +99,8 @@ def test_executed_copy_page_and_index(folder, outputs_root, tmp_path, monkeypatc
     assert "trial 8" in (index.parent / "00_first.html").read_text(encoding="utf-8")
     listing = index.read_text(encoding="utf-8")
     assert "First &amp; &lt;foremost&gt;</a>" in listing
-    assert "run='trial', size=8" in html.unescape(listing) and ">done<" in listing
+    values = re.findall(r"<dt><code>(\w+)</code></dt><dd><code>(.*?)</code>", html.unescape(listing))
+    assert values == [("run", "'trial'"), ("size", "8")] and ">done<" in listing
     run_notebooks({"run": "trial"}, ["01"], folder)
     listing = html.unescape(index.read_text(encoding="utf-8"))
     assert listing.index('href="00_first.html"') < listing.index('href="01_second.html"')

@@ -9,7 +9,7 @@ import pytest
 
 from gpenlib.data.faces import embedded_faces
 from gpenlib.errors.compare import Recommendation, groups_note, open_face_errors, worst_faces
-from gpenlib.errors.report import NOTEBOOK_05, papermill_command, signed, write_report
+from gpenlib.errors.report import NOTEBOOK_05, gallery_dtype, papermill_command, signed, write_report
 from gpenlib.files import read_json, repository_root, sha256
 from gpenlib.images import write_image
 from gpenlib.notebooks import declared_parameters
@@ -50,7 +50,10 @@ def cells(page):
 def test_the_page_needs_nothing_else_and_says_in_words_what_its_figures_show(run, page):
     assert set(re.findall(r"\b(?:src|href)\s*=\s*(.{6})", page)) == {'"data:'}
     assert not re.search(r"<(?:script [^>]*src|link|iframe)|url\(|@import|https?://", page)
-    images = re.findall(r'<figure><img src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([^"]+)"', page)
+    images = re.findall(
+        r'<figure><div class="wide figure"><img src="data:image/png;base64,([A-Za-z0-9+/=]+)" alt="([^"]+)"',
+        page,
+    )
     wiped = re.findall(r'<td><img [^>]*src="data:image/[^"]+" alt="([^"]+): ([^":]+)"', page)
     assert [label for _, label in wiped] == ["input", "fp32", "int8", "truth"] * 6
     assert {html.unescape(face).rpartition(" (")[0] for face, _ in wiped} == set(NAMES)
@@ -71,6 +74,24 @@ def test_the_recommendation_stands_on_the_page_and_names_are_escaped(run, page):
     assert all(why in text for why in (choice["reason"], *choice["cautions"], *choice["others"].values()))
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page
     assert 'quo"te' not in page and "quo&#34;te &amp; co" in page
+
+
+def test_the_cautions_stand_beside_the_recommendation_and_the_budget_is_told(run, page):
+    box = html.unescape(page[page.index('<div class="summary">') : page.index("<dl>")])
+    choice = run[1]["recommendation"]
+    assert choice["cautions"] and all(caution in box for caution in choice["cautions"])
+    assert box.index(choice["reason"]) < box.index(choice["cautions"][0]) < box.index("<ul>")
+    assert f"more than the budget of {run[0].settings.max_drop_db:g} dB" in page
+
+
+def test_the_worst_faces_are_those_of_the_recommended_dtype_or_the_fastest_other(run, page):
+    times = {"fp32": 1.0, "bf16": 3.0, "int8": 2.0}
+    table = [{"dtype": dtype, "latency_ms": time} for dtype, time in times.items()]
+    shown = {choice: gallery_dtype(table, choice) for choice in ("bf16", "int8", "fp32", None)}
+    assert shown == {"bf16": "bf16", "int8": "int8", "fp32": "int8", None: "int8"}
+    assert "<h2>The worst faces of int8</h2>" in page
+    explained = "is recommended, and the others are measured against it" in page
+    assert explained == (run[1]["recommendation"]["dtype"] == "fp32")
 
 
 def test_its_tables_are_those_of_the_summary(run, page):

@@ -307,7 +307,7 @@ def test_the_task_is_what_the_weights_were_trained_for(tiny_model, tmp_path):
     assert RunSettings.parse({"weights": str(path), "task": "color"}).task == "color"
     assert settings().task == RunSettings.parse({}).task == "color"
     unknown = save_checkpoint(tiny_model, tmp_path / "other.safetensors", notes={"task": "paint"})
-    with pytest.raises(SettingsError, match="task='paint'"):
+    with pytest.raises(SettingsError, match="names the task 'paint'.*say with task"):
         RunSettings.parse({"weights": str(unknown)})
 
 
@@ -422,11 +422,16 @@ def test_sensitivity_is_measured_once(float_built):
     assert steps[1]["psnr"] > steps[0]["psnr"]  # without the worst layer the output is closer to float
 
 
-def test_choice_covers_every_dtype_and_mode(float_built, tmp_path):
+def test_choice_covers_every_dtype_and_mode_and_other_draws(float_built, portraits, tmp_path):
     changes = {"dtypes": "fp32,int8", "backend": "openvino", "choice_faces": 2}
+    changes |= {"data_dir": str(portraits), "dataset_size": 2, "calib_size": 3}
     choice = run_of(**changes).choice()
     assert choice["built"] and not run_of(**changes).choice()["built"]
-    rows = {(row["dtype"], row["mode"]): row for row in choice["metrics"]["rows"]}
+    drawn = [row for row in choice["metrics"]["rows"] if row["draw"]]
+    labels = [(row["dtype"], row["mode"], row["draw"]) for row in drawn]
+    assert labels == [("int8", "max", 2)], "seed 1 happens to draw the images of seed 0"
+    rows = {(row["dtype"], row["mode"]): row for row in choice["metrics"]["rows"] if not row["draw"]}
+    assert drawn[0]["psnr_to_fp32"] != rows["int8", "max"]["psnr_to_fp32"], "other images, other scales"
     assert set(rows) == {("fp32", None), *(("int8", mode) for mode in MODES)}
     assert rows["fp32", None]["psnr_drop"] == 0 and rows["fp32", None]["psnr_to_fp32"] == 100
     for row in rows.values():

@@ -7,8 +7,7 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
-from itertools import islice
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +19,47 @@ import yaml
 from gpenlib import settings
 from gpenlib.architecture import Gpen
 from gpenlib.architecture.checkpoints import load_weights, trained_task
-from gpenlib.compile import calibrate, rounding, write
+from gpenlib.compile import calibrate, rounding, tune, write
 from gpenlib.compile.calibrate import Calibration, CalibrationData, open_calibration_data
 from gpenlib.compile.rounding import QuantisationError, RoundedLayer, quantisable_layers, select_layers
 from gpenlib.compile.sensitivity import Probe, choose_exclusions, rank_layers
 from gpenlib.compile.vendor import build_for_vendor
 from gpenlib.data.pairs import Pack, Pairs, preprocess
 from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, parity
-from gpenlib.export.graphs import Parity, extreme_inputs, save_onnx
+from gpenlib.export.graphs import TOLERANCE, Parity, extreme_inputs, save_onnx
 from gpenlib.files import package_versions, read_json, resolve_path, sha256, shown, whole_number, write_json
 from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
 from gpenlib.infer.performance import auto_candidates, fastest_backend
-from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE, runtime_class, serves, write_torch_files
-from gpenlib.jobs import command
+from gpenlib.infer.runtime import (
+    FILES,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    OpenVinoRuntime,
+    runtime_class,
+    serves,
+    write_torch_files,
+)
+from gpenlib.jobs import command, keep_memory
 from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
 # Sound ones lie far above: see notebook 03.
 LEAST_PSNR = {"fp32": 90.0, "fp16": 50.0, "bf16": 35.0, "int8": 20.0, "int8_bf16": 20.0}
+TIMES = ".times.json"  # beside the artefacts: how long layers took in other forms
+MOST_CORRECTED = 16  # images on which the mean colour is corrected; its shift is nearly the same on each
 HARM = 1 / 255  # half a grey level, in [-1, 1]: a correction that adds more to the mean's error is left out
 
 
 @dataclass
 class Build:
-    """What the steps hand on; the last six belong to int8."""
+    """What the steps hand on; the last seven belong to int8."""
 
     deploy: DeployGpen
     backend: BackendConfig
     float_path: Path
     data: CalibrationData
     cache_dir: Path | None = None
+    times: Path | None = None  # file with those of layers in other forms
     folder: Path = field(default_factory=Path)  # gets the files
     candidates: Sequence[str] = ()  # backends to choose from
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -59,12 +69,18 @@ class Build:
     thresholds: dict[str, float] = field(default_factory=dict)  # by tensor that layers read
     layers: dict[str, RoundedLayer] = field(default_factory=dict)  # by module path
     report: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, str] = field(default_factory=dict)  # form by layer, where it is not the first
+
+    @property
+    def in_openvino(self) -> bool:
+        """Whether the QDQ file is for OpenVINO; TensorRT knows no step for each channel of an activation."""
+        return self.backend.device == "cpu" and self.forms.get("openvino", "qdq") == "qdq"
 
     def write(self, form: str, target: Path) -> dict[str, int]:
         """Write the rounded layers as ``"qdq"`` or ``"qoperator"``; return how many of each kind it has."""
         model = copy.deepcopy(self.graph)
         if form == "qdq":
-            write.write_qdq(model, self.layers)
+            write.write_qdq(model, self.layers, self.tuned)
         else:
             write.write_qoperator(model, self.layers, self.calibration.output_ranges)
         counts = write.count_quantised(model)
@@ -94,11 +110,14 @@ def calibrate_layers(build: Build) -> None:
     inputs = list(dict.fromkeys(tensor for layer in layers for tensor in layer.inputs))
     outputs = [layer.output for layer in layers]
     digest, path, stored = data.chosen.digest(), None, None
+    precision = calibrate.precision_for(data.size)
     if build.cache_dir is not None:
-        setup = {**data.preprocessing(), "inputs": inputs, "outputs": outputs}
+        setup = {**data.preprocessing(), "inputs": inputs, "outputs": outputs, "precision": precision}
         path = build.cache_dir / f"{calibrate.cache_key(sha256(build.float_path), digest, setup)}.npz"
         stored = calibrate.load_calibration(path, inputs, outputs)
-    build.calibration = stored or calibrate.calibrate(build.graph, inputs, outputs, data.calibration())
+    build.calibration = stored or calibrate.calibrate(
+        build.graph, inputs, outputs, data.calibration(), precision
+    )
     build.calibration.check_alive(layer.inputs for layer in layers)
     if path is not None and stored is None:
         calibrate.save_calibration(build.calibration, path)
@@ -108,6 +127,7 @@ def calibrate_layers(build: Build) -> None:
         "calibration_source": data.chosen.label,
         "calibration_digest": digest,
         "calibration_cached": stored is not None,
+        "calibration_precision": precision,
     }
 
 
@@ -124,6 +144,7 @@ def round_weights(build: Build) -> None:
         options.quantize_per_channel,
         options.weight_scale == "power2",
         build.calibration.input_means if options.bias_correction else None,
+        build.calibration.output_ranges if build.in_openvino else None,
     )
 
 
@@ -159,6 +180,21 @@ def exclude_layers(build: Build) -> None:
     report["clipped_share"] = {name: seen[name].clipped_share(thresholds[name]) for name in seen}
 
 
+def tune_layers(build: Build) -> None:
+    """int8 in OpenVINO: time the forms in which each large layer can be written, and keep the fastest."""
+    options = build.backend
+    if options.dtype not in QUANTISED or options.tune == "off" or "openvino" not in build.forms:
+        return
+    if build.in_openvino:
+        found = tune.tune(build.graph, build.layers, OpenVinoRuntime.HINTS[options.dtype], build.times)
+        build.tuned = found.forms
+        build.manifest["tuning"] = asdict(found)
+        for name, layer in build.layers.items():
+            if found.forms.get(name) == "transposed":
+                report = replace(layer.report, output_rounded=False)
+                build.layers[name] = replace(layer, output_steps=None, report=report)
+
+
 def write_files(build: Build) -> None:
     """Write the model files of every backend that the artefact is to serve."""
     options, folder, manifest = build.backend, build.folder, build.manifest
@@ -169,7 +205,10 @@ def write_files(build: Build) -> None:
         if len(names) > 1:
             names["qoperator"] = write.QOPERATOR_FILE
         counts = [build.write(form, folder / name) for form, name in names.items()]
-        manifest["files"] = {backend: names[form] for backend, form in build.forms.items()}
+        # ONNX Runtime before 1.21 has no 8-bit DepthToSpace: where it was not asked for, it is not promised.
+        unasked = {"onnxruntime"} - {*backends} if "wide" in build.tuned.values() else set()
+        served = {backend: form for backend, form in build.forms.items() if backend not in unasked}
+        manifest["files"] = {backend: names[form] for backend, form in served.items()}
         manifest["layers"] = [asdict(layer.report) for layer in build.layers.values()]
         manifest["quantisation"] = {"forms": {name: form for form, name in names.items()}}
         manifest["quantisation"] |= {"quantised": counts[0], **build.report}
@@ -199,7 +238,8 @@ def choose_fastest(build: Build) -> None:
         if form == "qoperator":
             other.replace(folder / MODEL_FILE)
         other.unlink(missing_ok=True)
-        kept = [name for name in files if form == "qdq" or files[name] == files[backend]]
+        all_read = form == "qdq" and "wide" not in build.tuned.values()
+        kept = [name for name in files if all_read or files[name] == files[backend]]
         manifest["files"] = dict.fromkeys(kept, MODEL_FILE)
         manifest["quantisation"]["forms"] = {MODEL_FILE: form}
     build.save_manifest()
@@ -218,8 +258,8 @@ def correct_mean(build: Build) -> None:
     report["output_shift"] = {}
     for name, backend in backends.items():
         path = build.folder / name
-        means = picture_means(build, backend)
-        shift = np.mean(means, axis=0) - build.calibration.picture_mean
+        means = picture_means(build, backend, MOST_CORRECTED)
+        shift = np.mean(means - build.calibration.picture_means[:MOST_CORRECTED], axis=0)
         model = onnx.load(path)
         write.add_to_output(model, -shift)
         before = path.rename(path.with_suffix(".before"))
@@ -253,6 +293,7 @@ STEPS: list[tuple[str, Callable[[Build], None]]] = [
     ("calibrate", calibrate_layers),
     ("round", round_weights),
     ("exclude", exclude_layers),
+    ("tune", tune_layers),
     ("write", write_files),
     ("choose", choose_fastest),
     ("correct", correct_mean),
@@ -267,6 +308,7 @@ def compile_model(
     float_graph: Path | None = None,
     calibration_cache: Path | None = None,
     calibration: Pairs | Pack | None = None,
+    times: Path | None = None,
 ) -> Path:
     """Build an artefact: export, calibrate and quantise as configured, choose the backend, verify it.
 
@@ -288,6 +330,8 @@ def compile_model(
         Folder that keeps what calibration recorded, so that another mode or form of int8 needs no new pass.
     calibration : Pairs or Pack, optional
         Calibrate on all of these inputs instead of ``dataset``.
+    times : Path, optional
+        File that keeps how long layers took in other forms on this processor (``backend.tune``).
 
     Returns
     -------
@@ -305,6 +349,7 @@ def compile_model(
     ParityError
         If the artefact does not reproduce the network.
     """
+    keep_memory()  # PyTorch exports and verifies: large arrays, again and again
     config = settings.as_build_config(build)
     deploy = model if isinstance(model, DeployGpen) else deploy_form(model)
     network, options = deploy.config, config.backend
@@ -343,7 +388,9 @@ def compile_model(
         folder = Path(work) / "artefact"
         folder.mkdir()
         graph = float_graph or export_onnx(deploy, Path(work) / "float.onnx")
-        state = Build(deploy, options, graph, data, calibration_cache, folder, candidates, manifest, forms)
+        state = Build(
+            deploy, options, graph, data, calibration_cache, times, folder, candidates, manifest, forms
+        )
         for _, step in STEPS:
             step(state)
         write.remove_older(out_dir)
@@ -386,10 +433,10 @@ def open_probe(deploy: DeployGpen, data: CalibrationData, images: int) -> Probe:
     return Probe(deploy, inputs, [truth for _, truth in pairs])
 
 
-def picture_means(build: Build, backend: str, count: int | None = None) -> list[np.ndarray]:
-    """Run the written file on calibration images; return the mean of every channel, float64 [3] each."""
+def picture_means(build: Build, backend: str, count: int) -> list[np.ndarray]:
+    """Run the written file on the first calibration images; return each one's mean colour, float64 [3]."""
     runtime = open_runtime(build.folder, device=build.backend.device, backend=backend)
-    images = islice(build.data.calibration("correct the mean"), count)
+    images = build.data.calibration("correct the mean", count)
     return [runtime(image).mean(axis=(0, 2, 3), dtype=np.float64) for image in images]
 
 
@@ -478,13 +525,14 @@ def compile_file(config: BuildConfig) -> Path:
     if "task" not in config.dataset.model_fields_set and task != config.dataset.task:
         config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"task": task})})
     model = load_weights(checkpoint, config.frontend.key).model
-    return compile_model(model, config, workspace / config.name, calibration_cache=workspace / ".calibration")
+    folder, cache, times = workspace / config.name, workspace / ".calibration", workspace / TIMES
+    return compile_model(model, config, folder, calibration_cache=cache, times=times)
 
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build an artefact and print where it lies and how close it is to the float network."""
-    parser = argparse.ArgumentParser(prog="python -m gpenlib.compile", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib compile", description=main.__doc__)
     parser.add_argument("build", help="YAML build configuration")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of the file's")
     options = parser.parse_args(arguments)
@@ -497,3 +545,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mean = manifest["parity"]["mean"]["psnr"]
         print("against the float network:", "equal" if mean is None else f"{mean:.1f} dB (held-out faces)")
     return 0
+
+
+def check_artefacts(artefacts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse manifests by dtype whose fp32 is not the float network, or whose int8 is not executed so."""
+    error = artefacts["fp32"]["parity"]["worst"]["relative"]
+    if not error <= TOLERANCE:
+        raise ParityError(f"fp32 differs by {error:.1e} of the output's deviation, beyond {TOLERANCE:.0e}")
+    for dtype in (name for name in artefacts if name in QUANTISED):
+        made = artefacts[dtype]
+        written, executed = sum(made["quantisation"]["quantised"].values()), made["executed_convolutions"]
+        in_8_bits = executed.get("u8", 0) + executed.get("i8", 0)
+        if not 0 < len(made["layers"]) == written or in_8_bits < written:
+            counts = f"{len(made['layers'])} layers reported, {written} quantised in the file"
+            raise QuantisationError(f"{dtype}: {counts}, {in_8_bits} executed in 8 bits; by type: {executed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import tempfile
@@ -21,12 +22,16 @@ from gpenlib.data.faces import DataError, Faces, embedded_faces, open_folder
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_npz, read_pack
 from gpenlib.files import choice_error, fingerprint, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
+from gpenlib.infer.runtime import has_bf16, open_graph
 from gpenlib.jobs import progress
 from gpenlib.settings import MODES, DatasetConfig
 
 LEVELS = 127  # between 0 and the threshold: quantisation is symmetric s8, so only magnitudes matter
 BINS = 4096  # even, for merging in pairs; enough for a level to span several
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
+# Pixels of a map whose values a histogram counts; of larger maps it takes rows and columns at equal steps. Of
+# a map of 128 px that are all, of one of 512 px one in 25.
+MOST_PIXELS = 20_000
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
 Counts = NDArray[np.float64]
 
@@ -45,10 +50,10 @@ class MagnitudeHistogram:
     limit: float = 0.0  # upper edge of the last bin
     largest: float = 0.0  # the exact largest magnitude
 
-    def update(self, values: NDArray[np.float32]) -> None:
-        """Add an array of any shape; values must be finite."""
+    def update(self, values: NDArray[np.float32], top: float | None = None) -> None:
+        """Add an array of any shape, finite; or a sample of one whose largest magnitude is ``top``."""
         magnitudes = torch.from_numpy(np.ascontiguousarray(values)).abs().flatten()
-        top = float(magnitudes.max())
+        top = float(magnitudes.max()) if top is None else top
         self.largest = max(self.largest, top)
         self.limit = self.limit or top
         if self.limit == 0.0:  # all zeros so far; any range will do for them later
@@ -141,12 +146,6 @@ class ChannelRange:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
-    def update(self, values: NDArray[np.float32]) -> None:
-        """Widen by an array [N, C, H, W]."""
-        channels = torch.from_numpy(values)  # torch reduces on all cores, numpy on one
-        self.low = np.minimum(self.low, channels.amin(dim=(0, 2, 3)).numpy())
-        self.high = np.maximum(self.high, channels.amax(dim=(0, 2, 3)).numpy())
-
 
 @dataclass
 class Calibration:
@@ -155,8 +154,13 @@ class Calibration:
     histograms: dict[str, MagnitudeHistogram]  # by tensor that layers read
     input_means: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # of the same, [Cin]
     output_ranges: dict[str, ChannelRange] = field(default_factory=dict)  # by tensor that layers write
-    picture_mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(RGB_CHANNELS))  # in [-1, 1]
-    images: int = 0
+    # Of the network's answer to each image, in [-1, 1]
+    picture_means: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, RGB_CHANNELS)))
+
+    @property
+    def images(self) -> int:
+        """How many there were."""
+        return len(self.picture_means)
 
     def thresholds(self, mode: str, percentile: float) -> dict[str, float]:
         """Return the clipping threshold of every input tensor under a calibration mode; 0 if it was zero."""
@@ -173,34 +177,90 @@ class Calibration:
             raise CalibrationError(f"tensors that are zero on every calibration image: {'; '.join(dead[:5])}")
 
 
+LARGE = 256  # px; a pass of a network of this side and more runs in bf16 where the processor has it
+
+
+def precision_for(size: int) -> str:
+    """Return OpenVINO's precision of the pass over the images for a network's side in pixels."""
+    # At 512 px it is twice as fast; ranges and means change by a part in 256, a step of int8 at most.
+    return "bf16" if size >= LARGE and has_bf16() else "f32"
+
+
 def calibrate(
-    model: Path | onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str], images: Iterable[FloatArray]
+    model: onnx.ModelProto,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    images: Iterable[FloatArray],
+    precision: str = "f32",
 ) -> Calibration:
     """Run the float model over images, float32 [1, 3, S, S]; record what its layers read and write."""
     result = Calibration({name: MagnitudeHistogram() for name in inputs})
-    session = watching_session(model, [*inputs, *outputs])
-    feed, picture = session.get_inputs()[0].name, session.get_outputs()[0].name
-    watched = list(dict.fromkeys([*inputs, *outputs, picture]))
+    pictures: list[NDArray[np.float64]] = []
+    run = open_graph(recording_graph(model, inputs, outputs), precision)
     for image in images:
-        values = dict(zip(watched, session.run(watched, {feed: image}), strict=True))
-        for name, value in values.items():
-            if not all(map(math.isfinite, torch.from_numpy(value).aminmax())):  # NaN prevails in both
-                raise CalibrationError(f"tensor {name} is not finite on calibration image {result.images}")
+        picture, *values = (np.asarray(value) for value in run(image).values())
+        rest = iter(values)
         for name in inputs:
-            result.histograms[name].update(values[name])
-            means = torch.from_numpy(values[name]).mean(dim=(0, 2, 3)).double().numpy()
-            result.input_means[name] = result.input_means.get(name, 0.0) + means
+            low, high, means, sample = (next(rest) for _ in range(4))
+            if not np.isfinite([*low, *high, *means]).all():
+                raise CalibrationError(f"tensor {name} is not finite on calibration image {len(pictures)}")
+            result.histograms[name].update(sample, max(-float(low.min()), float(high.max())))
+            result.input_means[name] = result.input_means.get(name, 0.0) + means.astype(np.float64)
         for name in outputs:
-            channels = values[name].shape[1]
-            empty = ChannelRange(np.full(channels, np.inf), np.full(channels, -np.inf))
-            result.output_ranges.setdefault(name, empty).update(values[name])
-        result.picture_mean += values[picture].mean(axis=(0, 2, 3), dtype=np.float64)
-        result.images += 1
-    if not result.images:
+            low, high = (next(rest) for _ in range(2))
+            seen = result.output_ranges.setdefault(name, ChannelRange(low, high))
+            seen.low, seen.high = np.minimum(seen.low, low), np.maximum(seen.high, high)
+        if not np.isfinite(picture).all():
+            raise CalibrationError(f"the output is not finite on calibration image {len(pictures)}")
+        pictures.append(picture.mean(axis=(0, 2, 3), dtype=np.float64))
+    if not pictures:
         raise CalibrationError("no calibration image was given")
-    for mean in (*result.input_means.values(), result.picture_mean):
+    result.picture_means = np.stack(pictures)
+    for mean in result.input_means.values():
         mean /= result.images
     return result
+
+
+def recording_graph(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """Return the model, its batch size 1, with more outputs, in order.
+
+    Of each tensor in ``inputs`` the channels' smallest and largest values and means, and a sample of its
+    values; of each in ``outputs`` the smallest and largest. So whole maps, 800 MB at 512 px, need not be
+    handed over.
+    """
+    result, shapes = copy.deepcopy(model), tensor_shapes(model)
+    graph = result.graph
+    for end in (*graph.input, *graph.output):
+        end.type.tensor_type.shape.dim[0].dim_value = 1
+    constants = {"record.axes": [0, 2, 3], "record.sides": [2, 3], "record.start": [0, 0]}
+    constants["record.end"] = [2**31 - 1] * 2
+    for place, name in enumerate((*inputs, *outputs)):
+        wanted = ["ReduceMin", "ReduceMax"] + (["ReduceMean", "Slice"] if place < len(inputs) else [])
+        for operator in wanted:
+            found, read = f"record{place}.{operator}", [name, "record.axes"]
+            if operator == "Slice":
+                constants[f"{found}.step"] = [sample_step(*shapes[name][2:])] * 2
+                read = [name, "record.start", "record.end", "record.sides", f"{found}.step"]
+            settings: dict[str, Any] = {} if operator == "Slice" else {"keepdims": 0}
+            graph.node.append(onnx.helper.make_node(operator, read, [found], found, **settings))
+            graph.output.append(onnx.helper.make_tensor_value_info(found, onnx.TensorProto.FLOAT, None))
+    arrays = ((name, np.array(values, np.int64)) for name, values in constants.items())
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays)
+    del graph.value_info[:]
+    return result
+
+
+def sample_step(height: int, width: int) -> int:
+    """Return the step between sampled rows and columns of a map, so that few enough pixels remain."""
+    # Odd steps: what is upsampled, or comes in phases, repeats every second or fourth pixel.
+    return math.ceil(math.sqrt(height * width / MOST_PIXELS)) | 1
+
+
+def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Return the shapes of a graph's tensors; an open batch is 1."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    values = [*inferred.input, *inferred.value_info, *inferred.output]
+    return {v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in values}
 
 
 def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> onnxruntime.InferenceSession:
@@ -217,7 +277,7 @@ def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> 
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-FORMAT = 3  # of the cache; raise it when the meaning of a field changes
+FORMAT = 5  # of the cache; raise it when the meaning of a field changes
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -229,8 +289,7 @@ def cache_key(model_digest: str, images_digest: str, settings: Any) -> str:
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Write a calibration as npz; the file holds its own name, ``<key>.npz``, to tell copies of others."""
-    arrays: dict[str, Any] = {"key": path.stem, "images": calibration.images}
-    arrays["picture_mean"] = calibration.picture_mean
+    arrays: dict[str, Any] = {"key": path.stem, "picture_means": calibration.picture_means}
     for name, histogram in calibration.histograms.items():
         arrays[f"counts/{name}"] = histogram.counts
         arrays[f"range/{name}"] = np.array([histogram.limit, histogram.largest])
@@ -251,7 +310,7 @@ def load_calibration(
         arrays = read_npz(path)
         if str(arrays["key"]) != path.stem:
             raise ValueError(f"it is {arrays['key']!s:.80}")
-        result = Calibration({}, picture_mean=arrays["picture_mean"], images=int(arrays["images"]))
+        result = Calibration({}, picture_means=arrays["picture_means"])
         for key, values in arrays.items():
             kind, _, name = key.partition("/")
             if key != "key" and not np.isfinite(values).all():
@@ -268,7 +327,7 @@ def load_calibration(
         named = (inputs or result.histograms, outputs or result.output_ranges)
         if result.histograms.keys() != {*named[0]} or result.output_ranges.keys() != {*named[1]}:
             raise ValueError("it is of other tensors")
-        if result.picture_mean.shape != (RGB_CHANNELS,) or result.images < 1:
+        if result.picture_means.shape[1:] != (RGB_CHANNELS,) or result.images < 1:
             raise ValueError("it saw no image")
         return result
     except DAMAGE as error:
@@ -290,9 +349,9 @@ class CalibrationData:
     operators: tuple[ProcessOp, ...]
     size: int
 
-    def calibration(self, purpose: str = "calibrate") -> Iterator[FloatArray]:
-        """Yield float32 [1, 3, S, S], one image at a time; ``purpose`` labels the progress bar."""
-        bar = progress(range(len(self.chosen)), desc=purpose, unit="image")
+    def calibration(self, purpose: str = "calibrate", count: int | None = None) -> Iterator[FloatArray]:
+        """Yield float32 [1, 3, S, S], all or the first; ``purpose`` labels the progress bar."""
+        bar = progress(range(len(self.chosen))[:count], desc=purpose, unit="image")
         return (self._prepare(self.chosen, index) for index in bar)
 
     def pairs(self, count: int) -> Iterator[tuple[FloatArray, Image]]:

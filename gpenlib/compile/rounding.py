@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from gpenlib.compile.calibrate import LEVELS
+from gpenlib.compile.calibrate import LEVELS, ChannelRange
 from gpenlib.export import DeployGpen
 from gpenlib.export.graphs import CONVOLUTIONS
 from gpenlib.files import nearest
@@ -180,6 +180,20 @@ def activation_steps(thresholds: Sequence[float], power2: bool) -> tuple[float, 
     return tuple(float(np.float32(step)) for step in steps)
 
 
+# An up-convolution writes four times the pixels that it reads, and a blur passes over them at once. In 8
+# bits, with a step for each channel, they are a quarter of the bytes for both, and the blur, whose taps are
+# 1, 3 and 9 of a 64th, runs in integer kernels, exactly. It averages sixteen values with these weights, which
+# takes 10 dB off the error of the rounding: the rounding of the next layer's input adds more.
+OUTPUT_MARGIN = 1.25  # outputs beyond the calibrated range are not clipped at once; costs no accuracy
+TINIEST_STEP = 1e-12
+
+
+def output_steps(seen: ChannelRange) -> NDArray[np.float32]:
+    """Return the symmetric step of each channel of an output, [C]."""
+    largest = np.maximum(np.abs(seen.low), np.abs(seen.high))
+    return np.maximum(OUTPUT_MARGIN * largest / LEVELS, TINIEST_STEP).astype(np.float32)
+
+
 def bias_correction(
     node: onnx.NodeProto, weight_error: NDArray[Any], means: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -236,6 +250,7 @@ class QuantisedLayer:
     weight_scale_min: float
     weight_scale_max: float
     weight_sqnr_db: float
+    output_rounded: bool = False  # to 8 bits, for the blur behind it
 
 
 @dataclass(frozen=True)
@@ -249,6 +264,7 @@ class RoundedLayer:
     per_channel: bool  # False: the scales of all output channels are equal
     bias: NDArray[np.float32] | None  # [Cout], corrected if that was asked for
     report: QuantisedLayer
+    output_steps: NDArray[np.float32] | None = None  # [Cout], of an output that is rounded, too
 
     def weights(self) -> list[NDArray[np.int8]]:
         """Return the integer weights of the whole, or of each half."""
@@ -309,10 +325,12 @@ def round_layers(
     per_channel: bool = True,
     power2: bool = False,
     input_means: Mapping[str, NDArray[np.float64]] | None = None,
+    output_ranges: Mapping[str, ChannelRange] | None = None,
 ) -> dict[str, RoundedLayer]:
     """Round the weights of exactly these layers, joined or in halves, in the float deploy graph.
 
     Largest magnitudes ``thresholds`` and ``input_means`` (float64 [Cin], to correct biases) go by activation.
+    With ``output_ranges``, outputs that a blur reads are rounded, too.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     rounded: dict[str, RoundedLayer] = {}
@@ -342,8 +360,12 @@ def round_layers(
             means = np.concatenate([input_means[name] for name in layer.inputs])
             correction = bias_correction(layer.nodes[0], whole - restored, means)
             bias = (correction if bias is None else bias + correction).astype(np.float32)
-        report = replace(report, weight_sqnr_db=sqnr_db(whole, restored))
-        rounded[layer.name] = replace(result, bias=bias, report=report)
+        output = None
+        if output_ranges is not None and layer.operator == "ConvTranspose":
+            output = output_steps(output_ranges[layer.output])
+        sqnr = sqnr_db(whole, restored)
+        report = replace(report, weight_sqnr_db=sqnr, output_rounded=output is not None)
+        rounded[layer.name] = replace(result, bias=bias, report=report, output_steps=output)
     if missing := sorted(set(layers) - rounded.keys()):
         raise QuantisationError(f"layers that are not convolutions of this graph: {', '.join(missing)}")
     return rounded
@@ -353,22 +375,33 @@ def round_layers(
 def fake_quantised(deploy: DeployGpen, layers: Mapping[str, RoundedLayer]) -> Iterator[DeployGpen]:
     """Round inputs and weights of some layers while the context lasts, in float32 as the QDQ file defines."""
     before: list[tuple[Any, ...]] = []
+
+    def as_rounded(values: Tensor, steps: NDArray[np.float32]) -> Tensor:
+        each = torch.from_numpy(steps).to(values)[:, None, None]
+        return torch.clamp(torch.round(values / each), -LEVELS - 1, LEVELS) * each
+
     try:
         for name, layer in layers.items():
             module: Any = deploy.get_submodule(name)
-            steps = torch.from_numpy(layer.input_steps()).to(module.weight)[:, None, None]
 
-            def round_input(_: nn.Module, inputs: tuple[Any, ...], steps: Tensor = steps) -> tuple[Tensor]:
-                return (torch.clamp(torch.round(inputs[0] / steps), -LEVELS - 1, LEVELS) * steps,)
+            steps, output = layer.input_steps(), layer.output_steps
 
-            handle = module.register_forward_pre_hook(round_input)
-            before.append((module, handle, module.weight, module.bias))
+            def round_input(_: nn.Module, inputs: Any, steps: Any = steps) -> tuple[Tensor]:
+                return (as_rounded(inputs[0], steps),)
+
+            def round_output(_: nn.Module, __: Any, result: Tensor, steps: Any = output) -> Tensor:
+                return result if steps is None else as_rounded(result, steps)
+
+            handles = [module.register_forward_pre_hook(round_input)]
+            handles.append(module.register_forward_hook(round_output))
+            before.append((module, handles, module.weight, module.bias))
             for key, value in (("weight", layer.restored_weight()), ("bias", layer.bias)):
                 if value is not None:
                     tensor = torch.from_numpy(value).to(module.weight)
                     setattr(module, key, nn.Parameter(tensor, requires_grad=False))
         yield deploy
     finally:
-        for module, handle, weight, bias in before:
-            handle.remove()
+        for module, handles, weight, bias in before:
+            for handle in handles:
+                handle.remove()
             module.weight, module.bias = weight, bias

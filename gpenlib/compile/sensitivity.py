@@ -101,23 +101,25 @@ def choose_exclusions(
     )
 
 
-REFERENCE = ("fp32", None)
+Label = tuple[str, str | None, int]  # of an artefact: dtype, calibration mode or None, draw of its images
+REFERENCE: Label = ("fp32", None, 0)
 
 
 def compare_artefacts(
-    artefacts: Mapping[tuple[str, str | None], Path], pairs: Pairs | Pack, faces: int, device: str = "cpu"
+    artefacts: Mapping[Label, Path], pairs: Pairs | Pack, faces: int, device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """Score artefacts, by dtype and calibration mode (or None), on the first faces, one after the other.
+    """Score artefacts on the first faces, one after the other.
 
     Rows of means in dB: ``psnr`` (to the truth), ``psnr_drop`` (fp32's less this) and ``psnr_to_fp32``.
     """
     count = min(faces, len(pairs))
     references: list[Image] = []
-    rows: dict[tuple[str, str | None], dict[str, Any]] = {}
+    rows: dict[Label, dict[str, Any]] = {}
     for label in sorted(artefacts, key=lambda label: label != REFERENCE):  # fp32 first
         runtime = open_runtime(artefacts[label], device=device)
         psnr, psnr_to_fp32 = [], []
-        for index in progress(range(count), desc=f"choice, {' '.join(filter(None, label))}", unit="image"):
+        told = f"choice, {' '.join(str(part) for part in label if part)}"
+        for index in progress(range(count), desc=told, unit="image", leave=False):
             picture = from_tensor(runtime(to_tensor([pairs.inputs(index)])))[0]
             if label == REFERENCE:
                 references.append(picture)
@@ -125,6 +127,6 @@ def compare_artefacts(
             psnr_to_fp32.append(finite_psnr(picture, references[index]))
         del runtime  # before the next one takes its memory
         means = {"psnr": statistics.fmean(psnr), "psnr_to_fp32": statistics.fmean(psnr_to_fp32)}
-        rows[label] = {"dtype": label[0], "mode": label[1], **means}
+        rows[label] = dict(zip(("dtype", "mode", "draw"), label, strict=True)) | means
     reference = rows[REFERENCE]["psnr"]
     return [rows[label] | {"psnr_drop": reference - rows[label]["psnr"]} for label in artefacts]

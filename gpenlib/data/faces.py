@@ -22,6 +22,7 @@ from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, pe
 from gpenlib.files import check_utf8, resolve_path, sha256, shown, whole_number
 from gpenlib.images import (
     HEIF_SUFFIXES,
+    LUMA,
     MOST_MP,
     SUFFIXES,
     FloatArray,
@@ -386,8 +387,6 @@ ASTRONAUT_LANDMARKS = Landmarks(
 HOPPER_LANDMARKS = Landmarks(
     left_eye=(222.0, 190.5), right_eye=(306.0, 187.0), left_mouth=(229.5, 280.3), right_mouth=(304.0, 277.5)
 )
-
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 @dataclass(frozen=True)

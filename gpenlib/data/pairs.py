@@ -29,7 +29,17 @@ import numpy as np
 from gpenlib import images
 from gpenlib.data.faces import DataError, Faces
 from gpenlib.data.tasks import TASKS, find_task, make_pair
-from gpenlib.files import choice_error, cut, fingerprint, read_text, shown, write_atomically
+from gpenlib.files import (
+    LONGEST_NAME,
+    choice_error,
+    cut,
+    fingerprint,
+    read_text,
+    shortened,
+    shown,
+    too_long,
+    write_atomically,
+)
 from gpenlib.images import FloatArray, Image
 from gpenlib.jobs import progress
 from gpenlib.metrics import colour_shift, colourfulness, mean_colour, psnr, ssim, to_lab
@@ -55,10 +65,33 @@ class Pairs:
         self.recipe = "inputs from files" if faces.inputs else find_task(task).recipe
         self.in_size, self.out_size = in_size, out_size or in_size
         self.label, self.names = faces.label, distinct_stems(faces.names)
+        self._places: Sequence[int] = range(len(faces))  # seeds of degradations
         self._pair = lru_cache(maxsize=CACHED)(self._make)  # safe in threads
 
     def __len__(self) -> int:
         return len(self.faces)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_pair"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._pair = lru_cache(maxsize=CACHED)(self._make)
+
+    def take(self, indices: Sequence[int]) -> Pairs:
+        """Return the pairs at some positions, which keep their names and what their degradations draw."""
+        names = [self.names[index] for index in indices]
+        places = [self._places[index] for index in indices]
+        return self._copy(faces=self.faces.take(indices), names=names, _places=places)
+
+    def placed(self, names: Sequence[str], places: Sequence[int]) -> Pairs:
+        """Return the same pairs under the names, and with the draws, that a larger set has for them."""
+        return self._copy(names=[*names], _places=tuple(places))
+
+    def _copy(self, **changes: Any) -> Pairs:
+        copy = object.__new__(type(self))
+        copy.__setstate__(self.__getstate__() | changes)
+        return copy
 
     def inputs(self, index: int) -> Image:
         """Return what the network is given, uint8 RGB [in_size, in_size, 3]."""
@@ -80,7 +113,8 @@ class Pairs:
             pictures = (self.faces.inputs.read(index), self.in_size), (face, self.out_size)
             pair = [images.resize(images.centre_square(picture), size) for picture, size in pictures]
         else:
-            pair = [*make_pair(face, self.task, self.in_size, self.out_size, (*self.seed, index))]
+            seed = (*self.seed, self._places[index])
+            pair = [*make_pair(face, self.task, self.in_size, self.out_size, seed)]
         shown, truth = (image.view() for image in pair)  # shared by all who ask, and so not to be written to
         shown.flags.writeable = truth.flags.writeable = False
         return shown, truth
@@ -160,7 +194,7 @@ def read_pack(folder: str | Path, outside: bool = False) -> Pack:
     root = folder.resolve()
     for path in (*pack.paths, *expected):
         listed = shown(str(path))
-        if max(map(len, path.parts)) > 255 or not path.is_file():
+        if too_long(path) or not path.is_file():
             raise DataError(f"{datalist}: {listed} is listed or belongs to a listed file, but is not there")
         if not outside and not path.resolve().is_relative_to(root):
             allow = "read_pack(folder, outside=True) or `score --outside` reads it"
@@ -202,10 +236,22 @@ def check_packs(evaluation: AnyPairs, calibration: AnyPairs | None, task: str) -
         raise DataError(f"{evaluation.label}: inputs and truths of several sizes ({shapes})")
 
 
+def plain_stem(name: str) -> str:
+    """Return the stem of a file's name for other files that are made of it."""
+    name = name.rpartition("/")[2]
+    dot = name.rfind(".")  # pathlib would do it, and intern a part of every name
+    stem = name[:dot] if 0 < dot < len(name) - 1 else name
+    # A line break would break the datalist; a number, a dtype and a suffix must have room
+    stem = "".join(c if c.isprintable() else "_" for c in stem)
+    return shortened(stem, LONGEST_NAME - 55)
+
+
 def distinct_stems(names: Iterable[str]) -> list[str]:
-    """Return file stems that differ in lower case too: ``a.jpg`` and ``A.png`` become ``a`` and ``A_2``."""
-    # A line break would break the datalist
-    stems = ["".join(c if c.isprintable() else "_" for c in Path(name).stem) for name in names]
+    """Return file stems that differ in lower case too: ``a.jpg`` and ``A.png`` become ``a`` and ``A_2``.
+
+    Stems of more than 200 bytes are cut, and end in a digest of the whole.
+    """
+    stems = [plain_stem(name) for name in names]
     reserved, seen = {stem.casefold() for stem in stems}, set[str]()
     distinct = []
     for stem in stems:

@@ -16,7 +16,7 @@ import scipy  # loads scipy.stats, which takes a second, when it is first used
 from numpy.typing import ArrayLike, NDArray
 
 from gpenlib.data.pairs import Pack, Pairs
-from gpenlib.files import choice_error
+from gpenlib.files import choice_error, read_json, require
 from gpenlib.images import Image
 from gpenlib.infer.scoring import BASELINES, best_median_worst, rank, workers
 from gpenlib.jobs import ahead, progress
@@ -355,8 +355,9 @@ def pareto_rows(table: Sequence[Row], latency: Sequence[Row]) -> list[dict[str, 
 
 # Which precision to take: the fastest one whose loss is acceptable, and in a sentence why. Acceptable means
 # that the upper end of the loss's interval is within its budget (one may be all but sure that no more is
-# lost), and that the mean colour moves less than its budget. Times that overlap (10th to 90th percentile)
-# count as equally fast.
+# lost), and that the mean colour moves less than its budget. Of two that were timed in turns the one that
+# takes longer in nine of ten turns is slower; otherwise they count as equally fast. What disturbs one call of
+# a turn disturbs its neighbours, too, so that on a busy machine the order stands where percentiles overlap.
 
 
 @dataclass(frozen=True)
@@ -374,9 +375,16 @@ class Recommendation:
 
 
 def recommend(
-    table: Sequence[Row], max_drop_db: float = 0.1, max_colour_shift: float = 0.5, timing_note: str = ""
+    table: Sequence[Row],
+    max_drop_db: float = 0.1,
+    max_colour_shift: float = 0.5,
+    timing_note: str = "",
+    latency: Sequence[Row] = (),
 ) -> Recommendation:
-    """Recommend, of the precisions as fast as the fastest acceptable one, that with the smallest loss."""
+    """Recommend, of the precisions as fast as the fastest acceptable one, that with the smallest loss.
+
+    ``latency`` holds the times by turn (03_latency); without them, times whose percentiles overlap are equal.
+    """
     rows = {row["dtype"]: row for row in table}
     if REFERENCE not in rows:
         raise ValueError(f"{', '.join(rows) or 'an empty table'}: {REFERENCE} must be among the precisions")
@@ -394,7 +402,8 @@ def recommend(
     faults = {dtype: "" if row is reference else _fault(row, *budget) for dtype, row in rows.items()}
     acceptable = [row for dtype, row in rows.items() if not faults[dtype]]
     fastest = min(acceptable, key=lambda row: _times(row)[1])
-    equal = [row for row in acceptable if _times(row)[0] <= _times(fastest)[2]]
+    turns = {row["dtype"]: row["times_ms"] for row in latency}
+    equal = [row for row in acceptable if not _slower(row, fastest, turns)]
     chosen = min(equal, key=lambda row: (row["psnr_drop_high"], _times(row)[1]))
     others = {dtype: faults[dtype] or _why_not(row, chosen, row in equal) for dtype, row in rows.items()}
     del others[chosen["dtype"]]
@@ -456,6 +465,19 @@ def _why_not(row: Row, chosen: Row, equally_fast: bool) -> str:
     times = _times(row)[1] / _times(chosen)[1]
     loss = "It loses nothing" if row["dtype"] == REFERENCE else "Its loss is within the budget"
     return f"{loss}, but it takes {_ms(row)}, {times:.1f} times {chosen['dtype']}'s time{_executed(row)}."
+
+
+MOST_TURNS = 0.9  # share in which one has to take longer to be called slower
+
+
+def _slower(row: Row, fastest: Row, turns: Mapping[str, Sequence[float]]) -> bool:
+    """Return whether a precision is slower than the fastest one."""
+    if row is fastest:
+        return False
+    if not {row["dtype"], fastest["dtype"]} <= turns.keys():
+        return _times(row)[0] > _times(fastest)[2]
+    pairs = list(zip(turns[row["dtype"]], turns[fastest["dtype"]], strict=True))
+    return sum(one > other for one, other in pairs) >= MOST_TURNS * len(pairs)
 
 
 def _times(row: Row) -> tuple[float, float, float]:
@@ -618,3 +640,22 @@ def hotspot(error: NDArray[np.int16], side: float = ZOOM_SIDE) -> tuple[float, f
     inside = sums[: error.shape[0] - pixels + 1, : error.shape[1] - pixels + 1]
     top, left = np.unravel_index(int(np.argmax(inside)), inside.shape)
     return (float(left) + pixels / 2) / error.shape[1], (float(top) + pixels / 2) / error.shape[0]
+
+
+def check_results(results: Row, file: Path, images: int) -> None:
+    """Refuse results of 05 that differ from their file, lack a face, or contradict themselves."""
+    rows, table = pd.DataFrame(results["rows"]), pd.DataFrame(results["table"])
+    names = rows.groupby("dtype")["name"].agg(list)
+    own = rows[rows["dtype"] == REFERENCE]
+    groups = pd.DataFrame(results["groups"]).groupby(["trait", "dtype", "score"])["faces"].sum()
+    shown = table[table["psnr_verdict"].isin(["drop", "gain"])]
+    one_side = shown["psnr_drop_low"] * shown["psnr_drop_high"] > 0
+    require({
+        "results.json is what the manifest says": read_json(file) == results,
+        "all precisions cover the same faces": all(faces == names[REFERENCE] for faces in names),
+        "there are as many faces as asked for": len(own) == images,
+        "figures are finite": bool(np.isfinite(rows.drop(columns=["dtype", "name"]).to_numpy(float)).all()),
+        "fp32 does not differ from itself": not own[["psnr_drop", "ssim_drop", "bias"]].any(axis=None),
+        "no interval of a shown loss holds zero": bool(one_side.all()),
+        "the groups hold every face once": bool((groups == len(own)).all()),
+    })  # fmt: skip

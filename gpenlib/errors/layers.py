@@ -1,4 +1,4 @@
-"""Where int8 and fp16 depart from float inside the network, layer by layer, and what heals it."""
+"""Where int8 and fp16 depart from float inside the network, layer by layer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ from gpenlib.export.deploy import HalfArithmetic, Overflow, mixed_precision
 from gpenlib.images import FloatArray
 from gpenlib.jobs import progress
 
-MOST_IN_FLOAT = 8
-
 
 def analyse_layers(
     float_graph: Path,
@@ -39,29 +37,22 @@ def analyse_layers(
     images: Sequence[FloatArray],
     ranking: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return every feature map's errors, and what leaving the first layers of ``ranking`` in float heals."""
-    # The ranking comes from calibration images; what heals is measured on faces that had no part in it.
+    """Return every feature map's errors, and what its layer does to the picture (alone: by ``ranking``)."""
     if missing := sorted(layers.keys() - {row["name"] for row in ranking}):
         raise ValueError(f"the ranking of 03_compile lacks {', '.join(missing[:5])}: measure it again")
     ranked = {row["name"]: row["psnr"] for row in ranking if row["name"] in layers}  # the build's own layers
     rows = layer_errors(float_graph, int8_file, deploy, layers, images)
     probe = Probe(deploy, torch.from_numpy(np.concatenate(images)))
 
-    def psnr(in_float: Sequence[str]) -> float:
-        """Of the picture (data range 2) against the float network's, all but these layers quantised."""
-        return decibels(probe.error({name: layer for name, layer in layers.items() if name not in in_float}))
+    def psnr_without(name: str) -> float:
+        """Of the picture (data range 2) against the float network's, all but this layer quantised."""
+        return decibels(probe.error({other: layer for other, layer in layers.items() if other != name}))
 
-    without = {name: psnr([name]) for name in progress(ranked, desc="all but one", unit="layer")}
+    without = {name: psnr_without(name) for name in progress(ranked, desc="all but one", unit="layer")}
     for row in rows:
         row["output_psnr_alone"] = ranked.get(row["layer"])
         row["output_psnr_without"] = without.get(row["layer"])
-    names = list(ranked)
-    counts = range(min(MOST_IN_FLOAT, len(names) - 1) + 1)  # at least one stays quantised
-    healing = [
-        {"in_float": count, "name": names[count - 1] if count else None, "psnr": psnr(names[:count])}
-        for count in progress(counts, desc="healing", unit="step")
-    ]
-    return {"rows": rows, "healing": healing}
+    return {"rows": rows}
 
 
 # Every feature map of both graphs, on the same faces. Two errors are told apart. Accumulated: the map in the

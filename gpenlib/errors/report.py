@@ -24,6 +24,7 @@ from gpenlib.plots import face_title
 from gpenlib.plots.before_after import before_after
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
+from gpenlib.plots.infer import merged_figure
 from gpenlib.settings import INCEPTION, REFERENCE, RunSettings
 
 Row = Mapping[str, Any]
@@ -46,16 +47,13 @@ def write_report(
     command: str,
     comparison: Mapping[str, Any] | None = None,
     photographs: Sequence[str] = (),
+    budget: float = 0.0,  # loss in dB that is allowed; 0 marks none
 ) -> Path:
     """Write a run's page; ``gallery`` is a dtype, and photographs and the faces on which it loses most."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
-        autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"fixed": fixed, "signed": signed, "loss": loss}
     table, (dtype, faces) = results["table"], gallery
     pareto = compare.pareto_rows(table, results["latency"])
-    text = environment.get_template("report.html.j2").render(
+    page = templates().get_template("report.html.j2")
+    text = page.render(
         facts=results["facts"],
         filename=lambda path: Path(path).name,
         chroma_baseline=results["chroma_baseline"],
@@ -73,6 +71,7 @@ def write_report(
         traits=compare.TRAITS,
         groups=[row for row in results["groups"] if row["score"] == SHOWN_SCORE],
         groups_note=compare.groups_note(results["groups"]),
+        budget=f"{budget:g}" if budget else "",
         gallery_dtype=dtype,
         gallery=faces,
         photographs=photographs,
@@ -82,13 +81,42 @@ def write_report(
         compared=comparison["runs"] if comparison else None,
         command=command,
         figures={
-            "pareto": inline(pareto_figure(pareto, recommendation.dtype)),
+            "pareto": inline(pareto_figure(pareto, recommendation.dtype, budget)),
             "drops": inline(drops_figure(results["rows"], table)),
             "groups": inline(groups_figure(results["groups"], SHOWN_SCORE)),
             "worst": inline(worst_figure(faces, dtype, photographs)),
         },
     )
     return write_text(path, text)
+
+
+def templates() -> jinja2.Environment:
+    """Return what fills in the templates of all pages, with the filters for figures."""
+    folders = Path(__file__).parent, Path(__file__).parents[1] / "pages"  # where the style of all pages is
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"fixed": fixed, "signed": signed, "loss": loss}
+    return environment
+
+
+def scores_page(summary: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """Return the page of scores that were merged from parts: it takes the sums alone, however many faces."""
+    page = templates().get_template("scores.html.j2")
+    return page.render(
+        summary=summary,
+        about=about,
+        confidence=f"{compare.CONFIDENCE:.0%}",
+        digits=DIGITS,
+        histograms=inline(merged_figure(summary["figures"])),
+    )
+
+
+def gallery_dtype(table: Sequence[Row], recommended: str | None) -> str:
+    """Return whose worst faces to show: the recommended dtype's, or else those of the fastest but fp32."""
+    others = {row["dtype"]: row["latency_ms"] for row in table if row["dtype"] != REFERENCE}
+    return recommended if recommended and recommended in others else min(others, key=others.__getitem__)
 
 
 def wiped(

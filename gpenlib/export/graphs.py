@@ -30,13 +30,17 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen, GpenConfig
+from gpenlib.data.faces import embedded_faces
+from gpenlib.data.tasks import make_pair
 from gpenlib.export.deploy import DeployGpen, deploy_copy
 from gpenlib.files import write_atomically
+from gpenlib.images import to_tensor
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime 1.17 and OpenCV 4.10 read
 INPUT_NAME, OUTPUT_NAME = "input", "output"
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 NAMED_OPERATORS = (*CONVOLUTIONS, "Gemm", "MatMul")
+PARITY_FACES = 2
 TOLERANCE = 1e-4  # of the reference's standard deviation, as the reference figures ask
 LEAST_ADDEND = 2e-8  # torch's default exporter takes scalars up to 1e-8 for zero, where they are added
 Exporter = Literal["dynamo", "torchscript"]
@@ -209,7 +213,7 @@ def export_onnx(
         graph = _trace(deploy, temporary, exporter, dynamic_batch)
         name_nodes(graph)
         save_onnx(graph, temporary)
-        batches = (1, 2) if dynamic_batch else (1,)
+        batches = (2,) if dynamic_batch else (1,)  # the extreme pictures come one by one
         assert_same(deploy.config, deploy, open_onnx(temporary), path.name, batches=batches)
     return path
 
@@ -422,3 +426,24 @@ def save_torchscript(module: nn.Module, path: Path, tolerance: float = TOLERANCE
             here, there = (lambda image, run=run: run(image.to(device)) for run in (module, reloaded))
             assert_same(config, here, there, path.name, tolerance)
     return path
+
+
+def export_parity(model: Gpen, folder: Path) -> dict[str, Any]:
+    """Measure every exported file against the training form on faces, at batch 1 and 2; assert it."""
+    source = embedded_faces(PARITY_FACES)
+    size = model.config.in_size
+    faces = to_tensor([make_pair(source.read(i), "color", size)[0] for i in range(PARITY_FACES)])
+    script = torch.jit.load(str(folder / "deploy.pt"))
+    parity: dict[str, Any] = {}
+    for batch in (1, 2):
+        image = faces[-batch:]
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(image)).numpy()
+            outputs = {"deploy.pt": script(torch.from_numpy(image)).numpy()}
+        for path in sorted(folder.glob("*.onnx")):
+            if batch == 1 or path.name != "training.onnx":  # that one is fixed at batch 1
+                outputs[path.name] = run_onnx(path, image)
+        for name, output in outputs.items():
+            what = f"{name}, batch {batch}, against the training form"
+            parity.setdefault(name, {})[str(batch)] = assert_parity(expected, output, what).to_dict()
+    return parity

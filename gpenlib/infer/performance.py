@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -26,6 +27,7 @@ import numpy as np
 
 from gpenlib.files import package_versions, read_json, whole_number, write_json
 from gpenlib.infer.runtime import (
+    LEAD_IN,
     MOST_REPEATS,
     ONNX_BACKENDS,
     OnnxRuntimeRuntime,
@@ -44,6 +46,7 @@ from gpenlib.jobs import command, processors, progress
 from gpenlib.settings import BACKENDS, DEVICES, MOST_THREADS
 
 Row = dict[str, Any]
+ENOUGH_SECONDS = 5.0  # in which the fastest backend is found
 UNSTEADY, ATTEMPTS = 1.5, 3  # times that lie so many times apart are taken again, so often at most
 
 
@@ -55,13 +58,18 @@ def timing_row(runtime: Runtime, times: list[float], percentiles: Mapping[str, f
 
 
 def interleaved_latency(
-    runtimes: Mapping[str, Runtime], repeats: int = 20, warm_up: int = 2, batch_size: int = 1
+    runtimes: Mapping[str, Runtime],
+    repeats: int = 20,
+    warm_up: int = 2,
+    batch_size: int = 1,
+    seconds: float = math.inf,
 ) -> list[Row]:
     """Return a row per runtime, timed in turns (:func:`interleaved_times`): noise hits all alike."""
     for each in runtimes.values():
         each.check_batch(batch_size)
     calls = {label: partial(each, random_batch(batch_size, each.in_size)) for label, each in runtimes.items()}
-    times = interleaved_times(calls, repeats, warm_up)
+    several = len({each.backend for each in runtimes.values()}) > 1  # threads of one library do not spin on
+    times = interleaved_times(calls, repeats, warm_up, seconds, LEAD_IN if several else 0)
     percentiles = {"median_ms": 50, "p10_ms": 10, "p90_ms": 90}
     return [
         {"label": label, **timing_row(each, times[label], percentiles, batch_size=batch_size)}
@@ -143,7 +151,8 @@ def fastest_backend(
     if not runtimes:
         nothing = f"none of {', '.join(candidates)} runs {folder} on {device} (it serves {', '.join(served)})"
         raise RuntimeUnavailable("; ".join([nothing, *missing]))
-    timed = sorted(interleaved_latency(runtimes, repeats, warm_up=1), key=lambda row: row["median_ms"])
+    taken = interleaved_latency(runtimes, repeats, warm_up=1, seconds=ENOUGH_SECONDS)
+    timed = sorted(taken, key=lambda row: row["median_ms"])
     rows = [{name: row[name] for name in ("backend", "median_ms", "times_ms")} for row in timed]
     listed = ", ".join(f"{row['backend']} {row['median_ms']:.1f} ms" for row in rows)
     reason = f"fastest measured here: {listed} (median of {len(rows[0]['times_ms'])} interleaved calls)"
@@ -167,6 +176,7 @@ _BY_OPERATOR = {
 KINDS = (*_BY_OPERATOR, "other")
 KIND_OF = {operator: kind for kind, operators in _BY_OPERATOR.items() for operator in operators}
 FILTER_NAME = re.compile(r"\.(blur\.conv|upsample)$")
+PATH = re.compile(r"\.(conv|upsample)(\.skip|\.phase\d\d|\.wide)?$")
 WARM_UP = 2
 Event = tuple[str, str, str, float]  # name, operator, precision, ms
 # Runs once; the events after those for warming up
@@ -197,8 +207,8 @@ def openvino_profile(runtime: OpenVinoRuntime) -> Profile:
     names = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
         label, fused = str(node.get_friendly_name()), str(node.get_rt_info()["originalLayersNames"].value)
-        # .skip: the half of a decoder layer that reads encoder features (split_halves in gpenlib/compile)
-        paths = (name for name in fused.split(",") if name.endswith((".conv", ".conv.skip", ".upsample")))
+        # What follows .conv names a part of a layer: a half, a phase, all phases (gpenlib/compile).
+        paths = filter(PATH.search, fused.split(","))
         names[label] = next(paths, label)
     request, image = compiled.create_infer_request(), random_batch(1, runtime.in_size)
     calls: list[Any] = []
@@ -442,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure an artefact, print a table, write the rows."""
     import pandas as pd
 
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gpenlib bench", description=main.__doc__)
     add = parser.add_argument
     add("artefact", help="artefact folder (model.onnx and manifest.json)")
     add("--batch", type=int, nargs="+", default=[1], help="images per call (default: 1)")

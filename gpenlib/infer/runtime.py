@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import re
+import sys
 import tempfile
 import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,13 +32,15 @@ from gpenlib.export.deploy import DeployGpen, mixed_precision, read_mixed_precis
 from gpenlib.export.graphs import TOLERANCE, save_torchscript
 from gpenlib.export.recover import OF_INT8, check_graph, read_onnx
 from gpenlib.files import choice_error, read_text, sha256, shown, whole_number
-from gpenlib.images import RGB_CHANNELS, FloatArray, form
+from gpenlib.images import MOST_CHROMA, RGB_CHANNELS, FloatArray, form, scale_chroma
+from gpenlib.jobs import AHEAD, ahead, keep_memory, processor
 from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MOST_THREADS, QUANTISED, Backend, Dtype
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
 MOST_MANIFEST = 64 << 20  # bytes
 MOST_REPEATS = 1_000_000
+log = logging.getLogger("gpenlib.infer")
 Side = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 
@@ -63,22 +68,39 @@ def random_batch(size: int, side: int) -> FloatArray:
     return np.subtract(batch, 1, out=batch)
 
 
+# Seconds for which calls are untimed after another's: threads of ONNX Runtime spin on for some 50 ms, in
+# which a face of 128 px took OpenVINO 24 ms in place of 15.
+LEAD_IN = 0.06
+
+
 def interleaved_times(
-    calls: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warm_up: int = 1,
+    seconds: float = math.inf,
+    lead_in: float = LEAD_IN,
 ) -> dict[str, list[float]]:
     """Return an even number of times in ms per call, ``repeats`` or one more, taken in turns.
 
-    Every timed call follows an untimed one of its own: threads of another library may still spin, and the
-    caches hold another network. Every second turn goes backwards, so that no call always follows the same.
+    Every timed call follows untimed ones of its own, at least one and for so long as ``lead_in``: threads of
+    another library may still spin, and the caches hold another network. Every second turn goes backwards, so
+    that no call always follows the same. After so many ``seconds`` two turns are enough.
     """
     whole_number("repeats", repeats, 1, MOST_REPEATS)
     times: dict[str, list[float]] = {label: [] for label in calls}
+    begun = time.perf_counter()
     for turn in range(warm_up + repeats + repeats % 2):
+        timed = turn - warm_up
+        if timed >= 2 and timed % 2 == 0 and time.perf_counter() - begun > seconds:
+            break
         for label in list(calls)[:: -1 if turn % 2 else 1]:
+            entered = time.perf_counter()
             calls[label]()
+            while time.perf_counter() - entered < lead_in:
+                calls[label]()
             started = time.perf_counter()
             calls[label]()
-            if turn >= warm_up:
+            if timed >= 0:
                 times[label].append((time.perf_counter() - started) * 1000)
     return times
 
@@ -98,6 +120,7 @@ class Artefact(BaseModel):
     model_sha256: str | None = None
     torch_files: dict[str, dict[str, str | int]] = {}
     files_sha256: dict[str, str] = {}
+    tuned_for: str | None = Field(None, validation_alias=AliasPath("tuning", "processor"))
     # int8: "qdq" or "qoperator" by ONNX file
     forms: dict[str, str] = Field({}, validation_alias=AliasPath("quantisation", "forms"))
 
@@ -150,10 +173,52 @@ def read_artefact(folder: Path) -> Artefact:
     return artefact
 
 
+# By backend: the module, how the file is opened, how it is called; of others gpenlib opens the folder
+RECIPES = {
+    "openvino": (
+        "openvino",
+        'openvino.Core().compile_model("{}", "CPU", {{"INFERENCE_PRECISION_HINT": "{}"}})',
+        "network(batch)[0]",
+    ),
+    "onnxruntime": (
+        "onnxruntime", 'onnxruntime.InferenceSession("{}")', 'network.run(None, {"input": batch})[0]'
+    ),
+    "torchscript": (
+        "torch", 'torch.jit.load("{}").eval()', "network(torch.from_numpy(batch)).detach().float().numpy()"
+    ),
+}  # fmt: skip
+
+
+def recipe(folder: str | Path, task: str | None = None) -> str:
+    """Return the lines of Python that run an artefact on a picture of an aligned face."""
+    artefact, folder = read_artefact(Path(folder)), Path(folder).resolve()
+    path = folder / artefact.served().get(artefact.backend, "")
+    gpenlib_opens = "gpenlib", 'gpenlib.open_runtime("{}")', "network(batch)"
+    module, opened, called = RECIPES.get(artefact.backend, gpenlib_opens)
+    opened = opened.format(
+        path if artefact.backend in RECIPES else folder, OpenVinoRuntime.HINTS[artefact.dtype]
+    )
+    read = 'cv2.imread("face.png")'
+    code = "GRAY2RGB" if task == "color" else "BGR2RGB"
+    read = f"cv2.cvtColor({read}, cv2.COLOR_BGR2GRAY)" if task == "color" else read
+    return f"""import cv2, numpy as np, {module}
+network = {opened}
+face = cv2.cvtColor({read}, cv2.COLOR_{code})
+face = cv2.resize(face, ({artefact.in_size}, {artefact.in_size}), interpolation=cv2.INTER_AREA)
+batch = (face.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32)  # [1, 3, S, S], RGB in [-1, 1]
+levels = ({called}[0].transpose(1, 2, 0) + 1) * 127.5
+cv2.imwrite("restored.png", levels.round().clip(0, 255).astype(np.uint8)[..., ::-1])"""
+
+
 class Runtime(ABC):
-    """A loaded artefact. Call it with a float32 batch [N, 3, in_size, in_size] in [-1, 1]."""
+    """A loaded artefact. Call it with a float32 batch [N, 3, in_size, in_size] in [-1, 1].
+
+    ``chroma`` multiplies the chroma of its answers (:func:`gpenlib.images.scale_chroma`); 1 leaves them.
+    Any thread may call it, one is served at a time: what shall compute at the same time needs a runtime each.
+    """
 
     backend: ClassVar[str]
+    chroma = 1.0
     executed_precision: str  # what the processor really computes in, as the backend reports it
     prepare: Callable[..., Any]  # by batch size, what runs it; only of backends that need something for each
 
@@ -161,6 +226,7 @@ class Runtime(ABC):
         self.path, self.threads, self.device = path, threads, device
         self.dtype: str = artefact.dtype
         self.in_size, self.out_size, self.task = artefact.in_size, artefact.out_size, artefact.task
+        self._turn = threading.Lock()  # OpenVINO refuses a call while another is at work
         self._prepared: dict[int, Any] = {}
         self._fitting = 1  # the largest batch that was found to fit into memory
         self._image_bytes = 4 * RGB_CHANNELS * (self.in_size**2 + self.out_size**2)
@@ -195,12 +261,42 @@ class Runtime(ABC):
         if not np.isfinite(batch).all():
             raise ValueError("input holds NaN or infinity: give what images.to_tensor makes")
         self.check_batch(len(batch))
-        output = self._run(np.ascontiguousarray(batch))
+        with self._turn:
+            output = self._run(np.ascontiguousarray(batch))
         expected = (len(batch), RGB_CHANNELS, self.out_size, self.out_size)
         if output.shape != expected:
             told = f"{self.path}: gave {output.shape}, by {MANIFEST_FILE} it is {expected}"
             raise RuntimeUnavailable(f"{told}; build the artefact anew with compile_model")
-        return output
+        return scale_chroma(output, self.chroma)
+
+    def stream(self, batches: Iterable[FloatArray], in_flight: int = AHEAD + 1) -> Iterator[FloatArray]:
+        """Run batches as they come, on a thread of its own, and yield the outputs in their order.
+
+        A batch runs while the next ones are made and the outputs before it are used. Leaving early, or
+        closing the iterator, ends the thread after the batch that it is at; no other runs.
+
+        Parameters
+        ----------
+        batches : iterable of numpy.ndarray
+            float32 [N, 3, S, S] in [-1, 1] each, any N; taken one by one, so that there may be any number.
+        in_flight : int
+            So many batches at most are taken, and their outputs not yet asked for: memory stays flat. 1 takes
+            a batch when the output before it was used.
+
+        Yields
+        ------
+        numpy.ndarray
+            float32 [N, 3, out_size, out_size], of the same range.
+
+        Raises
+        ------
+        ValueError
+            At once if ``in_flight`` is no whole number of at least 1; in the place of a batch, behind the
+            outputs before it, if that is not what a call takes. An error in making a batch is raised there,
+            too. Nothing is yielded after an error.
+        """
+        whole_number("in_flight", in_flight, 1)
+        return ahead(batches, self, in_flight - 1)
 
     @abstractmethod
     def _run(self, batch: FloatArray) -> FloatArray:
@@ -248,6 +344,33 @@ def faster(calls: Mapping[str, Callable[[], object]], repeats: int = 3) -> str:
     return best if 1.05 * shortest[best] < shortest[first] else first
 
 
+# OpenVINO sends usage data from a process of its own when it is imported, unless this package is missing.
+cast(Any, sys.modules).setdefault("openvino_telemetry", None)
+
+
+# Pinned, the threads of all runtimes in a process would share the first cores.
+OPENVINO_OPTIONS: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO computes in bf16 on this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def open_graph(model: Any, hint: str) -> Callable[..., Any]:
+    """Compile an ONNX graph of fixed shapes in OpenVINO; ``hint`` is its precision: f32, bf16."""
+    import openvino
+
+    core = openvino.Core()
+    options = OPENVINO_OPTIONS | {"INFERENCE_PRECISION_HINT": hint}
+    compiled: Callable[..., Any] = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", options
+    )
+    return compiled
+
+
 class OpenVinoRuntime(Runtime):
     """OpenVINO on the CPU; compiled once per batch size, because static shapes run faster."""
 
@@ -260,10 +383,12 @@ class OpenVinoRuntime(Runtime):
         super().__init__(path, artefact, threads, device)
         import openvino
 
+        if artefact.tuned_for not in (None, processor()):
+            told = "%s: its layers were tuned for %s; built anew they are for %s"
+            log.warning(told, path, artefact.tuned_for, processor())
         self._core = openvino.Core()
         self._model = self._core.read_model(self.path)
-        # Pinned, the threads of all runtimes in a process would share the first cores.
-        self._properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+        self._properties = dict(OPENVINO_OPTIONS)
         if threads:
             self._properties["INFERENCE_NUM_THREADS"] = threads
         hint = self.HINTS[self.dtype]
@@ -405,6 +530,8 @@ class TorchRuntime(Runtime):
 
     def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
         super().__init__(path, artefact, threads, device)
+        if device == "cpu":
+            keep_memory()  # at 512 px in float32 1.9 s in place of 3.1
         self._module, self._weight_types = self._load(artefact)
         self._worker = worker_with(threads) if threads else None
         self.executed_precision = "+".join(sorted(self.executed_types()))
@@ -550,7 +677,11 @@ def check_support(backend: str, dtype: str, device: str = "cpu") -> None:
 
 
 def open_runtime(
-    artefact_dir: str | Path, threads: int | None = None, device: str = "cpu", backend: str | None = None
+    artefact_dir: str | Path,
+    threads: int | None = None,
+    device: str = "cpu",
+    backend: str | None = None,
+    chroma: float = 1.0,
 ) -> Runtime:
     """Open an artefact folder written by :func:`gpenlib.compile_model`.
 
@@ -563,11 +694,15 @@ def open_runtime(
     device : {"cpu", "cuda", "tensorrt"}
     backend : {"openvino", "onnxruntime", "torch", "torchscript", "auto"}, optional
         Default: the one that the artefact was built for. ``"auto"``: the first that serves the folder.
+    chroma : float
+        Colour strength, above 0 to 4: the chroma of every pixel of an answer is multiplied by it, as far as
+        the range allows, and the luma stays. 1 leaves answers as they are.
 
     Returns
     -------
     Runtime
-        Callable: float32 [N, 3, S, S] in [-1, 1] -> same range, any N.
+        Callable: float32 [N, 3, S, S] in [-1, 1] -> same range, any N. Its method ``stream`` runs batches as
+        they come.
 
     Raises
     ------
@@ -581,6 +716,8 @@ def open_runtime(
     """
     if threads is not None:
         whole_number("threads", threads, 1, MOST_THREADS)
+    if isinstance(chroma, bool) or not isinstance(chroma, (int, float)) or not 0 < chroma <= MOST_CHROMA:
+        raise ValueError(f"chroma={chroma!r}: must be a number above 0, at most {MOST_CHROMA:g}")
     folder = Path(artefact_dir)
     artefact = read_artefact(folder)
     served, dtype = artefact.served(), artefact.dtype
@@ -600,7 +737,9 @@ def open_runtime(
     try:
         if file.suffix == ".onnx":
             artefact.check_graph(file)
-        return kind(file, artefact, threads, device)
+        runtime = kind(file, artefact, threads, device)
+        runtime.chroma = chroma
+        return runtime
     except RuntimeUnavailable:
         raise
     except Exception as error:  # the backends share no type of error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,7 @@ from skimage.color import lab2rgb, rgb2lab
 from gpenlib import metrics
 from gpenlib.data.faces import DataError, Faces, few
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, read_npz, read_pack
-from gpenlib.files import choice_error, write_atomically, write_csv, write_json
+from gpenlib.files import choice_error, read_json, require, write_atomically, write_csv, write_json
 from gpenlib.images import (
     FloatArray,
     Image,
@@ -28,14 +26,15 @@ from gpenlib.images import (
     from_tensor,
     read_image,
     resize,
+    scale_chroma,
     to_grey,
     to_levels,
     to_tensor,
     write_image,
 )
-from gpenlib.infer.runtime import Runtime, open_runtime
-from gpenlib.jobs import Journal, ahead, command, processors, progress
-from gpenlib.metrics import LabArray, SsimReference, finite_psnr, mean_colour, to_lab
+from gpenlib.infer.runtime import MANIFEST_FILE, Runtime, open_runtime
+from gpenlib.jobs import Journal, ahead, processors, progress
+from gpenlib.metrics import LabArray, finite_psnr, mean_colour, ssims, to_lab
 
 Chroma = tuple[float, float]  # CIELAB a and b
 Row = dict[str, Any]
@@ -86,10 +85,16 @@ class Baselines:
 
 
 def score_baselines(
-    pairs: Pairs | Pack, calibration: Pairs | Pack | None = None, finished: Journal | None = None
+    pairs: Pairs | Pack,
+    calibration: Pairs | Pack | None = None,
+    finished: Journal | None = None,
+    colour: tuple[str, Sequence[Chroma]] | None = None,
 ) -> Baselines:
-    """Score the baselines on every face; those that a journal names are not done again."""
-    source, chromas = data_chroma(pairs, calibration)
+    """Score the baselines on every face; those that a journal names are not done again.
+
+    ``colour`` is what :func:`data_chroma` said of a larger set, for these faces.
+    """
+    source, chromas = colour or data_chroma(pairs, calibration)
     names, done = pairs.names, finished.finished if finished is not None else {}
 
     def row_of(index: int) -> tuple[str, Row]:
@@ -161,11 +166,11 @@ MEANS = (*OUTPUT_MEANS, *BASELINE_MEANS)
 def score(levels: FloatArray, truth: Image) -> Row:
     """Return :data:`OUTPUT_MEANS` of an answer in grey levels, float32 [S, S, 3] (``to_levels``)."""
     rounded, truncated = from_levels(levels), from_levels(levels, "truncate")
-    reference = SsimReference(truth)
-    row, colour = _scores(rounded, truth, reference, to_lab(truth))
+    ssim, ssim_truncated = ssims([rounded, truncated], truth)
+    row, colour = _scores(rounded, truth, ssim, to_lab(truth))
     return row | {
         "psnr_truncated": finite_psnr(truncated, truth),
-        "ssim_truncated": reference.score(truncated),
+        "ssim_truncated": ssim_truncated,
         "colourfulness": metrics.colourfulness(rounded),
         "sharpness": metrics.sharpness(rounded),
         "detail": metrics.detail(rounded, truth),
@@ -176,10 +181,10 @@ def score(levels: FloatArray, truth: Image) -> Row:
 def _score_baselines(source: Image, truth: Image, chroma: Chroma) -> Row:
     """Return :data:`BASELINE_MEANS` of a face."""
     shown = resize(source, (truth.shape[1], truth.shape[0]))
-    reference, truth_lab = SsimReference(truth), to_lab(truth)
+    answers, truth_lab = [shown, coloured_with(shown, chroma)], to_lab(truth)
     row: Row = {}
-    for name, answer in zip(BASELINES, (shown, coloured_with(shown, chroma)), strict=True):
-        scores, _ = _scores(answer, truth, reference, truth_lab)
+    for name, answer, ssim in zip(BASELINES, answers, ssims(answers, truth), strict=True):
+        scores, _ = _scores(answer, truth, ssim, truth_lab)
         row |= {f"{score}_{name}": value for score, value in scores.items()}
     return row | {
         "colourfulness_truth": metrics.colourfulness(truth),
@@ -189,15 +194,13 @@ def _score_baselines(source: Image, truth: Image, chroma: Chroma) -> Row:
     }
 
 
-def _scores(
-    answer: Image, truth: Image, reference: SsimReference, truth_lab: LabArray
-) -> tuple[Row, NDArray[np.float64]]:
+def _scores(answer: Image, truth: Image, ssim: float, truth_lab: LabArray) -> tuple[Row, NDArray[np.float64]]:
     """Return :data:`SCORES` of an answer, and its mean CIELAB colour."""
     lab = to_lab(answer)
     colour = mean_colour(lab)
     return {
         "psnr": finite_psnr(answer, truth),
-        "ssim": reference.score(answer),
+        "ssim": ssim,
         "delta_e2000": metrics.delta_e2000(lab, truth_lab),
         "chroma_error": metrics.chroma_error(lab, truth_lab),
         "colour_shift": float(np.linalg.norm(colour - mean_colour(truth_lab))),
@@ -296,11 +299,14 @@ def restore_pairs(
     npz: Path | None = None,
     baselines: Baselines | None = None,
     finished: Journal | None = None,
+    first: int = 0,
+    called: set[int] | None = None,
 ) -> list[Row]:
     """Restore and score every image: its figures and ``ms``, its share of the batch's time; keep outputs.
 
     Reading, running, and scoring with writing overlap, a few images ahead of one another. With a journal
     every image is noted when its files are written, and those that were noted earlier are not done again.
+    Of a larger set these are the images from ``first`` on; ``called`` are sizes of batches that ran before.
     """
     runtime.check_batch(batch_size, len(pairs))
     names, known = pairs.names, (baselines or score_baselines(pairs)).rows
@@ -328,11 +334,13 @@ def restore_pairs(
         if images is not None:
             files.append(write_image(images / f"{name}.png", from_levels(levels)))
         if npz is not None:
-            files.append(write_output_npz(npz, index, name, output))
+            files.append(write_output_npz(npz, first + index, name, output))
         return name, row if finished is None else finished.add(name, row, files)
 
-    for size in {len(indices) for indices in batches}:
+    called = set() if called is None else called
+    for size in {len(indices) for indices in batches} - called:
         runtime(to_tensor([pairs.inputs(0)] * size))  # first calls compile; they are not timed
+        called.add(size)
     ran = ahead(ahead(batches, read), run)
     left = ((b, place) for b in ran for place, index in enumerate(b.indices) if names[index] not in done)
     bar = {"total": len(pairs), "initial": len(done), "desc": f"infer {runtime.dtype}", "unit": "image"}
@@ -388,13 +396,33 @@ def extremes(rows: Sequence[Mapping[str, Any]], leading: int = 0, most: int = 4)
 
 
 def output_reader(
-    pairs: Pairs | Pack, images: str | Path | None, artefact: str | Path, device: str = "cpu"
+    pairs: Pairs | Pack,
+    images: str | Path | None,
+    artefact: str | Path,
+    device: str = "cpu",
+    chroma: float = 1.0,
 ) -> Callable[[int], Image]:
     """Return a reader of restored images by position: from ``images``, or, if None, computed anew."""
     if images is not None:
         return lambda index: read_image(Path(images) / f"{pairs.names[index]}.png")
-    runtime = lru_cache(partial(open_runtime, artefact, device=device))
+    runtime = lru_cache(partial(open_runtime, artefact, device=device, chroma=chroma))
     return lambda index: from_tensor(runtime()(to_tensor(pairs.inputs(index))))[0]
+
+
+CHROMA_FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+
+
+def chroma_trade(pairs: Pairs | Pack, indices: Sequence[int], read: Callable[[int], Image]) -> list[Row]:
+    """Return mean PSNR and colourfulness (1: the truths') by factor on the chroma of restored images."""
+    restored = [(to_tensor(read(index)), pairs.truths(index)) for index in indices]
+    truths = statistics.fmean(metrics.colourfulness(truth) for _, truth in restored)
+    rows: list[Row] = []
+    for factor in CHROMA_FACTORS:
+        images = [(from_tensor(scale_chroma(tensor, factor))[0], truth) for tensor, truth in restored]
+        colour = statistics.fmean(metrics.colourfulness(image) for image, _ in images)
+        psnr = statistics.fmean(finite_psnr(image, truth) for image, truth in images)
+        rows.append({"factor": factor, "psnr": psnr, "colourfulness": colour / truths})
+    return rows
 
 
 def open_faces(
@@ -430,35 +458,46 @@ def evaluate_npz(
     return list(progress(rows, total=len(pairs), desc="score npz", unit="image"))
 
 
-@command
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Score network outputs in npz files: print the means, write the rows as JSON and CSV."""
+PROMISED = {  # to other programs that read results.json
+    "images", "dtype", "backend", "psnr_mean", "ssim_mean", "psnr_input_mean", "ssim_input_mean",
+    "ms_per_image", "rows",
+}  # fmt: skip
+
+
+def check_results(results: Row, folder: Path, images: int, saved: bool) -> None:
+    """Refuse results of 04 that differ from their file, or lack an image, a figure or what was promised."""
+    figures = [value for row in results["rows"] for name, value in row.items() if name != "name"]
+    require({
+        f"results.json holds {', '.join(sorted(PROMISED))}": results.keys() >= PROMISED,
+        "results.json is what the manifest says": read_json(folder / "results.json") == results,
+        "there is a row per image": results["images"] == len(results["rows"]) == images,
+        "scores are finite": bool(np.isfinite(np.array(figures, float)).all()),
+        "there is a PNG per image": len([*folder.glob("images/*.png")]) == (images if saved else 0),
+    })  # fmt: skip
+
+
+def score_npz(folder: Path, pack_folder: Path, unnamed: bool, outside: bool, out: Path | None) -> int:
+    """Score network outputs in npz files: print the means, write the rows as JSON and CSV.
+
+    ``out`` is where ``rows.json`` and ``rows.csv`` go; None: beside the outputs' folder, or its stage.
+    """
     import pandas as pd
 
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="folder of npz outputs")
-    parser.add_argument("pack", type=Path, help="folder of the pack, such as outputs/demo/02_data/evaluation")
-    parser.add_argument("--unnamed", action="store_true", help="files of the vendor's tool: no names inside")
-    parser.add_argument("--outside", action="store_true", help="the pack's list may lead out of its folder")
-    parser.add_argument("--out", type=Path, help="where rows.json and rows.csv go (default: beside FOLDER)")
-    options = parser.parse_args(arguments)
-    beside = options.pack.resolve().parent / "calibration"  # as 02_data lays them out
-    pack = read_pack(options.pack, options.outside)
-    has_calibration = (beside / DATALIST).is_file() and not beside.samefile(options.pack)
-    baselines = score_baselines(pack, read_pack(beside, options.outside) if has_calibration else None)
-    rows = evaluate_npz(options.folder, pack, not options.unnamed, baselines)
+    beside = pack_folder.resolve().parent / "calibration"  # as 02_data lays them out
+    pack = read_pack(pack_folder, outside)
+    has_calibration = (beside / DATALIST).is_file() and not beside.samefile(pack_folder)
+    baselines = score_baselines(pack, read_pack(beside, outside) if has_calibration else None)
+    rows = evaluate_npz(folder, pack, not unnamed, baselines)
     means = summarise(rows)
     suffixes = {"output": "", **{name: f"_{name}" for name in (*BASELINES, "truncated")}}
     cells = {row: [means.get(f"{name}{suffix}_mean") for name in SCORES] for row, suffix in suffixes.items()}
     table = pd.DataFrame.from_dict(cells, orient="index", columns=[*SCORES], dtype=float)
     print(f"mean of {len(rows)}", table.to_string(float_format="{:.4f}".format, na_rep=""), sep="\n")
     print(f"chroma baseline: {baselines.source}")
-    out = options.out or options.folder.parent
+    place = out or folder.parent
+    if out is None and (place / MANIFEST_FILE).is_file():  # a stage's folder takes no other files
+        place = place.with_name(f"{place.name}-scores")
     results = {"images": len(rows), "chroma_baseline": baselines.source, **means, "rows": rows}
-    for path in (write_json(out / "rows.json", results), write_csv(out / "rows.csv", rows)):
+    for path in (write_json(place / "rows.json", results), write_csv(place / "rows.csv", rows)):
         print(f"wrote {path}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from gpenlib.data.faces import (
     CENTRE_TOWARDS_MOUTH,
     LEAST_FACE,
-    LUMA,
     Landmarks,
     Matrix,
     embedded_faces,
@@ -32,6 +31,7 @@ from gpenlib.data.faces import (
 )
 from gpenlib.data.tasks import find_task
 from gpenlib.images import (
+    LUMA,
     MOST_MP,
     FloatArray,
     Image,

@@ -140,6 +140,9 @@ class YuNet:
         self._path = path
         self._lock = threading.Lock()  # the size is a state of the detector
 
+    def __reduce__(self) -> Any:
+        return type(self), (self._path,)  # a network belongs to its process
+
     def __call__(self, image: Image, threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return boxes and points; see :class:`Detector`."""
         with self._lock:

@@ -16,7 +16,7 @@ import numpy as np
 from gpenlib.data.faces import DataError, picture_files, whole_photographs
 from gpenlib.data.pairs import distinct_stems
 from gpenlib.data.tasks import BlindDegradation
-from gpenlib.files import StorageError, check_utf8
+from gpenlib.files import StorageError, check_utf8, read_json, require
 from gpenlib.images import (
     HEIF_SUFFIXES,
     MOST_MP,
@@ -151,6 +151,7 @@ def enhance_files(
     detector: Detector | None = None,
     finished: Journal | None = None,
     most_megapixels: float = MOST_MP,
+    names: Sequence[str] | None = None,
     **options: Any,
 ) -> Iterator[PhotoResult]:
     """Enhance picture files; ``folder/<dtype>`` gets the results under the original names.
@@ -160,8 +161,9 @@ def enhance_files(
     asks for it. ``options`` are those of :func:`gpenlib.enhance_photo`; the faces' crops go to
     ``folder/faces``. A picture that cannot be read or used does not stop the others: its result says why.
     Those that a journal names are passed over (see :func:`rows_of`); frames go on with the faces known there.
+    ``names`` are those of the results, where the files are some of many.
     """
-    named = dict(zip(distinct_stems(file.name for file in files), files, strict=True))
+    named = dict(zip(names or distinct_stems(file.name for file in files), files, strict=True))
     state = None
     if finished is not None:  # in order: each frame depends on the one before it
         finished.keep(takewhile(finished.finished.__contains__, named))
@@ -245,7 +247,8 @@ def _left_in_colour(made: EnhancedPhoto) -> EnhancedPhoto:
     """Say why a photograph is as it was: it has colours, and the network would give others."""
     done = "left as it was: the photograph has colours (task=color gives it others)"
     faces = [replace(face, done=done) for face in made.faces]
-    note = f"the photograph has colours and is as it was; {len(faces)} faces were found"
+    found = "1 face was found" if len(faces) == 1 else f"{len(faces)} faces were found"
+    note = f"the photograph has colours and is as it was; {found}"
     return replace(made, faces=faces, note=note if faces else made.note)
 
 
@@ -259,7 +262,7 @@ def rows_of(results: Iterable[PhotoResult], folder: Path, finished: Journal | No
     """
     entries = dict(finished.finished) if finished is not None else {}
     for result in results:
-        entry = _rows_of(result, folder)
+        entry = entry_of(result, folder)
         if finished is not None:
             entry = finished.add(result.name, entry, {*result.files.values(), *result.crops})
         entries[result.name] = entry
@@ -276,7 +279,7 @@ def rows_of(results: Iterable[PhotoResult], folder: Path, finished: Journal | No
     return {**rows, "note": "; ".join(filter(None, parts))}
 
 
-def _rows_of(result: PhotoResult, folder: Path) -> dict[str, Any]:
+def entry_of(result: PhotoResult, folder: Path) -> dict[str, Any]:
     """Return the rows of one picture, and the state of the finder of frames behind it."""
     if result.error:
         failure = {"photo": str(result.path), "reason": result.error}
@@ -368,3 +371,21 @@ def write_examples(folder: Path, networks: Networks) -> list[Path]:
         for kind, picture in kinds.items():
             files.append(write_image(folder / f"{name}_{kind}.png", picture))
     return files
+
+
+def check_results(
+    results: Mapping[str, Any], manifest: Mapping[str, Any], upscale: int, most: int = 50
+) -> None:
+    """Refuse results of 07 that differ from their file, miss a picture, or have another size."""
+    folder, rows, sizes = Path(manifest["folder"]), results["photos"], []
+    for row in rows[:most]:
+        source, made = (open_picture(folder / row[name], math.inf).pixels for name in ("source", "file"))
+        sizes.append(
+            made.shape[0] == upscale * source.shape[0] and made.shape[1] == upscale * source.shape[1]
+        )
+    require({
+        "results.json is what the manifest says": read_json(folder / "results.json") == results,
+        "every result is listed and on disk": all(row["file"] in manifest["outputs"] for row in rows),
+        "there is a result in every precision": len(rows) % max(1, len({r["dtype"] for r in rows})) == 0,
+        "results have the photographs' sizes": all(sizes),
+    })  # fmt: skip

@@ -69,6 +69,7 @@ class TiledUpscaler:
         except Exception as error:  # onnxruntime's errors have no common type
             what = describe(start, "ONNX file", ("ONNX networks",))
             raise ImageError(f"{path} {what} ({error!s:.200})") from error
+        self._arguments = (path, tile, threads)
         self.path, inputs = Path(path), self._session.get_inputs()
         self._input = entry = inputs[0]
         fixed = [side for side in entry.shape[2:] if isinstance(side, int)]
@@ -77,6 +78,9 @@ class TiledUpscaler:
             raise ImageError(
                 f"{path}: takes tiles of {entry.shape[2:]}, expected a square above {2 * OVERLAP}"
             )
+
+    def __reduce__(self) -> Any:
+        return type(self), self._arguments  # a session belongs to its process
 
     def __call__(self, photo: NDArray[Any], factor: int) -> NDArray[Any]:
         """Return the photograph ``factor`` times as high and wide, of the same type."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -10,6 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -25,6 +30,7 @@ DTYPE_COLOURS = {
 }  # fmt: skip
 BASELINE_COLOUR = "#7F7F7F"  # the do-nothing input, and lines that guide the eye
 INK = "#333333"
+PIXELS_PER_INCH, WIDEST = 100, 10.0  # of a notebook's page: 1000 pixels wide
 ACCENT, SECOND = "#CC79A7", "#999933"  # not the colours of the dtypes
 
 RC: Any = {
@@ -33,10 +39,47 @@ RC: Any = {
 }  # fmt: skip
 
 
+class NotebookFigure(Figure):
+    """A figure as notebooks show it: sharp on dense screens, as wide as the text, told in words."""
+
+    def _ipython_display_(self) -> None:
+        """Display the PNG and its place on the page, instead of what matplotlib registered for figures."""
+        data, about = self.to_png()
+        display({"image/png": data}, metadata={"image/png": about}, raw=True)
+
+    def to_png(self) -> tuple[str, dict[str, Any]]:
+        """Return a PNG as base64 text, with its alternative text and its width and height on the page."""
+        buffer = io.BytesIO()
+        # Charts are lines and letters; of pictures, which hardly gain, twice the pixels would weigh too much
+        dpi = (1.3 if any(axis.images for axis in self.axes) else 2) * PIXELS_PER_INCH
+        self.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05, facecolor="white")
+        width, height = (side * PIXELS_PER_INCH / dpi for side in png_size(buffer.getvalue()))
+        fit = min(1.0, WIDEST * PIXELS_PER_INCH / width)  # with its margin
+        about = {"alt": alternative_text(self), "width": round(fit * width), "height": round(fit * height)}
+        return base64.b64encode(buffer.getvalue()).decode(), about
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    """Return width and height in pixels, which stand at the beginning of a PNG file."""
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+def alternative_text(figure: Figure) -> str:
+    """Return what a figure shows, for those who do not see it: its titles, else names of its axes."""
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    titles = [figure.get_suptitle()]
+    titles += [axis.get_title(place) for axis in axes for place in ("left", "center")]
+    names = [f"{axis.get_ylabel()} against {axis.get_xlabel()}" for axis in axes if axis.get_xlabel()]
+    texts = dict.fromkeys(" ".join(text.split()) for text in (*titles, *names))
+    told = "; ".join(text for text in texts if text)
+    return told if len(told) <= 300 else f"{told[:296]} ..."
+
+
 def empty_figure(width: float, height: float) -> Figure:
     """Return a figure of constrained layout without axes, sizes in inches."""
     with plt.rc_context(RC):
-        figure = plt.figure(figsize=(width, height), layout="constrained")
+        figure = plt.figure(figsize=(width, height), layout="constrained", FigureClass=NotebookFigure)
     plt.close(figure)  # the notebook shows the returned object once; pyplot must not show it again
     return figure
 
@@ -125,7 +168,7 @@ def label_points(axis: Axes, points: Sequence[tuple[float, float, str, str]]) ->
     heights, floor = places[:, 1].copy(), -0.05
     for index in np.argsort(heights, kind="stable"):
         heights[index] = floor = max(heights[index], floor + 0.068)
-    heights -= max(0.0, heights.max() - 1.05)  # those at the top, and so all below them
+    heights -= max(0.0, heights.max() - 0.98)  # those at the top, and so all below them
     for (x, y, text, colour), height in zip(points, heights, strict=True):
         line = {"arrowstyle": "-", "color": colour, "alpha": 0.45, "linewidth": 0.8, "shrinkB": 5}
         axis.annotate(
@@ -162,6 +205,11 @@ def shorten(name: str, length: int = 16) -> str:
     return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
 
 
+def short_layer(path: str) -> str:
+    """Return a layer's path without what most have in common."""
+    return re.sub(r"\.conv(?=$|,)", "", path.removeprefix("generator."))
+
+
 # With the default data two photographs lead and are large; what stands beside them are samples of a prior.
 SAMPLES, SMALL = "samples of demo-prior", 0.6  # size of a sample beside a photograph
 
@@ -178,25 +226,53 @@ def face_sizes(names: Iterable[str], photographs: Sequence[str]) -> list[float]:
 
 
 def facts(about: Mapping[str, Any]) -> Any:
-    """Return facts as a styled table of one column, or one per name where every value is a mapping."""
-    several = all(isinstance(value, Mapping) for value in about.values())
-    look: Any = {"text-align": "left", "white-space": "normal"}
-    return pd.DataFrame(about if several else {"": about}).style.set_properties(**look)
+    """Return facts as a styled table: names and values, or a column per name if values are mappings."""
+    if not all(isinstance(value, Mapping) for value in about.values()):
+        about = {"": about}
+    keys = dict.fromkeys(key for values in about.values() for key in values)
+    rows = [{"what": key, **{name: values.get(key) for name, values in about.items()}} for key in keys]
+    look: Any = {"text-align": "left", "white-space": "normal", "vertical-align": "top"}
+    shown = pd.DataFrame(rows).style.format(plain, na_rep="–").hide(axis="index").set_properties(**look)
+    return shown if len(about) > 1 else shown.hide(axis="columns")
 
 
 def table(
     rows: Sequence[Row],
     columns: Mapping[str, tuple[str, str]],
-    index: str | Sequence[str] = (),
+    index: str | Sequence[str] | Mapping[str, str] = (),
     na: str = "–",
 ) -> Any:
-    """Return rows as a styled table: ``columns`` gives title and format by key, ``index`` names rows."""
+    """Return rows as a styled table, text left and numbers right.
+
+    ``columns`` gives title (with the unit) and format by key; ``index`` names the rows, by keys or titles by
+    key, and stands before them.
+    """
     keys = [index] if isinstance(index, str) else list(index)
-    titles = {key: title for key, (title, _) in columns.items()}
-    frame = pd.DataFrame(rows, columns=[*keys, *columns]).rename(columns=titles)
-    frame = frame.set_index(keys) if keys else frame
-    shown = frame.style.format(dict(columns.values()), na_rep=na)
-    return shown if keys else shown.hide(axis="index")
+    heads = index if isinstance(index, Mapping) else {key: key.replace("_", " ") for key in keys}
+    every = {key: (title, "{}") for key, title in heads.items()} | dict(columns)
+    frame = pd.DataFrame(rows, columns=list(every))
+    numbers = [pd.api.types.is_numeric_dtype(frame[key]) or form != "{}" for key, (_, form) in every.items()]
+    frame.columns = pd.Index([title for title, _ in every.values()])
+    forms: Any = {
+        title: lambda value, form=form: minus(form.format(plain(value) if form == "{}" else value))
+        for title, form in every.values()
+    }
+    aligned: Any = [
+        {"selector": f"{cell}.col{place}", "props": f"text-align: {'right' if number else 'left'}"}
+        for place, number in enumerate(numbers)
+        for cell in ("td", "th")
+    ]
+    return frame.style.format(forms, na_rep=na).hide(axis="index").set_table_styles(aligned)
+
+
+def plain(value: Any) -> Any:
+    """Return a number as a person writes it: columns with gaps make floats of whole numbers."""
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def minus(text: str) -> str:
+    """Return a number's text with a minus sign, where it has a hyphen."""
+    return re.sub(r"(^|(?<=\de))-(?=[\d.])", "−", text)
 
 
 @dataclass(frozen=True)

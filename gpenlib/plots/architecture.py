@@ -28,7 +28,7 @@ RGB_COLOUR = "#AA4499"
 
 def cost_bars(stages: Sequence[BlockCost]) -> Figure:
     """Draw parameters and GFLOPs of every stage as horizontal bars, in the order of the forward pass."""
-    figure, axes = style.new_figure(1, 2, width=10.5, height=1.4 + 0.27 * len(stages))
+    figure, axes = style.new_figure(1, 2, width=10.0, height=1.4 + 0.27 * len(stages))
     panels = (
         ("Parameters", "millions", "M", [stage.parameters / 1e6 for stage in stages]),
         ("Arithmetic, one image", "GFLOPs (2 per multiply-accumulate)", "GFLOPs", [s.gflops for s in stages]),
@@ -52,8 +52,8 @@ def _short(value: float) -> str:
 
 
 def memory_timeline(steps: Sequence[LiveActivations], eager_bytes: int) -> Figure:
-    """Draw the live activation memory along one forward pass, and its peak beside that of eager PyTorch."""
-    figure, axis = style.panels(1, 10.5, 3.9)
+    """Draw the live activation memory along one forward pass; the title tells the peak of eager PyTorch."""
+    figure, axis = style.panels(1, 10.0, 3.6)
     edges = np.cumsum([0.0, *(2.5 if step.part == "encoder" else 1.0 for step in steps)])  # few steps each
     skip = np.array([step.skip_bytes for step in steps]) / MIB
     total = np.array([step.total_bytes for step in steps]) / MIB
@@ -64,15 +64,12 @@ def memory_timeline(steps: Sequence[LiveActivations], eager_bytes: int) -> Figur
     peak = int(total.argmax())
     text = f"peak {total[peak]:.0f} MiB in {steps[peak].name}"
     style.note(axis, text, (edges[peak + 1], total[peak]), (0, 5), ha="right", va="bottom")
-    eager = eager_bytes / MIB
-    axis.axhline(eager, color=RGB_COLOUR, ls="--", lw=1.4)
-    text = f"PyTorch in eager mode peaks at {eager:.0f} MiB"
-    style.note(axis, text, (edges[-1], eager), (0, 2), color=RGB_COLOUR, ha="right", va="bottom")
     _stage_ticks(axis, steps, edges)
-    axis.set(xlim=(0, edges[-1]), ylim=(0, eager * 1.14))
-    title = "Activations alive during each operation of one inference"
+    axis.set(xlim=(0, edges[-1]), ylim=(0, total[peak] * 1.22))
+    title = f"At least {total[peak]:.0f} MiB of activations live at once; PyTorch in eager mode holds "
+    title += f"{eager_bytes / MIB:.0f} MiB"
     style.label(axis, title, "resolution of the stage in pixels", "MiB, float32, batch 1")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.68, 0.82), frameon=False)
+    style.legend_below(figure, axis, ncols=2)
     return figure
 
 
@@ -98,13 +95,13 @@ def cost_growth(
     totals: Sequence[TotalCost], eager_bytes: Sequence[int], others: Mapping[str, TotalCost]
 ) -> Figure:
     """Draw what a family of ascending sizes costs, its peaks in eager mode, and single ``others`` by name."""
-    figure, axes = style.new_figure(1, 3, width=11.0, height=3.6)
+    figure, axes = style.new_figure(1, 3, width=10.0, height=3.6)
     sizes = [total.config.out_size for total in totals]
     ticks = sorted({*sizes, *(total.config.out_size for total in others.values())})
     panels: tuple[tuple[str, str, Callable[[TotalCost], float]], ...] = (
         ("Parameters", "millions", lambda total: total.parameters / 1e6),
-        ("Arithmetic, one image", "GFLOPs", lambda total: total.gflops),
-        ("Peak activations, one image", "MiB", lambda total: total.peak_activation_bytes / MIB),
+        ("Arithmetic", "GFLOPs", lambda total: total.gflops),
+        ("Peak activations", "MiB", lambda total: total.peak_activation_bytes / MIB),
     )
     family, eager = "full width (multiplier 2, narrow 1)", "the same, PyTorch eager mode"
     for axis, (title, unit, cost) in zip(axes[0], panels, strict=True):
@@ -126,7 +123,9 @@ def cost_growth(
         axis.yaxis.set_minor_formatter(NullFormatter())
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        style.label(axis, title, "image side in pixels", unit)
+        growth = cost(totals[-1]) / cost(totals[0])
+        told = f"{title}: × {growth:.1f}" if len(totals) > 1 else title
+        style.label(axis, told, "image side in pixels", unit, fontsize=10.5)
     style.legend_below(figure, axes[0, 2], ncols=3)
     return figure
 
@@ -137,7 +136,7 @@ def feature_grid(
     """Show channels of encoder and decoder by side in pixels, float [K, side, side], each on an own scale."""
     sides = sorted(decoder, reverse=True)
     count = max(len(maps) for maps in (*encoder.values(), *decoder.values()))
-    cell, parts = min(11.2 / len(sides), 1.3), {"encoder": encoder, "decoder": decoder}
+    cell, parts = min(10.0 / len(sides), 1.3), {"encoder": encoder, "decoder": decoder}
     grid = [
         [next(iter(maps.get(side, ())[row : row + 1]), None) for side in sides]
         for maps in parts.values()
@@ -161,7 +160,7 @@ def growing_image(grown: Mapping[int, Image], added: Mapping[int, Image]) -> Fig
     figure, _ = style.picture_grid(
         [[grown[side] for side in sides], [added[side] for side in sides]],
         [[f"{side} px" for side in sides]], ["image so far", "added by this level\n(own scale, grey is 0)"],
-        width=11.2, height=min(2 * 11.0 / len(sides) + 0.15, 6.0), interpolation="nearest",
+        width=10.0, height=min(2 * 9.8 / len(sides) + 0.15, 5.5), interpolation="nearest",
     )  # fmt: skip
     return figure
 
@@ -181,7 +180,7 @@ BOX_HEIGHT = 0.64
 def block_diagram(config: GpenConfig) -> Figure:
     """Draw any GPEN: encoder down the left, latent path at the bottom, decoder and ToRGB up the right."""
     levels = range(2, config.log_out + 1)
-    figure, axis = style.panels(1, 11.0, 2.3 + 0.56 * len(levels))
+    figure, axis = style.panels(1, 10.0, 2.3 + 0.56 * len(levels))
     axis.set_axis_off()
     axis.set(xlim=(-1.1, 11.9), ylim=(-2.25, len(levels) + 0.15))
     for level in levels:

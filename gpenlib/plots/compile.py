@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from numpy.typing import NDArray
 
 from gpenlib import plots as style
 from gpenlib.metrics import PSNR_CEILING
 from gpenlib.plots import Row
+from gpenlib.settings import REFERENCE
 
 MOVING = ("element-wise", "concatenation", "depthwise filter", "rounding and layout")  # kinds
 MIB = 2**20
+MOST_NAMED = 14  # points that have a name: more would run out of the figure
+EQUAL_DB = 100.0  # beyond it outputs differ by rounding alone: drawn at the edge
 OPERATORS = {"Conv": ("#117733", "o"), "ConvTranspose": ("#AA4499", "s")}  # not the colours of the dtypes
+FORMS = {  # of a layer: colour, marker
+    "rounded": ("#117733", "o"), "transposed": ("#AA4499", "s"), "wide": ("#999933", "D"),
+    "joined": ("#332288", "o"), "halves": ("#CC6677", "v"),
+}  # fmt: skip
 MODES = {  # of calibration: colour, line
     "max": ("#000000", "-"), "percentile": ("#999933", "--"),
     "kl_divergence": ("#CC79A7", ":"), "mse": ("#332288", "-."),
@@ -54,21 +59,15 @@ def artefact_rows(artefacts: Mapping[str, Row]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def size_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the size of the model file, ``model_bytes``, per dtype."""
-    figure, axis = _dtype_lines(rows, 0.9 + 0.42 * len(rows), "Size of the model file", "MiB")
-    sizes = [row["model_bytes"] / MIB for row in rows]
-    bars = axis.barh(range(len(rows)), sizes, 0.62, color=[style.DTYPE_COLOURS[row["dtype"]] for row in rows])
-    axis.bar_label(bars, fmt="%.1f", padding=4, fontsize=9)
-    axis.margins(x=0.08)
-    return figure
-
-
 def latency_figure(rows: Sequence[Row]) -> Figure:
     """Draw the median latency per dtype, with whiskers, from rows of ``interleaved_latency``."""
     batch, repeats = rows[0]["batch_size"], len(rows[0]["times_ms"])
-    title = f"Latency, batch {batch}: median of {repeats} calls, whiskers 10th to 90th percentile"
-    figure, axis = _dtype_lines(rows, 1.0 + 0.48 * len(rows), title, "ms per call")
+    times = {row["dtype"]: row["median_ms"] for row in rows}
+    fastest = min(times, key=times.__getitem__)
+    title = f"{fastest} is {times.get(REFERENCE, times[fastest]) / times[fastest]:.1f} times as fast as fp32"
+    title = title if fastest != REFERENCE else "Nothing is faster than fp32 here"
+    unit = f"ms per call of {batch}: median of {repeats} calls, whiskers 10th to 90th percentile"
+    figure, axis = _dtype_lines(rows, 1.0 + 0.48 * len(rows), title, unit)
     names = [f"{row['dtype']}\nran in {row['executed_precision']}" for row in rows]
     axis.set_yticks(range(len(rows)), names, fontsize=8.5)
     for place, row in enumerate(rows):
@@ -83,31 +82,64 @@ def latency_figure(rows: Sequence[Row]) -> Figure:
 
 def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
     """Draw ``psnr_mean`` and ``psnr_worst`` against the float network (None: equal), and the limits."""
-    title = "PSNR against the float network, on faces that calibration did not see"
-    figure, axis = _dtype_lines(rows, 1.5 + 0.45 * len(rows), title, "dB (data range 2)")
+    margins = {row["dtype"]: row["psnr_worst"] - limits[row["dtype"]] for row in rows if row["psnr_worst"]}
+    least = min(margins, key=margins.__getitem__, default="")
+    title = (
+        f"No dtype comes nearer to its limit than {least}: {margins.get(least, 0):.0f} dB on its worst face"
+    )
+    unit = "PSNR to the float network on faces that calibration did not see [dB]"
+    figure, axis = _dtype_lines(
+        rows, 1.5 + 0.42 * len(rows), title if least else "All outputs are equal", unit
+    )
     for place, row in enumerate(rows):
         colour, limit = style.DTYPE_COLOURS[row["dtype"]], limits[row["dtype"]]
         axis.plot([limit, limit], [place - 0.28, place + 0.28], color="black", linewidth=2.2)
         if row["psnr_worst"] is None:
             style.note(axis, "equal outputs", (limit, place), (8, 0), fontsize=10)
             continue
-        axis.hlines(place, row["psnr_worst"], row["psnr_mean"], color=colour, linewidth=2.5)
-        axis.plot(row["psnr_worst"], place, "o", color="white", mec=colour, mew=2, ms=9)
-        axis.plot(row["psnr_mean"], place, "o", color=colour, ms=9)
+        worst, mean = (min(row[f"psnr_{which}"], EQUAL_DB) for which in ("worst", "mean"))
+        axis.hlines(place, worst, mean, color=colour, linewidth=2.5)
+        axis.plot(worst, place, "o", color="white", mec=colour, mew=2, ms=9)
+        axis.plot(mean, place, "o", color=colour, ms=9)
         text = f"{row['psnr_mean']:.1f} (worst {row['psnr_worst']:.1f})"
-        style.note(axis, text, (max(row["psnr_mean"], limit), place), (11, 0))
+        style.note(axis, text, (max(mean, limit), place), (11, 0))
     axis.plot([], [], "o", color=style.BASELINE_COLOUR, ms=9, label="mean")
     axis.plot([], [], "o", color="white", mec=style.BASELINE_COLOUR, mew=2, ms=9, label="worst face")
     axis.plot([], [], "|", color="black", ms=13, mew=2.2, label="refused below")
-    axis.set_xlim(0, 1.3 * max([*limits.values(), *(row["psnr_mean"] or 0 for row in rows)]))
+    axis.set_xlim(0, 1.3 * EQUAL_DB)
+    axis.set_xticks(range(0, int(EQUAL_DB) + 1, 20))
     style.legend_below(figure, ncols=3, fontsize=10)
+    return figure
+
+
+def forms_figure(rows: Sequence[Row]) -> Figure:
+    """Draw the time of each form of each layer over that of its first form, from the rows of a tuning."""
+    layers = style.grouped(rows, "layer")
+    figure, axis = style.panels(1, height=1.4 + 0.34 * len(layers))
+    changed = 0
+    for place, forms in enumerate(layers.values()):
+        first = forms[0]["ms"]
+        for row in forms:
+            colour, marker = FORMS[row["form"]]
+            face = colour if row["chosen"] else "none"
+            axis.plot(row["ms"] / first, place, marker, color=colour, mfc=face, mec=colour, mew=1.8, ms=8)
+        changed += not forms[0]["chosen"]
+    style.name_rows(axis, [f"{style.short_layer(n)}  {f[0]['ms']:.1f} ms" for n, f in layers.items()])
+    axis.axvline(1, color=style.BASELINE_COLOUR, linewidth=1, zorder=0)
+    title = f"Clearly faster in another form: {changed} of {len(layers)} large layers"
+    title = title if changed else f"The first form is the fastest of all {len(layers)} large layers"
+    style.label(axis, title, "time over that of the first form (given in ms); filled: taken")
+    for form in dict.fromkeys(row["form"] for row in rows):
+        colour, marker = FORMS[form]
+        axis.plot([], [], marker, color=colour, mfc="none", mew=1.8, ms=8, label=form)
+    style.legend_below(figure, ncols=6)
     return figure
 
 
 def layer_figure(layers: Sequence[Row]) -> Figure:
     """Draw activation range, weight ranges and weight SQNR of every quantised layer, in graph order."""
     table = pd.DataFrame(layers)
-    figure, axes = style.new_figure(3, 1, width=11.0, height=8.2)
+    figure, axes = style.new_figure(3, 1, width=10.0, height=8.2)
     activation, weight, sqnr = axes[:, 0]
     for operator, (colour, marker) in OPERATORS.items():
         members = table[table["operator"] == operator]
@@ -141,7 +173,7 @@ def layer_figure(layers: Sequence[Row]) -> Figure:
         axis.set_xlim(-0.7, len(layers) - 0.3)
         axis.set_xticks(range(len(layers)), [""] * len(layers))
     slanted: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
-    sqnr.set_xticks(table.index, table["name"], **slanted)
+    sqnr.set_xticks(table.index, map(style.short_layer, table["name"]), **slanted)
     return figure
 
 
@@ -155,7 +187,7 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
     ]
     spreads = [max(each["thresholds"].values()) / min(each["thresholds"].values()) for _, each in inputs]
     shown = [inputs[place] for place in np.argsort(np.negative(spreads), kind="stable")[:6]]
-    figure, axes = style.panel_grid(len(shown), min(len(shown), 3), 11.0, 2.5, 0.6)
+    figure, axes = style.panel_grid(len(shown), min(len(shown), 3), 10.0, 2.4, 0.6)
     for axis, (name, histogram) in zip(axes.flat, shown, strict=False):
         edges = np.linspace(0.0, histogram["limit"], len(histogram["counts"]) + 1)
         share = np.asarray(histogram["counts"]) / sum(histogram["counts"])
@@ -165,36 +197,40 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
             label = f"{mode} (used)" if mode == chosen else mode
             axis.axvline(limit, color=colour, linestyle=line, lw=1.6, label=label)
         axis.set(yscale="log", xlim=(0, 1.05 * max(histogram["thresholds"].values())))
-        axis.set_title(name, loc="left")
+        axis.set_title(style.short_layer(name), loc="left", fontsize=9.5)
     for axis in axes[:, 0]:
         axis.set_ylabel("share of values")
     for axis in axes[-1]:
         axis.set_xlabel("magnitude of the layer's input")
+    if shown:
+        name, limits = style.short_layer(shown[0][0]), shown[0][1]["thresholds"]
+        mode = min(limits, key=limits.__getitem__)
+        title = f"At {name} the modes differ most: {mode} clips at {limits[mode] / max(limits.values()):.0%}"
+        figure.suptitle(f"{title} of the largest value", x=0.01, ha="left", fontsize=11)
     style.legend_below(figure, axes[0, 0], ncols=len(MODES))
     return figure
 
 
 def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db: float) -> Figure:
-    """Draw what rounding each layer alone costs, and what leaving the first so many in float heals."""
-    shown = ranking[:32]
-    figure, left, right = style.panels(2, 11.0, max(3.2, 1.4 + 0.23 * len(shown)))
-    scores = np.array([row["psnr"] for row in shown])
-    top = scores.max() + 2
-    style.name_rows(left, [row["name"] for row in shown], fontsize=8)
-    left.barh(range(len(shown)), top - scores, 0.7, left=scores, color=style.DTYPE_COLOURS["int8"])
-    left.set_xlim(top, min(row["psnr"] for row in ranking) - 2)
-    title = "This layer alone in int8 (longer bar: more sensitive)"
-    style.label(left, title, "PSNR of the output against the float network [dB]")
-    counts = [row["excluded"] for row in steps]
-    right.plot(counts, [row["drop_db"] for row in steps], "o-", color=style.DTYPE_COLOURS["int8"])
-    right.axhline(max_drop_db, color="black", ls="--", lw=1.2, label=f"budget {max_drop_db:g} dB")
+    """Draw what rounding a layer alone costs (the 16 worst), and what leaving the first so many heals."""
+    shown, colour = ranking[:16], style.DTYPE_COLOURS["int8"]
+    figure, left, right = style.panels(2, 10.0, max(3.0, 1.3 + 0.24 * len(shown)))
+    scores = [row["psnr"] for row in shown]
+    style.name_rows(left, [style.short_layer(row["name"]) for row in shown], fontsize=8.5)
+    left.hlines(range(len(shown)), min(scores), scores, color=colour, alpha=0.35, linewidth=1.5)
+    left.plot(scores, range(len(shown)), "o", color=colour, ms=7)
+    left.margins(x=0.08)
+    title = f"{style.short_layer(shown[0]['name'])} alone costs most"
+    style.label(left, title, "one layer in int8: PSNR of the output to fp32's [dB]")
+    counts, drops = ([row[key] for row in steps] for key in ("excluded", "drop_db"))
+    right.plot(counts, drops, "o-", color=colour)
     right.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
+    title = f"All in int8: {drops[0]:+.3f} dB (budget {max_drop_db:g})"
+    style.label(right, title, "layers left in float, the most sensitive first", "PSNR lost to the truth [dB]")
+    if max_drop_db < 4 * max(map(abs, drops)):
+        right.axhline(max_drop_db, color=style.INK, ls="--", lw=1.2, label="budget")
+        right.legend(loc="best", frameon=False)
     right.set_xticks(counts)
-    across = "layers left in float, in the order of the ranking"
-    style.label(
-        right, "The first so many of them left in float", across, "loss of PSNR against the truth [dB]"
-    )
-    right.legend(loc="upper right")
     return figure
 
 
@@ -220,7 +256,7 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
     last, rows = list(times.items())[-1]
     shown = rows[:16]
     heights = [1.1 + 0.42 * len(times), 0.8 + 0.26 * len(shown)]
-    figure, axes = style.new_figure(2, 1, width=11.0, height=sum(heights) + 0.5, height_ratios=heights)
+    figure, axes = style.new_figure(2, 1, width=10.0, height=sum(heights) + 0.5, height_ratios=heights)
     above, below = axes[:, 0]
     style.name_rows(above, list(times))
     starts = np.zeros(len(times))
@@ -232,37 +268,66 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
     for place, total in enumerate(starts):
         style.note(above, f"{total:.1f}", (total, place), (5, 0))
     above.margins(x=0.06)
-    style.label(above, "Time by kind of operation, batch 1 (sum over all layers)", "ms")
-    names = [f"{style.shorten(row['name'], 32)}  ({row['precision']})" for row in shown]
+    heads = {}
+    for dtype, layers in times.items():
+        kinds = pd.DataFrame(layers).groupby("kind")["ms"].sum()
+        heads[dtype] = f"{kinds.filter(like='convolution').sum() / kinds.sum():.0%} of {dtype}"
+    title = f"Convolutions take {', '.join(heads.values())}"
+    style.label(above, title if len(title) < 100 else "Time by kind of operation", "ms, sum over all layers")
+    names = [f"{style.shorten(style.short_layer(row['name']), 32)}  ({row['precision']})" for row in shown]
     style.name_rows(below, names, fontsize=8)
     colours = [KIND_COLOURS[row["kind"]] for row in shown]
     below.barh(range(len(shown)), [row["ms"] for row in shown], 0.7, color=colours)
-    style.label(below, f"The {len(shown)} slowest layers of {last}, and what they were computed in", "ms")
+    part = sum(row["ms"] for row in shown) / sum(row["ms"] for row in rows)
+    title = f"The {len(shown)} slowest layers of {last} take {part:.0%} of it (in brackets: computed in)"
+    style.label(below, title, "ms")
     style.legend_below(figure, above, ncols=4)
     return figure
 
 
+def best_within(rows: Sequence[Row], max_drop_db: float) -> Row:
+    """Return the fastest row as it was built that loses at most so much; fp32 loses nothing."""
+    built = list({row["dtype"]: row for row in reversed(rows)}.values())  # the first row of each dtype
+    return min((row for row in built if row["psnr_drop"] <= max_drop_db), key=lambda row: row["median_ms"])
+
+
+def draws_note(rows: Sequence[Row]) -> str:
+    """Say how far the loss depends on which images calibrate."""
+    drawn = [row for row in rows if row.get("draw")]
+    first = next((row for row in rows if drawn and row["dtype"] == drawn[0]["dtype"]), None)
+    if first is None:
+        return "No other calibration images are at hand, so that the spread over draws is not known."
+    losses = sorted(f"{row['psnr_drop']:+.3f}" for row in drawn)
+    return (
+        f"{first['dtype']} loses {first['psnr_drop']:+.3f} dB as it was built, and {' and '.join(losses)} dB "
+        "with other draws of the calibration images (hollow in the figure)."
+    )
+
+
 def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_db: float = 0.0) -> Figure:
-    """Draw latency against the loss of quality per dtype and calibration ``mode`` (None: not calibrated).
+    """Draw latency against the loss of quality of every dtype, calibration ``mode`` and ``draw``.
 
     The ``recommended`` dtype is ringed, and what loses more than ``max_drop_db`` lies in the shade (0: none).
+    Other draws of calibration images are hollow and have no name.
     """
-    figure, left, right = style.panels(2, 11.0, 4.6)
+    figure, left, right = style.panels(2, 10.0, 4.4)
     most = max((row["psnr_to_fp32"] for row in rows if row["psnr_to_fp32"] < PSNR_CEILING), default=60.0)
     least = min(row["psnr_to_fp32"] for row in rows)
     equal = most + max(0.12 * (most - least), 3.0)  # equal pictures stand on a line of their own
+    chosen = next((row for row in rows if row["dtype"] == recommended), None)
     for axis, key in ((left, "psnr_drop"), (right, "psnr_to_fp32")):
         points = []
         for row in rows:
             colour, mode, place = style.DTYPE_COLOURS[row["dtype"]], row["mode"], min(row[key], equal)
+            if row.get("draw"):
+                axis.plot(row["median_ms"], place, "o", color=colour, ms=7, mfc="none", alpha=0.7)
+                continue
             axis.hlines(place, row["p10_ms"], row["p90_ms"], color=colour, alpha=0.35, linewidth=1.5)
             axis.plot(row["median_ms"], place, "o", color=colour, ms=8, mec="white", linestyle="none")
-            chosen = row["dtype"] == recommended and mode is None
-            if chosen:
-                axis.plot(row["median_ms"], place, "o", ms=15, mfc="none", mec=colour, mew=1.8)
+            if row is chosen:
+                axis.plot(row["median_ms"], place, "o", ms=15, mfc="none", mec=style.INK, mew=1.8)
             text = row["dtype"] if mode is None else f"{row['dtype']}, {mode}"
-            text += " (recommended)" if chosen else ""
-            points.append((row["median_ms"], place, text, colour))
+            points.append((row["median_ms"], place, f"{text} ◎" if row is chosen else text, colour))
         axis.set_xlim(left=0)
         axis.margins(y=0.12)
         if key == "psnr_drop":
@@ -271,7 +336,9 @@ def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_
             if max_drop_db:
                 below = max(axis.get_ylim()[0], 1.3 * max_drop_db)
                 axis.axhspan(max_drop_db, below, color="#888888", alpha=0.15, linewidth=0)
-                style.note(axis, "beyond the budget", (0, max_drop_db), (4, -7), fontsize=8)
+                style.note(
+                    axis, f"beyond the budget of {max_drop_db:g} dB", (0, max_drop_db), (4, -7), fontsize=8
+                )
         style.label_points(axis, points)
     if least < PSNR_CEILING and any(row["psnr_to_fp32"] >= PSNR_CEILING for row in rows):
         right.axhline(equal, color=style.BASELINE_COLOUR, linewidth=1, linestyle=":")
@@ -280,90 +347,57 @@ def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_
     time = "ms per call (line: 10th to 90th percentile)"
     style.label(left, "Against the truth: up and left is better", time, "loss of PSNR [dB]")
     style.label(right, "Against fp32's pictures", time, "PSNR [dB]")
+    if chosen is not None:
+        told = f"◎ {chosen['dtype']}: {chosen['median_ms']:.1f} ms, {chosen['psnr_drop']:+.3f} dB lost"
+        figure.suptitle(told, x=0.01, ha="left", fontsize=11)
     return figure
 
 
-BATCH_COLOURS = ("#332288", "#44AA99", "#882255", "#999933", "#AA4499", "#DDCC77")  # Tol: no dtype's
-INSTANCE_MARKERS = "os^DvP"
+def sweep_figure(rows: Sequence[Row]) -> Figure:
+    """Draw PSNR against time of the runs of a sweep; those that none beats in both are joined and named."""
+    figure, axes = style.new_figure(1, 1, 9.0, 4.4)
+    axis, front = axes[0, 0], sorted((row for row in rows if row["best"]), key=lambda row: row["ms"])
+    for dtype, members in style.grouped(rows, "dtype", style.DTYPE_COLOURS).items():
+        ms, psnr = style.columns(members, "ms", "psnr")
+        axis.plot(ms, psnr, "o", color=style.DTYPE_COLOURS[dtype], ms=8, mec="white", label=dtype)
+    ms, psnr = style.columns(front, "ms", "psnr")
+    axis.plot(ms, psnr, color=style.BASELINE_COLOUR, drawstyle="steps-post", linewidth=1, zorder=1)
+    axis.set_xlim(left=0)
+    axis.margins(y=0.15)
+    colours = [style.DTYPE_COLOURS[row["dtype"]] for row in front]
+    names = [style.shorten(row["label"], 30) for row in front]
+    style.label_points(axis, list(zip(ms, psnr, names, colours, strict=True))[:MOST_NAMED])
+    title = "Up and left is better: none beats those on the line in both"
+    style.label(axis, title, "ms per face", "PSNR [dB]")
+    style.legend_below(figure, axis, ncols=5)
+    return figure
 
 
 def performance_figure(rows: Sequence[Row]) -> Figure:
-    """Draw throughput against latency and the peak memory of 1 to about 12 rows of ``performance_test``."""
-    height = max(2.8, 1.6 + 0.3 * len(rows))
-    figure, axes = style.new_figure(1, 2, width=11.0, height=height, width_ratios=[1.75, 1])
-    sizes = sorted({row["batch_size"] for row in rows})
-    colours = [BATCH_COLOURS[sizes.index(row["batch_size"]) % len(BATCH_COLOURS)] for row in rows]
-    names = [
-        f"{row['batch_size']} × {row['instances']} × {row['threads']}{' *' if row['oversubscribed'] else ''}"
-        for row in rows
-    ]
-    speed, memory = axes[0]
-    _draw_speed(speed, rows, names, colours, height)
-    # Of the peak memory, what the process had before is grey, what the model added in colour.
-    style.name_rows(memory, names, fontsize=9)
-    base, peak = style.columns(rows, "base_memory_mib", "peak_memory_mib")
-    memory.barh(range(len(rows)), base, 0.62, color=style.BASELINE_COLOUR, alpha=0.5)
-    bars = memory.barh(range(len(rows)), peak - base, 0.62, left=base, color=colours, alpha=0.85)
-    memory.bar_label(bars, [f"{value:.0f}" for value in peak], padding=4, fontsize=9)
-    memory.set_xlim(0, 1.2 * peak.max())
-    unit = f"MiB{'   (*: more threads than cores)' if any(row['oversubscribed'] for row in rows) else ''}"
-    style.label(memory, "Peak memory (grey: before loading)", unit)
-    where = f"{rows[0]['dtype']} on {rows[0]['backend']}, {rows[0]['device']}"
-    text = f"{where} (combinations: batch size × instances × threads per instance)"
-    figure.suptitle(text, fontsize=11, x=0.01, ha="left")
-    return figure
-
-
-def _draw_speed(
-    axis: Axes, rows: Sequence[Row], names: Sequence[str], colours: Sequence[str], height: float
-) -> None:
-    """Draw one marker per combination, with lines on to the 95th and 99th percentile."""
-    counts = sorted({row["instances"] for row in rows})
-    for row, colour in zip(rows, colours, strict=True):
-        y = row["images_per_s"]
-        marker = INSTANCE_MARKERS[counts.index(row["instances"]) % len(INSTANCE_MARKERS)]
-        axis.hlines(y, row["p50_ms"], row["p95_ms"], color=colour, linewidth=3, alpha=0.55)
-        axis.hlines(y, row["p95_ms"], row["p99_ms"], color=colour, linewidth=1)
-        axis.plot(row["p99_ms"], y, "|", color=colour, ms=7)
-        axis.plot(row["p50_ms"], y, marker, color=colour, ms=8, mec="white", mew=0.7, zorder=3)
-    p50, p99, speed = style.columns(rows, "p50_ms", "p99_ms", "images_per_s")
-    right, top = 1.08 * p99.max(), 1.2 * speed.max()
-    axis.set(xlim=(0, right), ylim=(0, top))
-    title = "Throughput against latency: up and to the left is better"
-    style.label(axis, title, "latency of a call [ms]", "images / s")
-    _name_spots(axis, names, [*zip(p50 / right, speed / top, strict=True)], p99 / right, colours, height)
+    """Draw throughput and latency of every combination in ``performance_test``; the title names the best."""
+    figure, speed, wait = style.panels(2, 10.0, max(2.2, 1.3 + 0.3 * len(rows)))
+    colour, grey = style.DTYPE_COLOURS[rows[0]["dtype"]], style.BASELINE_COLOUR
+    names = [f"{row['batch_size']} × {row['instances']} × {row['threads']}" for row in rows]
+    style.name_rows(speed, [n + " *" * row["oversubscribed"] for n, row in zip(names, rows, strict=True)])
+    style.name_rows(wait, [""] * len(rows))
+    bars = speed.barh(range(len(rows)), [row["images_per_s"] for row in rows], 0.6, color=colour, alpha=0.85)
+    speed.bar_label(bars, fmt="%.1f", padding=4, fontsize=9)
+    speed.margins(x=0.15)
+    for place, row in enumerate(rows):
+        wait.hlines(place, row["p50_ms"], row["p95_ms"], color=colour, linewidth=3, alpha=0.5)
+        wait.hlines(place, row["p95_ms"], row["p99_ms"], color=colour, linewidth=1)
+        wait.plot(row["p50_ms"], place, "o", color=colour, ms=7)
     few = "" if all(row["enough_for_p99"] for row in rows) else " (of fewer than 100 calls)"
-    grey: Any = {"color": style.BASELINE_COLOUR}
-    axis.plot([], [], "o", ms=8, label="p50", **grey)
-    axis.plot([], [], linewidth=3, alpha=0.55, label="to p95", **grey)
-    axis.plot([], [], linewidth=1, marker="|", label=f"to p99{few}", **grey)
-    axis.legend(loc="lower left", ncols=3, fontsize=9)
-
-
-def _name_spots(
-    axis: Axes, names: Sequence[str], spots: Sequence[tuple[float, float]], ends: NDArray[Any],
-    colours: Sequence[str], height: float,
-) -> None:  # fmt: skip
-    """Name every marker beside it, where neither marker, line nor name stands yet (fractions of axes)."""
-    # A name takes 0.72 x 0.17 inches; the axes are 6.2 inches wide, with 1.15 inches of titles and labels.
-    wide, high = 0.72 / 6.2, 0.17 / (height - 1.15)
-    taken = [(x - high / 3, y - high / 3, end, y + high / 3) for (x, y), end in zip(spots, ends, strict=True)]
-    steps = list(product((1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6), (0.3, -0.2, 0.9, -0.8)))  # nearest first
-    for place in sorted(range(len(names)), key=spots.__getitem__):
-        x, y = spots[place]
-        box = (x, y, x + wide, y + high)  # left, bottom, right, top
-        for up, across in steps:
-            left, bottom = x + (across - 0.5) * wide, y + (up - 0.5) * high
-            tried = (left, bottom, left + wide, bottom + high)
-            met = (a < tried[2] and left < c and b < tried[3] and bottom < d for a, b, c, d in taken)
-            if min(left, bottom) > 0 and max(tried) < 1 and not any(met):
-                box = tried
-                break
-        taken.append(box)
-        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        line = {"arrowstyle": "-", "color": colours[place], "alpha": 0.6, "linewidth": 0.8, "shrinkA": 0}
-        axis.annotate(
-            names[place], (x, y), centre, xycoords="axes fraction", textcoords="axes fraction",
-            ha="center", va="center", fontsize=9, color=colours[place], annotation_clip=False,
-            arrowprops=line if abs(centre[1] - y) > 1.5 * high else None,
-        )  # fmt: skip
+    wait.plot([], [], "o", color=grey, label="median")
+    wait.plot([], [], color=grey, linewidth=3, alpha=0.5, label="to p95")
+    wait.plot([], [], color=grey, linewidth=1, label=f"to p99{few}")
+    wait.set_xlim(left=0)
+    best = max(range(len(rows)), key=lambda place: rows[place]["images_per_s"])
+    where = f"{rows[0]['dtype']} on {rows[0]['backend']}, {rows[0]['device']}"
+    figure.suptitle(f"{where}: most images per second at {names[best]} (batch × instances × threads)", x=0.01,
+                    ha="left", fontsize=11)  # fmt: skip
+    unit = "images / s" + "   (*: more threads than cores)" * any(row["oversubscribed"] for row in rows)
+    style.label(speed, "Throughput", unit)
+    style.label(wait, "Latency of a call", "ms")
+    style.legend_below(figure, wait, ncols=3)
+    return figure

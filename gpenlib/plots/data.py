@@ -23,6 +23,7 @@ def pairs_figure(
     large = [i for i, name in enumerate(names) if name in photographs or not photographs]
     small = [i for i in range(len(names)) if i not in large]
     side, widths = 2.4 if photographs else 1.55, [len(large), -(-len(small) // 2) / 2][: 1 + bool(small)]
+    side = min(side, (style.WIDEST - 0.4) / sum(widths))
     figure = style.empty_figure(side * sum(widths) + 0.4, 2 * side + 0.3)
     parts = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
     for part, chosen, lines in zip(parts, (large, small), (1, 2), strict=False):
@@ -52,8 +53,9 @@ def tasks_figure(rows: Sequence[Row]) -> Figure:
     tasks = style.grouped(rows, "task")
     pictures = [[examples[0]["truth"], *(row["given"] for row in examples)] for examples in tasks.values()]
     titles = [["truth", *map(drawn, examples)] for examples in tasks.values()]
-    size = 2.05 * max(map(len, pictures)), 2.3 * len(tasks)
-    figure, axes = style.picture_grid(pictures, titles, [style.shorten(task, 22) for task in tasks], *size)
+    side = min(2.05, style.WIDEST / max(map(len, pictures)))
+    size = side * max(map(len, pictures)), (side + 0.25) * len(tasks)
+    figure, axes = style.picture_grid(pictures, titles, [style.shorten(task, 14) for task in tasks], *size)
     for axis in axes[:, 1:].flat:
         axis.spines[:].set(visible=True, color=style.BASELINE_COLOUR, linewidth=0.6)  # ends white masks
     return figure
@@ -64,7 +66,7 @@ def split_figure(
 ) -> Figure:
     """Show the first images of both sets as strips of thumbnails; ``totals`` counts those of each set."""
     length = max(len(evaluation), len(calibration), 8)
-    figure, axes = style.new_figure(2, 1, width=11.0, height=2 * (11.0 / length + 0.35))
+    figure, axes = style.new_figure(2, 1, width=10.0, height=2 * (10.0 / length + 0.35))
     sets = zip(axes[:, 0], SUBSET_COLOURS.items(), (evaluation, calibration), totals, strict=True)
     for axis, (subset, colour), images, total in sets:
         rest = np.full((side, (length - len(images)) * side, 3), 255, dtype=np.uint8)
@@ -80,7 +82,7 @@ def split_figure(
 
 def colour_figure(rows: Sequence[Row]) -> Figure:
     """Plot mean colours in the CIELAB plane, lightness and chroma of the images of both subsets."""
-    figure, plane, lightness, chroma = style.panels(3, 11.5, 3.8)
+    figure, plane, lightness, chroma = style.panels(3, 10.0, 3.8)
     plane.axhline(0, color=style.BASELINE_COLOUR, linewidth=0.8)
     plane.axvline(0, color=style.BASELINE_COLOUR, linewidth=0.8)
     for subset, members in style.grouped(rows, "subset", SUBSET_COLOURS).items():
@@ -93,7 +95,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     plane.set(title="Mean colour of each image", xlabel="CIELAB a  (green - red)")
     plane.set(ylabel="CIELAB b  (blue - yellow)")
     plane.set_aspect("equal", adjustable="datalim")
-    plane.legend(fontsize=8)
+    style.legend_below(figure, plane, ncols=2)
     for axis, key, title, unit in (
         (lightness, "lightness", "Mean lightness", "CIELAB L  [0, 100]"),
         (chroma, "chroma", "Mean chroma (0 is grey)", "CIELAB chroma"),
@@ -104,9 +106,8 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
             colour, weights = SUBSET_COLOURS[subset], np.full(len(members), 1 / len(members))  # sum to 1
             shares: Any = {"x": [row[key] for row in members], "bins": bins, "weights": weights}
             axis.hist(**shares, color=colour, alpha=0.25)
-            axis.hist(**shares, color=colour, histtype="step", linewidth=2, label=subset)
+            axis.hist(**shares, color=colour, histtype="step", linewidth=2)
         axis.set(title=title, xlabel=unit, ylabel="part of the images")
-        axis.legend(fontsize=8)
     return figure
 
 
@@ -117,7 +118,9 @@ def baseline_figure(scores: Sequence[Row], colours: Sequence[Row]) -> Figure:
         chroma, values = [row["chroma"] for row in colours], [row[key] for row in scores]
         axis.scatter(chroma, values, color=style.BASELINE_COLOUR)
         axis.set(xlabel="mean CIELAB chroma of the truth", ylabel=f"{key.upper()} of the input{unit}")
-        axis.set_title(f"Doing nothing: {key.upper()}")
+        axis.set_title(
+            f"Doing nothing: {key.upper()} {np.mean(values):.3g}{unit.strip(' []') and ' dB'} on average"
+        )
     axes[0, 1].set_ylim(0, 1.02)
     return figure
 
@@ -129,4 +132,5 @@ def answers_figure(answers: Mapping[str, Image], scores: Mapping[str, Row]) -> F
         if row := scores.get(name):
             titles[place] += f"\nPSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
             titles[place] += f"\ncolour shift {row['colour_shift']:.1f}"
-    return style.picture_grid([list(answers.values())], [titles], width=2.7 * len(answers), height=3.5)[0]
+    width = min(2.7 * len(answers), style.WIDEST)
+    return style.picture_grid([list(answers.values())], [titles], width=width, height=3.5)[0]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from gpenlib import plots as style
 from gpenlib.errors.compare import ZOOM_SIDE
@@ -110,25 +110,6 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
     return figure
 
 
-def agreement_figure(rows: Sequence[Row]) -> Figure:
-    """Plot each image's PSNR in every dtype against its PSNR in fp32 (rows needed), and the difference."""
-    figure, scatter, drops = style.panels(2, 10.5, 4.2)
-    reference = {row["name"]: row["psnr"] for row in rows if row["dtype"] == "fp32"}
-    low, high = min(row["psnr"] for row in rows), max(row["psnr"] for row in rows)
-    room = 0.06 * (high - low) or 1.0
-    style.equal_axes(scatter, [low - room, high + room], "equal to fp32")
-    drops.axhline(0, color=style.BASELINE_COLOUR, linewidth=1.2)
-    for (dtype, members), marker in zip(_by_dtype(rows).items(), "os^D", strict=False):
-        look = {"color": style.DTYPE_COLOURS[dtype], "s": 28, "alpha": 0.8, "marker": marker, "label": dtype}
-        expected = [reference[row["name"]] for row in members]
-        scatter.scatter(expected, [row["psnr"] for row in members], **look, **DOTS)
-        drops.scatter(expected, [-row["psnr_drop"] for row in members], **look, **DOTS)
-    scatter.set(title="PSNR of every image", xlabel="fp32 [dB]", ylabel="dtype [dB]")
-    scatter.legend(fontsize=8.5, loc="upper left", frameon=False)
-    drops.set(title="The same, fp32 taken away", xlabel="PSNR in fp32 [dB]", ylabel="dtype minus fp32 [dB]")
-    return figure
-
-
 def colour_figure(rows: Sequence[Row]) -> Figure:
     """Plot per dtype the shift of the mean colour against fp32 (CIELAB) and the mean difference."""
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
@@ -152,60 +133,54 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-SCALE = "absolute difference from fp32, largest of the three channels [grey levels of 255]"
+FEW_LEVELS = 8
+SCALE = "difference from fp32, largest of the channels [grey levels of 255]"
 
 
 def _scale(faces: Sequence[FaceErrors]) -> dict[str, Any]:
-    """Return colour map and norm for all errors; the brightest colour is at least 1 grey level."""
+    """Return colour map and norm for all errors: a colour per grey level, as far as eyes tell them apart."""
     worst = [np.percentile(error, 99.9) for face in faces for error in face.errors.values()]
-    return {"norm": Normalize(0, max(1.0, float(np.ceil(max(worst))))), "cmap": "inferno"}
+    top = max(1, int(np.ceil(max(worst))))
+    edges = np.arange(0, top + 1 + (step := -(-top // FEW_LEVELS)), step) - 0.5
+    return {"norm": BoundaryNorm(edges, 256, extend="max"), "cmap": "inferno"}
 
 
 def _scale_bar(figure: Figure, scale: Mapping[str, Any], label: str, **options: Any) -> None:
     """Put the colour bar of error maps below them."""
-    bar = figure.colorbar(ScalarMappable(**scale), location="bottom", extend="max", **options)
-    bar.locator = MaxNLocator(integer=True)
-    bar.update_ticks()
+    edges = scale["norm"].boundaries
+    bar = figure.colorbar(ScalarMappable(**scale), location="bottom", **options)
+    ends = [(int(low + 0.5), int(high - 0.5)) for low, high in itertools.pairwise(edges)]
+    names = [f"{low}" if low == high else f"{low}–{high}" for low, high in ends]
+    bar.set_ticks((edges[:-1] + edges[1:]) / 2, labels=names)
+    bar.ax.tick_params(which="minor", length=0)
     bar.set_label(label)
 
 
 def _title(error: np.ndarray) -> str:
-    return f"mean {error.mean():.2f}, largest {error.max()}"
+    return f"mean {error.mean():.2f}, max {error.max()}"
 
 
 def error_maps_figure(
     faces: Sequence[FaceErrors], photographs: Sequence[str] = (), region: Region = style.EYE
 ) -> Figure:
-    """Show fp32's output, every dtype's error map, and a part of both enlarged, for about three faces."""
-    count = 1 + len(faces[0].errors)  # of pictures; a whole one takes two columns, an enlarged part one
-    scale = _scale(faces)
-    heights = style.face_sizes([face.name for face in faces], photographs)
-    figure = style.empty_figure(1.0 + 2.76 * count, 1.2 + 2.2 * sum(heights))
-    figure.set_layout_engine("constrained", h_pad=0.1)
-    grid = figure.add_gridspec(2 * len(faces), 3 * count, height_ratios=np.repeat(heights, 2))
-    named = ""
-    for place, face in enumerate(faces):
-        top = 2 * place
-        whole, above, below = (
-            [figure.add_subplot(grid[rows, start + i * step : start + (i + 1) * step]) for i in range(count)]
-            for rows, start, step in (
-                (slice(top, top + 2), 0, 2), (top, 2 * count, 1), (top + 1, 2 * count, 1),
-            )
-        )  # fmt: skip
-        style.show_image(whole[0], face.expected, f"{style.face_title(face.name, photographs)}\nfp32")
-        below[0].set_visible(False)  # fp32 has no error
-        for axis, axis_zoom, (dtype, error) in zip(whole[1:], below[1:], face.errors.items(), strict=True):
+    """Show fp32's output and every dtype's error map, whole and a part enlarged, for about three faces."""
+    count, scale = 1 + len(faces[0].errors), _scale(faces)
+    heights = np.repeat(style.face_sizes([face.name for face in faces], photographs), 2)
+    side = min(2.2, (style.WIDEST - 0.4) / count)
+    size = max(5.5, count * side + 0.4), 1.0 + (side + 0.2) * sum(heights)
+    figure, axes = style.new_figure(2 * len(faces), count, *size, height_ratios=heights)
+    figure.set_layout_engine("constrained", h_pad=0.08)
+    for (above, below), face in zip(axes.reshape(-1, 2, count), faces, strict=True):
+        style.show_image(above[0], face.expected, "fp32")
+        style.show_zoom(below[0], face.expected, region)
+        for axis, zoom, (dtype, error) in zip(above[1:], below[1:], face.errors.items(), strict=True):
             style.show_image(axis, error, f"{dtype}\n{_title(error)}", **scale)
-            style.show_zoom(axis_zoom, error, region, **scale)
-        for axis in whole:
+            style.show_zoom(zoom, error, region, **scale)
+        for axis in above:
             style.mark_region(axis, face.expected.shape[0], region)
-        pictures = {"fp32": face.expected, **face.outputs}
-        part = region.called(face.name, photographs)
-        for axis, (dtype, picture) in zip(above, pictures.items(), strict=True):
-            style.show_zoom(axis, picture, region, f"{part}\n{dtype}" if part != named else "")
-        named = part
-    label = f"{SCALE};\nshown {255 / scale['norm'].vmax:.0f} times amplified"
-    _scale_bar(figure, scale, label, ax=figure.axes, shrink=0.5, aspect=45)
+        above[0].set_ylabel(style.face_title(face.name, photographs), fontsize=9)
+        below[0].set_ylabel(region.called(face.name, photographs), fontsize=9)
+    _scale_bar(figure, scale, SCALE, ax=figure.axes, shrink=0.8, aspect=50)
     return figure
 
 
@@ -213,8 +188,8 @@ def worst_figure(faces: Sequence[FaceErrors], dtype: str, photographs: Sequence[
     """Show input, fp32, dtype, error, and its worst part enlarged, for up to six faces with ``source``."""
     scale = _scale([replace(face, errors={dtype: face.errors[dtype]}) for face in faces])
     sizes = style.face_sizes([face.name for face in faces], photographs)
-    height = 0.9 + 2.1 * sum(sizes)
-    figure, axes = style.new_figure(len(faces), 7, width=14.0, height=height, height_ratios=sizes)
+    height = 0.9 + 1.5 * sum(sizes)
+    figure, axes = style.new_figure(len(faces), 7, width=10.0, height=height, height_ratios=sizes)
     figure.set_layout_engine("constrained", h_pad=0.08)
     for row, face in zip(axes, faces, strict=True):
         first = face is faces[0]
@@ -224,13 +199,13 @@ def worst_figure(faces: Sequence[FaceErrors], dtype: str, photographs: Sequence[
         pictures = {"input": source, "fp32": face.expected, dtype: output}
         for axis, (name, picture) in zip(row, pictures.items(), strict=False):
             style.show_image(axis, picture, name if first else "")
-        style.show_image(row[3], error, f"error: {_title(error)}", **scale)
+        style.show_image(row[3], error, _title(error), **scale)
         for axis in row[1:4]:
             style.mark_region(axis, error.shape[0], region)
         for axis, name in zip(row[4:6], ("fp32", dtype), strict=True):
             style.show_zoom(axis, pictures[name], region, f"{name}, enlarged" if first else "")
         style.show_zoom(row[6], error, region, "error, enlarged" if first else "", **scale)
-        row[0].set_ylabel(f"{style.face_title(face.name, photographs)}\n{face.role}", fontsize=9)
+        row[0].set_ylabel(f"{style.face_title(face.name, photographs)}\n{face.role}", fontsize=7.5)
     _scale_bar(figure, scale, SCALE, ax=axes, shrink=0.4, aspect=45)
     return figure
 
@@ -244,7 +219,7 @@ def groups_figure(groups: Sequence[Row], score: str = "psnr") -> Figure:
     """Plot what each dtype loses per group of faces; hollow marks have no interval, for want of faces."""
     traits = style.grouped([row for row in groups if row["score"] == score], "trait", TITLES)
     widths = [1.7 if trait == "ita" else 1.0 for trait in traits]  # skin tones have twice the groups
-    figure, axes = style.new_figure(2, len(traits), width=12.5, height=6.2, width_ratios=widths)
+    figure, axes = style.new_figure(2, len(traits), width=10.0, height=6.2, width_ratios=widths)
     for (drops, level), (trait, rows) in zip(axes.T, traits.items(), strict=True):
         members = style.grouped(rows, "group")
         _marks(drops, rows, "group", list(members), "drop", ("drop_low", "drop_high"), "y")
@@ -301,83 +276,75 @@ def _marks(
             label = None
 
 
-# Single layers: where int8 and fp16 hurt along the depth, and what heals it.
+# Single layers: where int8 and fp16 hurt along the depth.
 ISOLATED = "#332288"
+EQUAL_SQNR = 199  # dB: maps that are equal have 200
 RANK: Any = {"ha": "center", "va": "bottom", "weight": "bold"}
 
 
 def depth_figure(rows: Sequence[Row]) -> Figure:
-    """Draw how far int8 is from float in each stage of the network, from rows in graph order."""
+    """Draw what int8 does along the network, from rows in graph order: to the maps, and to the picture."""
     maps = pd.DataFrame(rows)
+    maps["x"] = maps.groupby("module", sort=False).ngroup()
     stages = maps.groupby("module", sort=False)
-    maps["x"] = stages.ngroup() + 0.76 * (
-        (stages.cumcount() + 0.5) / stages["module"].transform("size") - 0.5
-    )
-    figure, axes = style.new_figure(3, 1, width=12.5, height=9.6, height_ratios=[2.2, 1.3, 1.1])
-    noise, output, clipped = axes[:, 0]
-    _draw_noise(noise, maps)
     quantised = maps[maps["quantised"]]
-    _draw_layers(output, clipped, quantised)
     names = maps["module"].unique().tolist()
-    sides = [shape[1] for shape in stages["shape"].last()]
+    figure, axes = style.new_figure(2, 1, width=10.0, height=6.4, height_ratios=[1.5, 1])
+    noise, output = axes[:, 0]
+    colour = style.DTYPE_COLOURS["int8"]
+    last = stages.tail(1)  # what a stage hands on
+    last = last[last["sqnr_db"] < EQUAL_SQNR]
+    noise.plot(last["x"], last["sqnr_db"], "o-", color=colour, ms=5, lw=1, label="all layers in int8")
+    look: Any = {"color": ISOLATED, "ms": 6}
+    noise.plot(quantised["x"], quantised["isolated_sqnr_db"], "D", **look, label="this layer alone in int8")
+    weakest, worst = (
+        quantised.sort_values(key, kind="stable").iloc[0].to_dict()
+        for key in ("isolated_sqnr_db", "output_psnr_alone")
+    )
+    title = (
+        f"Alone, {style.short_layer(weakest['module'])} is the noisiest: {weakest['isolated_sqnr_db']:.0f} dB"
+    )
+    style.label(noise, title, y="signal to noise of the map [dB]", pad=18)
+    noise.legend(loc="lower left", ncols=2, fontsize=9)
+    output.plot(quantised["x"], quantised["output_psnr_alone"], "D", **look)
+    title = (
+        f"{style.short_layer(worst['module'])} costs the picture most: {worst['output_psnr_alone']:.0f} dB"
+    )
+    style.label(output, title, y="PSNR of the picture [dB]")
+    _name_stages(axes[:, 0], names, [shape[1] for shape in stages["shape"].last()])
+    in_float = stages["layer"].any() & ~stages["quantised"].any()
+    for grey, label in zip(in_float, output.get_xticklabels(), strict=True):
+        label.set_color(style.BASELINE_COLOUR if grey else style.INK)
+    output.set_xlabel("stage of the network, in the order of computation (grey: all in float)")
+    for axis in axes[:, 0]:
+        axis.margins(y=0.15)
+    return figure
+
+
+def _name_stages(axes: Sequence[Axes], names: Sequence[str], sides: Sequence[int]) -> None:
+    """Name the stages under the last panel; shade every other resolution, and part encoder and decoder."""
     decoder = next((i for i, name in enumerate(names) if name.startswith("generator")), 0)
     runs = [  # stages of one resolution beside each other, all in the encoder or all in the decoder
         (side, list(columns))
-        for (side, _), columns in groupby(range(len(sides)), lambda column: (sides[column], column < decoder))
+        for (side, _), columns in itertools.groupby(
+            range(len(sides)), lambda column: (sides[column], column < decoder)
+        )
     ]
-    for axis in axes[:, 0]:
-        for _, columns in runs[1::2]:  # every other resolution is shaded
+    for axis in axes:
+        style.name_columns(axis, [""] * len(names))
+        for _, columns in runs[1::2]:
             ends = columns[0] - 0.5, columns[-1] + 0.5
             axis.axvspan(*ends, color=ISOLATED, alpha=0.06, linewidth=0, zorder=0)
         if decoder:
             axis.axvline(decoder - 0.5, color=style.INK, linewidth=1.2)
-        style.name_columns(axis, [""] * len(names))
-        axis.legend(**BESIDE)
-    above: Any = {"transform": noise.get_xaxis_transform()}
+    look: Any = {"transform": axes[0].get_xaxis_transform(), "fontsize": 8.5, "color": "#666666"}
     for side, columns in runs:
         text = f"{side} px" if len(columns) > 1 else f"{side}"
-        look = {"ha": "center", "va": "bottom", "fontsize": 8.5, "color": style.BASELINE_COLOUR}
-        noise.text((columns[0] + columns[-1]) / 2, 1.01, text, **above, **look)
+        axes[0].text((columns[0] + columns[-1]) / 2, 1.01, text, ha="center", va="bottom", **look)
     for text, offset, end in (("encoder", -0.6, "right"), ("decoder", -0.4, "left")) if decoder else ():
-        noise.text(decoder + offset, 0.985, text, ha=end, va="top", fontsize=9.5, color=style.INK, **above)
+        axes[0].text(decoder + offset, 0.98, text, ha=end, va="top", **look)
     slanted: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8.5}
-    clipped.set_xticks(range(len(names)), map(_short, names), **slanted)
-    in_float = stages["layer"].any() & ~stages["quantised"].any()
-    for grey, label in zip(in_float, clipped.get_xticklabels(), strict=True):
-        label.set_color(style.BASELINE_COLOUR if grey else style.INK)
-    clipped.set_xlabel("stage of the network, in the order of computation (grey: all in float)")
-    return figure
-
-
-def _short(path: str) -> str:
-    """Return a module path without what all have in common."""
-    return path.removeprefix("generator.").removesuffix(".conv")
-
-
-def _draw_noise(axis: Axes, maps: pd.DataFrame) -> None:
-    """Draw SQNR, accumulated of every map and isolated of the quantised layers; name the weakest."""
-    colour = style.DTYPE_COLOURS["int8"]
-    shown, alone = maps[maps["sqnr_db"] < 199], maps[maps["quantised"]]  # maps of 200 dB are equal
-    axis.plot(shown["x"], shown["sqnr_db"], "-", color=colour, lw=1, alpha=0.6)
-    for chosen, text, marker, size, face in (
-        (shown["quantised"], "after a layer in int8", "o", 7, colour),
-        (shown["layer"].notna() & ~shown["quantised"], "after a convolution in float", "o", 6, "white"),
-        (shown["layer"].isna(), "any other map", ".", 4, colour),
-    ):
-        look: Any = {"ms": size, "mfc": face, "color": colour, "label": f"accumulated, {text}"}
-        axis.plot(shown["x"][chosen], shown["sqnr_db"][chosen], marker, **look)
-    look = {"color": ISOLATED, "ms": 5.5, "lw": 1, "label": "isolated: this layer alone in int8"}
-    axis.plot(alone["x"], alone["isolated_sqnr_db"], "D:", **look)
-    heights = np.array([*shown["sqnr_db"], *alone["isolated_sqnr_db"]])
-    room = 0.12 * np.ptp(heights) + 1
-    axis.set_ylim(heights.min() - room, heights.max() + room)
-    lines = ["weakest alone:"]
-    weakest = alone.sort_values("isolated_sqnr_db", kind="stable")[:5]
-    for x, name, score in zip(weakest["x"], weakest["module"], weakest["isolated_sqnr_db"], strict=True):
-        style.note(axis, str(len(lines)), (x, score), (0, 8), color=ISOLATED, **RANK)
-        lines.append(f"{len(lines)}  {_short(name)}, {score:.1f} dB")
-    _write_beside(axis, lines, ISOLATED)
-    style.label(axis, "Feature maps against the float network (higher is better)", y="SQNR [dB]", pad=20)
+    axes[-1].set_xticks(range(len(names)), map(style.short_layer, names), **slanted)
 
 
 def _write_beside(axis: Axes, lines: Sequence[str], colour: str) -> None:
@@ -385,51 +352,9 @@ def _write_beside(axis: Axes, lines: Sequence[str], colour: str) -> None:
     axis.text(1.012, 0.02, "\n".join(lines), transform=axis.transAxes, fontsize=9, color=colour, va="bottom")
 
 
-def _draw_layers(output: Axes, inputs: Axes, quantised: pd.DataFrame) -> None:
-    """Draw what each layer does to the picture, and shares of clipped inputs; none is on the lower edge."""
-    for key, colour, marker, label in (
-        ("output_psnr_alone", ISOLATED, "D", "only this layer in int8"),
-        ("output_psnr_without", style.DTYPE_COLOURS["int8"], "o", "all but this layer in int8"),
-    ):
-        output.plot(quantised["x"], quantised[key], marker, color=colour, ms=6, label=label)
-    output.margins(y=0.18)
-    title = "The picture against the float network's (low diamond: sensitive layer)"
-    style.label(output, title, y="PSNR [dB]")
-    lowest = 1e-7
-    for key, colour, marker, label in (
-        ("clipped_share", style.INK, "v", "clipped (beyond the range)"),
-        ("saturation", style.ACCENT, "^", "codes -128 and 127"),
-    ):
-        some, none = (quantised[where] for where in (quantised[key] > 0, quantised[key] == 0))
-        inputs.plot(some["x"], some[key], marker, color=colour, ms=6, label=label)
-        hollow: Any = {"ms": 5, "mfc": "none", "alpha": 0.6, "clip_on": False}
-        inputs.plot(none["x"], np.full(len(none), lowest), marker, color=colour, **hollow)
-    inputs.set(yscale="log", ylim=(lowest, max(1e-2, 3 * quantised["saturation"].max())))
-    style.label(inputs, "Inputs of the quantised layers (hollow, on the edge: none)", y="share of values")
-
-
-def healing_figure(steps: Sequence[Row]) -> Figure:
-    """Draw ``psnr`` over ``in_float``, how many layers are in float; ``name`` is what a step adds."""
-    figure, axis = style.panels(1, 10.5, 4.4)
-    counts = [step["in_float"] for step in steps]
-    scores = [step["psnr"] for step in steps]
-    axis.plot(counts, scores, "o-", color=style.DTYPE_COLOURS["int8"], ms=8)
-    for step in steps:
-        name = "all in int8" if step["name"] is None else f"+ {_short(step['name'])}"
-        text = f"{name}\n{step['psnr']:.1f} dB"
-        style.note(axis, text, (step["in_float"], step["psnr"]), (6, -6), va="top")
-    room = max(scores) - min(scores) or 1.0
-    axis.set_ylim(min(scores) - 0.28 * room, max(scores) + 0.08 * room)
-    axis.set_xlim(-0.25, max(counts) + 1.15)
-    axis.set_xticks(counts)
-    title = "The most sensitive layers left in float, one after another"
-    style.label(axis, title, "layers in float", "PSNR against the float network [dB]")
-    return figure
-
-
 def half_stress_figure(rows: Sequence[Row]) -> Figure:
     """Draw how both formulations bear styles of any size in fp16; crosses are outputs that are not finite."""
-    figure, axis = style.panels(1, 10.5, 4.6)
+    figure, axis = style.panels(1, 10.0, 4.6)
     factors = [row["factor"] for row in rows]
     lines = ["first tensor out of fp16's range:"]
     for form, label, look, colour in (

@@ -27,7 +27,7 @@ MICRO = 1e6
 
 def label_of(file: str) -> str:
     """Return what a file of the stage holds, in words; unknown files keep their name."""
-    return LABELS.get(file, style.shorten(file, 40))
+    return LABELS.get(file, style.shorten(file, 28))
 
 
 def _in_order(files: Mapping[str, Any]) -> list[str]:
@@ -43,7 +43,7 @@ def operator_figure(graphs: Mapping[str, Row], kinds: int = 14) -> Figure:
     shown, rest = table[:kinds], table[kinds:]
     if len(rest):
         shown = pd.concat([shown, rest.sum().to_frame(f"{len(rest)} others").T])
-    figure, axis = style.panels(1, 11.5, 4.8)
+    figure, axis = style.panels(1, 10.0, 4.8)
     width = 0.84 / len(files)
     for place, file in enumerate(files):
         left = np.arange(len(shown)) + (place - (len(files) - 1) / 2) * width
@@ -52,7 +52,8 @@ def operator_figure(graphs: Mapping[str, Row], kinds: int = 14) -> Figure:
         axis.bar_label(bars, [str(count or "") for count in shown[file]], fontsize=7, padding=1)
     style.name_columns(axis, list(shown.index), rotation=35, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", length=0)
-    style.label(axis, "Operators in the exported graphs", y="nodes")
+    most = max(graphs[file]["nodes"] for file in files)
+    style.label(axis, f"Operators in the exported graphs, of up to {most} nodes", y="nodes")
     style.legend_below(figure, axis, ncols=2)
     return figure
 
@@ -73,7 +74,9 @@ def convolution_figure(graphs: Mapping[str, Row]) -> Figure:
         axis.bar_label(bars, texts, label_type="center", color="white", fontweight="bold")
         before += counts
     axis.set_xlim(0, 1.03 * before.max())
-    style.label(axis, "Convolutions by where their weights come from", "convolutions")
+    computed = max(graphs[file]["runtime_convolutions"] for file in files)
+    title = f"Up to {computed} of {before.max():.0f} convolutions compute their weights anew in every call"
+    style.label(axis, title if computed else "All convolutions have constant weights", "convolutions")
     style.legend_below(figure, ncols=2, fontsize=10)
     return figure
 
@@ -99,7 +102,8 @@ def parity_figure(parity: Mapping[str, Mapping[str, Row]], tolerance: float) -> 
             style.note(axis, f"{value:.1e}" if value else "0", (x, y), (8, 0), fontsize=8)
     axis.axvline(tolerance, color="black", linestyle="--", linewidth=1.4, label=f"tolerance {tolerance:.0e}")
     axis.set(xscale="log", xlim=(1e-7, tolerance * 5))
-    title = "Exported files against the training form, on faces"
+    worst = max(row["relative"] for rows in parity.values() for row in rows.values())
+    title = f"Every file against the training form, on faces: {worst:.1e} at most"
     style.label(axis, title, "largest difference / standard deviation of the output")
     style.legend_below(figure, ncols=len(batches) + 1, fontsize=10)
     return figure
@@ -111,13 +115,14 @@ def difference_figure(
     """Show uint8 pictures by title, and absolute differences [H, W] in network units by file on one scale."""
     top = max(float(difference.max()) for difference in differences.values()) * MICRO or 1.0
     titles = [
-        f"{label_of(file)}\nlargest {difference.max() * MICRO:.2f} × 1e-6".replace(", ", ",\n", 1)
+        f"{label_of(file)}\nlargest {difference.max() * MICRO:.1f}e-6".replace(", ", ",\n", 1)
         for file, difference in differences.items()
     ]
     figure, axes = style.picture_grid(
         [[*pictures.values(), *(difference * MICRO for difference in differences.values())]],
-        [[*(style.shorten(title, 30) for title in pictures), *titles]],
-        width=2.75 * (len(pictures) + len(differences)), height=3.6, cmap="magma", vmin=0, vmax=top,
+        [[*(style.shorten(title, 20) for title in pictures), *titles]],
+        width=min(2.75 * (len(pictures) + len(differences)), style.WIDEST),
+        height=2.9, cmap="magma", vmin=0, vmax=top,
     )  # fmt: skip
     panels = list(axes[0, len(pictures) :])
     bar = figure.colorbar(panels[-1].images[0], ax=panels, shrink=0.8, pad=0.02)

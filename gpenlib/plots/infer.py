@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from gpenlib import plots as style
-from gpenlib.images import Image
+from gpenlib.images import Image, from_tensor, to_tensor
 from gpenlib.plots import Region, Row
 from gpenlib.plots.before_after import BeforeAfter, before_after
 from gpenlib.settings import REFERENCE
@@ -27,13 +28,21 @@ MEAN_LINE: Any = {"color": style.INK, "linewidth": 1.5, "linestyle": "--"}
 LEGEND: Any = {"fontsize": 8.5, "frameon": False}
 
 
+def first_look(source: Image, truth: Image, network: torch.nn.Module) -> Figure:
+    """Show what the network makes of one input in PyTorch, before anything is compiled."""
+    with torch.inference_mode():
+        output = from_tensor(network(torch.from_numpy(to_tensor(source))).float().numpy())[0]
+    titles = [f"input, {source.shape[0]} px", "output (PyTorch, fp32)", "truth"]
+    return style.picture_grid([[source, output, truth]], [titles], width=8.4, height=3.1)[0]
+
+
 def strips_figure(
     faces: Sequence[Face],
     photographs: Sequence[str] = (),
     regions: tuple[Region, Region] = (style.EYE, style.MOUTH),
 ) -> Figure:
     """Show input, output and truth of each face, and two enlarged parts of all three; about three strips."""
-    figure = style.empty_figure(11.0, 2.75 * len(faces))
+    figure = style.empty_figure(10.0, 2.5 * len(faces))
     for strip, face in zip(figure.subfigures(len(faces), 1, squeeze=False)[:, 0], faces, strict=True):
         row = face.row
         text = (
@@ -66,10 +75,31 @@ def under_divider(faces: Sequence[Face], dtype: str, fp32: Sequence[Image]) -> B
     return before_after(pictures, right=dtype)
 
 
+def chroma_figure(rows: Sequence[Row], dtype: str) -> Figure:
+    """Plot PSNR against colourfulness for factors on the chroma of the outputs."""
+    figure, axes = style.new_figure(1, 1, 7.0, 3.8)
+    axis, best = axes[0, 0], max(rows, key=lambda row: row["psnr"])
+    shares, psnr = ([row[name] for row in rows] for name in ("colourfulness", "psnr"))
+    axis.plot([100 * share for share in shares], psnr, "o-", color=style.DTYPE_COLOURS[dtype], markersize=6)
+    for row in rows:
+        place = 100 * row["colourfulness"], row["psnr"]
+        axis.annotate(
+            f"{row['factor']:g}", place, (0, 7), textcoords="offset points", ha="center", fontsize=9
+        )
+    axis.axvline(100, color=style.BASELINE_COLOUR, linewidth=1, linestyle=":")
+    axis.margins(0.08, 0.18)
+    one = next(row for row in rows if row["factor"] == 1)
+    share = f"{one['colourfulness']:.0%} of the truth's colour"
+    title = f"PSNR is highest at chroma {best['factor']:g}; at 1 there is {share}"
+    style.label(axis, title, "colourfulness, % of the truth's", "PSNR [dB]")
+    return figure
+
+
 def extremes_figure(best: Sequence[Face], worst: Sequence[Face], photographs: Sequence[str] = ()) -> Figure:
     """Show the best and the worst faces side by side with their scores; up to four each are readable."""
     columns = len(best) + len(worst)
-    figure = style.empty_figure(1.0 + 1.45 * columns, 5.3)
+    each = min(1.45, 9.0 / columns)
+    figure = style.empty_figure(1.0 + each * columns, 1.0 + 3 * each)
     kinds = {kind: faces for kind, faces in (("best", best), ("worst", worst)) if faces}
     widths = [len(faces) for faces in kinds.values()]
     panels = figure.subfigures(1, len(kinds), squeeze=False, width_ratios=widths)[0]
@@ -103,6 +133,24 @@ def distribution_figure(rows: Sequence[Row], dtype: str) -> Figure:
             axis.hist(values, bins=bins, color=colour, alpha=0.35)
             axis.hist(values, bins=bins, color=colour, histtype="step", linewidth=1.6)
             axis.axvline(mean, ymax=FILLED, color=colour, linewidth=2, linestyle="--", label=text)
+        axis.set(title=label.split(" [")[0], xlabel=label)
+        _count_faces(axis)
+    return figure
+
+
+def merged_figure(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Plot what :func:`distribution_figure` does from counts between edges, of any number of faces."""
+    figure, axes = style.new_figure(1, 2, width=10.0, height=3.5)
+    for axis, (key, label) in zip(axes[0], SCORES.items(), strict=True):
+        kinds = {f"{key}_input": ("input (do nothing)", style.BASELINE_COLOUR), key: ("output", style.ACCENT)}
+        for name, (kind, colour) in kinds.items():
+            one = figures[name]
+            text = (
+                f"{kind}, mean {one['mean']:.2f} dB" if key == "psnr" else f"{kind}, mean {one['mean']:.3f}"
+            )
+            axis.stairs(one["counts"], one["edges"], fill=True, color=colour, alpha=0.35)
+            axis.stairs(one["counts"], one["edges"], color=colour, linewidth=1.6)
+            axis.axvline(one["mean"], ymax=FILLED, color=colour, linewidth=2, linestyle="--", label=text)
         axis.set(title=label.split(" [")[0], xlabel=label)
         _count_faces(axis)
     return figure
@@ -165,7 +213,7 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
 
 def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot sharpness against the truth's, detail against the input's, gain against the input's quality."""
-    figure, scatter, details, gains = style.panels(3, 13.5, 4.1)
+    figure, scatter, details, gains = style.panels(3, 10.0, 3.6)
     colour = style.DTYPE_COLOURS[dtype]
     sharpness = style.columns(rows, "sharpness_truth", "sharpness_input", "sharpness")
     truth, source, output = sharpness = np.maximum(sharpness, 1.0)  # for logarithms
@@ -177,13 +225,13 @@ def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
         line.set_major_locator(LogLocator(subs=(1, 3)))
         line.set_major_formatter("{x:g}")
         line.set_minor_formatter(NullFormatter())
-    scatter.set(title=f"Sharpness: {np.median(output / truth):.0%} of the truth's (median)")
+    scatter.set(title=f"Sharpness: {np.median(output / truth):.0%} of the truth's")
     scatter.set(xlabel="truth (variance of the Laplacian)", ylabel="input and output (same variance)")
     before, after = style.columns(rows, "detail_input", "detail")
     ends = [min(0.0, before.min(), after.min()), 1.08 * max(1.0, before.max(), after.max())]
     style.equal_axes(details, ends, "as much as in the input")
     details.scatter(before, after, color=colour, **DOTS)
-    details.set(title=f"True detail: {np.median(before):.0%} → {np.median(after):.0%} (medians)")
+    details.set(title=f"True detail: {np.median(before):.0%} → {np.median(after):.0%}")
     details.set(xlabel="input, share of the truth's", ylabel=f"output, {dtype}, share of the truth's")
     details.xaxis.set_major_formatter(PercentFormatter(1.0))
     details.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -192,7 +240,7 @@ def detail_figure(rows: Sequence[Row], dtype: str) -> Figure:
     gains.scatter(start, gain, color=colour, **DOTS)
     gains.axhline(0, color=style.BASELINE_COLOUR, linewidth=1.2)
     gains.axhline(gain.mean(), label=f"mean {gain.mean():+.2f} dB", **MEAN_LINE)
-    gains.set(title=f"Gain over the input; {np.mean(gain < 0):.0%} of the faces lose")
+    gains.set(title=f"Gain: {np.mean(gain < 0):.0%} of the faces lose")
     gains.set(xlabel="PSNR of the input [dB]", ylabel="PSNR of the output over it [dB]")
     for axis in (scatter, details, gains):
         axis.legend(loc="best", **LEGEND)

@@ -32,9 +32,9 @@ def photos_figure(photos: Sequence[ShownPhoto]) -> Figure:
     dtypes = list(photos[0].after)
     pictures = [[photo.before, *photo.after.values()] for photo in photos]
     heights = [photo.before.shape[0] / photo.before.shape[1] for photo in photos]
-    width = 11.0 / (1 + len(dtypes))
+    width = style.WIDEST / (1 + len(dtypes))
     figure, axes = style.new_figure(
-        len(photos), 1 + len(dtypes), 11.0, sum(min(1.4, h) * width + 0.35 for h in heights),
+        len(photos), 1 + len(dtypes), style.WIDEST, sum(min(1.4, h) * width + 0.35 for h in heights),
         gridspec_kw={"height_ratios": [min(1.4, h) + 0.35 / width for h in heights]},
     )  # fmt: skip
     for line, photo, row in zip(axes, photos, pictures, strict=True):
@@ -56,8 +56,10 @@ def faces_figure(faces: Sequence[Row], folder: Path, most: int = 8) -> Figure:
         shown = {name: read_image(folder / f"{crop}_{name}.png") for name in ("input", *dtypes)}
         pictures.append([*shown.values(), _difference(shown, dtypes)])
     titles = [["aligned input", *dtypes, last], *[[""] * (2 + len(dtypes))] * (len(crops) - 1)]
-    width = 1.9 * (2 + len(dtypes))
-    figure, axes = style.picture_grid(pictures, titles, (), width, 1.95 * len(crops))
+    each = min(1.9, style.WIDEST / (2 + len(dtypes)))
+    figure, axes = style.picture_grid(
+        pictures, titles, (), each * (2 + len(dtypes)), (each + 0.05) * len(crops)
+    )
     for line, crop in zip(axes, crops, strict=True):
         line[0].set_ylabel(style.shorten(names[crop], 26), fontsize=8)
     return figure
@@ -92,7 +94,7 @@ def time_figure(photos: Sequence[Row]) -> Figure:
 
 def reach_figure(pictures: Mapping[str, Image]) -> Figure:
     """Show one photograph coloured to several reaches, side by side."""
-    figure, _ = style.picture_grid([list(pictures.values())], [list(pictures)], (), 11.0, 4.4)
+    figure, _ = style.picture_grid([list(pictures.values())], [list(pictures)], (), 10.0, 4.0)
     return figure
 
 

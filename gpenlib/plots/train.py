@@ -35,7 +35,7 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
     """Plot every logged term over the steps, from ``read_log``: the values, light, and their moving mean."""
     logged = {name for row in rows for name in row}
     panels = [panel for panel in PANELS if logged & panel[2].keys()]
-    figure, axes = style.panel_grid(len(panels), 3, 11.5, 2.5)
+    figure, axes = style.panel_grid(len(panels), 3, 10.0, 2.4)
     for axis, (heading, unit, terms) in zip(axes.flat, panels, strict=False):
         for name in (term for term in terms if term in logged):
             steps, values = series(rows, name)
@@ -57,12 +57,13 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
 
 
 def samples_figure(pictures: Mapping[int, Image], row_titles: Sequence[str] = (), title: str = "") -> Figure:
-    """Show a training's pictures by step, one below the other; ``row_titles`` name the rows inside each."""
+    """Show a training's pictures by step; ``row_titles`` name the rows inside each."""
     height, width = next(iter(pictures.values())).shape[:2]
-    inches = min(8.0, 3.0 * width / height)
-    each = inches * height / width
-    figure, axes = style.new_figure(len(pictures), 1, width=inches + 1.2, height=(each + 0.3) * len(pictures))
-    for axis, (step, picture) in zip(axes[:, 0], pictures.items(), strict=True):
+    shape = (len(pictures), 1) if width > 1.5 * height else (1, len(pictures))  # lines of faces, or squares
+    inches = min(7.5 if shape[1] == 1 else 3.2, style.WIDEST / shape[1] - 0.2)
+    size = (shape[1] * (inches + 0.2) + 0.6, shape[0] * (inches * height / width + 0.3) + 0.4)
+    figure, axes = style.new_figure(*shape, *size)
+    for axis, (step, picture) in zip(axes.flat, pictures.items(), strict=True):
         style.show_image(axis, picture, f"step {step}", interpolation="nearest")
         side = height / max(1, len(row_titles))
         axis.set_yticks([(row + 0.5) * side for row in range(len(row_titles))], row_titles)
@@ -75,7 +76,8 @@ def interpolation_figure(images: Any) -> Figure:
     """Show walks between two latents, uint8 RGB [R, C, S, S, 3]: one row each, its ends left and right."""
     rows, columns = images.shape[:2]
     titles = [[f"{share:.2f}" for share in np.linspace(0, 1, columns)]]
-    size = (1.25 * columns + 0.2, 1.28 * rows + 0.35)
+    each = min(1.25, 9.8 / columns)
+    size = (each * columns + 0.2, (each + 0.03) * rows + 0.35)
     figure, _ = style.picture_grid(images, titles, (), *size, interpolation="nearest")
     figure.supxlabel("share of the second latent", fontsize=9)
     return figure
@@ -84,7 +86,8 @@ def interpolation_figure(images: Any) -> Figure:
 def mixing_figure(left: Any, top: Any, mixed: Any, coarse: str = "", fine: str = "") -> Figure:
     """Show mixed styles, uint8 RGB [R, C, S, S, 3], coarse ones from the ``left``, fine ones from the top."""
     pictures = [[None, *top], *([source, *row] for source, row in zip(left, mixed, strict=True))]
-    size = (1.3 * len(pictures[0]) + 0.4, 1.3 * len(pictures) + 0.5)
+    each = min(1.3, 9.6 / len(pictures[0]))
+    size = (each * len(pictures[0]) + 0.4, each * len(pictures) + 0.5)
     figure, axes = style.picture_grid(pictures, (), (), *size, interpolation="nearest")
     for sources, colour in ((axes[0, 1:], style.SECOND), (axes[1:, 0], BLUE)):
         for axis in sources:

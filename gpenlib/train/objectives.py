@@ -18,7 +18,7 @@ from gpenlib.architecture import Discriminator, Generator, Gpen, checkpoints
 from gpenlib.architecture.checkpoints import CheckpointError, weights_file
 from gpenlib.architecture.model import STYLE_DIM, ConvLayer, noise_weights
 from gpenlib.files import resolve_path
-from gpenlib.images import FloatArray, from_tensor
+from gpenlib.images import LUMA, FloatArray, from_tensor
 from gpenlib.metrics import psnr
 from gpenlib.settings import Augmentation, TrainConfig
 from gpenlib.train.batches import TrainingFaces
@@ -62,6 +62,26 @@ def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
     """Return the mean L1 distance between discriminator features of output and truth (GPEN, eq. 4)."""
     distances = [F.l1_loss(a, b.detach()) for a, b in zip(fake, real, strict=True)]
     return torch.stack(distances).mean()
+
+
+SMOOTH = 0.05  # step of luma, of a range of 2, beyond which neighbours may well differ in colour
+
+
+def excess_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
+    """Return by how much chroma varies more than the truth's where the truth's luma is smooth.
+
+    Neighbours of like luma have like colours (Levin et al., Colorization using Optimization, 2004). Steps
+    that the truth has, too, cost nothing, so that this does not reward grey.
+    """
+    luma = output.new_tensor(LUMA).view(1, 3, 1, 1)
+    grey = (truth * luma).sum(dim=1, keepdim=True)
+    colours = [image[:, ::2] - (image * luma).sum(dim=1, keepdim=True) for image in (output, truth)]
+    terms = []
+    for axis in (2, 3):
+        like = torch.exp(-grey.diff(dim=axis).abs() / SMOOTH)
+        made, true = (colour.diff(dim=axis).abs() for colour in colours)
+        terms.append((like * F.relu(made - true)).mean())
+    return torch.stack(terms).sum()
 
 
 class IdentityLoss:
@@ -457,6 +477,8 @@ class RestorationObjective(Objective):
         terms: Losses = {}
         if weights.content:
             terms["content"] = CONTENT_LOSSES[weights.content_loss](output, truth)
+        if weights.chroma_excess:
+            terms["chroma_excess"] = excess_of_chroma(output, truth)
         if self.identity is not None:
             terms["identity"] = self.identity(output, truth)
         if self.discriminator is not None:

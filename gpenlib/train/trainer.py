@@ -22,15 +22,24 @@ from torch import Tensor, nn
 
 from gpenlib.architecture import CheckpointError, Generator, Gpen, checkpoints, save_checkpoint
 from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
-from gpenlib.files import links_in, resolve_path, write_atomically, write_text
+from gpenlib.files import (
+    keep_aside,
+    links_in,
+    read_json,
+    resolve_path,
+    storing,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
-from gpenlib.jobs import command, progress
+from gpenlib.jobs import LONGEST_LINE, command, keep_memory, progress
 from gpenlib.settings import TrainConfig, parse_overrides
 from gpenlib.train.batches import TrainingFaces, open_training_faces
 from gpenlib.train.objectives import PriorObjective, RestorationObjective
 from gpenlib.train.objectives import TrainingError as TrainingError
 
-CHECKPOINT, LOG, SAMPLES = "checkpoint.pt", "log.jsonl", "samples"
+CHECKPOINT, LOG, SAMPLES, INPUTS = "checkpoint.pt", "log.jsonl", "samples", "inputs.json"
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 LogRow = dict[str, float]
 Objective = PriorObjective | RestorationObjective
@@ -66,6 +75,7 @@ class Trainer:
     def run_until(self, stop: int) -> Gpen | Generator:
         """Train until step ``stop`` of the run of ``config.steps``, which fixes the learning rates."""
         config, fabric = self.config, self.fabric
+        keep_memory()  # every step asks for the same arrays
         if self.step == 0:
             self._begin()
         faces = TrainingFaces(open_training_faces(config), config)
@@ -127,7 +137,8 @@ class Trainer:
         """Write scalars to TensorBoard and to ``log.jsonl``, which notebook 06 reads."""
         self.fabric.log_dict(values, step=self.step)
         if self.fabric.is_global_zero:
-            with (self.run_dir / LOG).open("a", encoding="utf-8") as file:
+            path = self.run_dir / LOG
+            with storing(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step} | values) + "\n")
 
     def save_weights(self) -> Path:
@@ -243,11 +254,21 @@ def read_log(run_dir: Path) -> list[LogRow]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no log; train first, with run_dir={run_dir}")
     rows: dict[int, LogRow] = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(json.JSONDecodeError, KeyError, TypeError):
-            row = json.loads(line)
-            rows.setdefault(row["step"], {}).update(row)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while line := file.readline(LONGEST_LINE):
+            if row := _log_row(line):
+                rows.setdefault(int(row["step"]), {}).update(row)
     return [rows[step] for step in sorted(rows)]
+
+
+def _log_row(line: str) -> LogRow | None:
+    """Return the step and the numbers in a line of the log, or None if it holds anything else."""
+    with suppress(ValueError, RecursionError, OverflowError, TypeError, AttributeError, KeyError):
+        row = json.loads(line)
+        step, values = row["step"], {name: value / 1 for name, value in row.items() if name != "step"}
+        if 0 <= step < 2**53 and {type(step), *map(type, row.values())} <= {int, float}:
+            return {"step": int(step), **values}
+    return None
 
 
 def series(rows: Sequence[LogRow], name: str) -> tuple[list[float], list[float]]:
@@ -294,12 +315,13 @@ def check_log(rows: Sequence[LogRow], steps: int, falls: str | None = None) -> N
 
 def clear_training(folder: Path) -> None:
     """Remove what a training wrote, by its own names; anything else in the folder is refused."""
-    ours = ("checkpoint.pt", "inputs.json", "log.jsonl", "manifest.json", "results.json", "*.safetensors",
+    ours = (CHECKPOINT, INPUTS, LOG, "manifest.json", "results.json", "*.safetensors",
             "samples/*.png", "tensorboard/*", ".*.*", "samples/.*.*")  # fmt: skip
     files = {path for pattern in ours for path in folder.glob(pattern)}
     if links := links_in(folder):
         raise TrainingError(f"{links[0]} is a link, which no training made; move it to another place")
-    foreign = [path for path in folder.rglob("*") if path not in files and not path.is_dir()]
+    folders = {folder / SAMPLES, folder / "tensorboard"}
+    foreign = [p for p in folder.rglob("*") if not (p in folders if p.is_dir() else p in files)]
     if foreign:
         raise TrainingError(
             f"{folder} is to be trained anew but holds {foreign[0].relative_to(folder)}, which no training "
@@ -307,6 +329,18 @@ def clear_training(folder: Path) -> None:
         )
     for path in files:
         path.unlink()
+
+
+def begin_training(folder: Path, inputs: Mapping[str, Any]) -> None:
+    """Note what a training begins with; a checkpoint that began with anything else is kept aside."""
+    begun, there = None, (folder / CHECKPOINT).is_file()
+    with suppress(OSError, ValueError):
+        begun = read_json(folder / INPUTS)
+    if there and begun != inputs:
+        keep_aside(folder)  # hours of work, perhaps
+    if not there or begun != inputs:
+        clear_training(folder)
+    write_json(folder / INPUTS, inputs)
 
 
 def train(config: TrainConfig, folder: Path) -> dict[str, Any]:

@@ -465,7 +465,7 @@ CASES = [
         entries(lambda s: s.update({f"ecd{i}.weight": torch.ones(1) for i in range(4000)})),
         (*PTH, "fit no GPEN"),
     ),
-    case("note of 10 MB", noted, ("task=", "color"), run),
+    case("note of 10 MB", noted, ("weights=", "header names the task", "color"), run),
     # Training and averaging
     case("a prior of wrong entries", entries(fill(SOME, float("nan"))), (*PTH, "not finite", SOME), embed),
     case(

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gpenlib.architecture.checkpoints import TINY
+from gpenlib.cluster.score import main as score
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.data.pairs import read_pack
-from gpenlib.infer.scoring import main as score
 from gpenlib.infer.scoring import read_output_npz
 from gpenlib.settings import DatasetConfig
 from tests.bad_inputs.harness import Case, check

@@ -509,8 +509,8 @@ CASES = [
     Case("enhance_limit", array_of(96, 96), enhanced_small, (PATH, "0.009")),
     Case("enhance_aligned", array_of(8, 8), enhanced_aligned, (PATH, "8 x 8", "16 pixels or more")),
     # Writing
-    Case("write_blocked", blocked, writing, (PATH, "cannot be written", "permissions")),
-    Case("write_picture_blocked", blocked, writing_again, (PATH, "cannot be written", "permissions")),
+    Case("write_blocked", blocked, writing, (PATH, "stands in the way", "move it")),
+    Case("write_picture_blocked", blocked, writing_again, (PATH, "stands in the way", "move it")),
     Case("write_full", nothing, full(writing), (PATH, "cannot be written", "free some space")),
     Case("write_picture_full", nothing, full(writing_again), (PATH, "cannot be written", "free some space")),
     Case("write_suffix", lambda folder: folder / "bad.gif", writing, ("bad.gif", ".png")),

@@ -1,5 +1,6 @@
 """Thresholds against brute force; the pass over the images; its cache; the images themselves."""
 
+import itertools
 import logging
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from gpenlib.compile.calibrate import (
     kl_divergence,
     load_calibration,
     open_calibration_data,
+    sample_step,
     save_calibration,
 )
 from gpenlib.data import make_pair, open_folder
@@ -135,6 +137,29 @@ def test_tensors_that_give_no_range_are_named(doubling_model):
         seen.check_alive([("input",), ("middle",)])
 
 
+def rounding_error(values: np.ndarray, threshold: float) -> float:
+    step = threshold / LEVELS
+    return float(np.square(np.clip(np.rint(values / step), -LEVELS, LEVELS) * step - values).mean())
+
+
+def test_of_large_maps_a_part_of_the_values_is_counted_and_the_largest_is_exact():
+    whole, part = MagnitudeHistogram(), MagnitudeHistogram()
+    value = np.random.default_rng(0).standard_normal((1, 4, 512, 512)).astype(np.float32)
+    value[0, 1, 3, 3] = 6.0  # on no row or column that is taken
+    step = sample_step(512, 512)
+    few = value[:, :, ::step, ::step]
+    assert few.shape == (1, 4, 103, 103) and 6.0 not in few
+    assert sample_step(128, 128) == sample_step(129, 129) == 1  # smaller maps are taken whole
+    whole.update(value)
+    part.update(few, 6.0)
+    assert part.threshold("max") == whole.threshold("max") == 6.0
+    assert part.threshold("percentile", 99.0) == pytest.approx(whole.threshold("percentile", 99.0), rel=0.03)
+    least, error = (rounding_error(value, seen.threshold("mse")) for seen in (whole, part))
+    assert error < 1.25 * least  # the one value that is not counted is clipped
+    values = {tuple(index[2:]) for index in np.argwhere(np.isin(value, few))}
+    assert {(row % 4, column % 4) for row, column in values} == {*itertools.product(range(4), repeat=2)}
+
+
 def test_the_cache_gives_back_what_was_stored(doubling_model, tmp_path):
     seen = calibrate(doubling_model, ["middle"], ["output"], iter([flat(0.3), flat(-0.8)]))
     path = tmp_path / "cache" / "key.npz"
@@ -146,7 +171,7 @@ def test_the_cache_gives_back_what_was_stored(doubling_model, tmp_path):
         assert again.thresholds(mode, 99.0) == seen.thresholds(mode, 99.0)
     np.testing.assert_array_equal(again.input_means["middle"], seen.input_means["middle"])
     np.testing.assert_array_equal(again.output_ranges["output"].high, seen.output_ranges["output"].high)
-    np.testing.assert_array_equal(again.picture_mean, seen.picture_mean)
+    np.testing.assert_array_equal(again.picture_means, seen.picture_means)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other arrays", "another's"])
@@ -174,8 +199,8 @@ def test_a_cache_file_that_is_damaged_or_anothers_is_not_used(doubling_model, tm
         ("mean/middle", lambda old: old[None]),
         ("mean/middle", lambda old: np.array([{}], object)),
         ("output/output", lambda old: old[:1]),
-        ("picture_mean", lambda old: old[:2]),
-        ("images", lambda old: old * 0),
+        ("picture_means", lambda old: old[:, :2]),
+        ("picture_means", lambda old: old[:0]),
     ],
 )
 def test_a_cache_file_with_wrong_values_is_not_used(doubling_model, tmp_path, caplog, name, change):

@@ -70,9 +70,14 @@ def test_artefacts_are_compared_one_runtime_at_a_time(monkeypatch):
         return runtime
 
     monkeypatch.setattr(sensitivity, "open_runtime", open_runtime)
-    shifts = {("int8", "max"): 0.1, ("fp32", None): 0.0, ("int8", "mse"): 0.05}
+    shifts = {
+        ("int8", "max", 0): 0.1,
+        ("fp32", None, 0): 0.0,
+        ("int8", "max", 1): 0.07,
+        ("int8", "mse", 0): 0.05,
+    }
     rows = compare_artefacts(shifts, Three(), faces=2)
-    assert [(row["dtype"], row["mode"]) for row in rows] == list(shifts), "in the given order"
+    assert [(row["dtype"], row["mode"], row["draw"]) for row in rows] == list(shifts), "in the given order"
 
     def output(index, shift):
         return from_tensor(to_tensor([pictures[0, index]]) + np.float32(shift))[0]

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 from gpenlib.compile.calibrate import ChannelRange
-from gpenlib.compile.rounding import QuantisationError, round_layers
+from gpenlib.compile.rounding import OUTPUT_MARGIN, QuantisationError, round_layers
 from gpenlib.compile.write import (
     CORRECTED,
-    OUTPUT_MARGIN,
     add_to_output,
     count_quantised,
     join_casts,
@@ -140,6 +139,33 @@ def test_qoperator_differs_from_qdq_by_half_an_output_step(model_of, make, tenso
         assert (10 * np.log10(signal / noise) > 30).all()
     else:
         assert count_quantised(written(graph, layers, "qoperator", ranges)) == {"Conv": 0, "ConvTranspose": 1}
+
+
+def test_an_output_that_a_blur_reads_is_rounded_and_the_blur_is_exact(model_of):
+    image = RNG.uniform(-1, 1, (1, 5, 7, 7)).astype(np.float32)
+    graph = up_model(model_of)
+    watched = copy.deepcopy(graph)
+    watched.graph.output.append(helper.make_tensor_value_info("raised", TensorProto.FLOAT, None))
+    value = run(watched, image, ["raised"])
+    ranges = {"raised": ChannelRange(value.min(axis=(0, 2, 3)), value.max(axis=(0, 2, 3)))}
+    seen = {"input": float(np.abs(image).max())}
+    without, with_it = (round_layers(graph, seen, ["up"], output_ranges=given) for given in (None, ranges))
+    assert [layers["up"].report.output_rounded for layers in (without, with_it)] == [False, True]
+    model = written(graph, with_it, "qdq")
+    assert quantised_nodes(model) == {"up": "ConvTranspose", "blur": "Conv"}
+    assert count_quantised(model) == {"Conv": 0, "ConvTranspose": 1}, "a blur is no layer"
+    steps = with_it["up"].output_steps
+    np.testing.assert_allclose(steps, OUTPUT_MARGIN * np.abs(value).max(axis=(0, 2, 3)) / 127, rtol=1e-6)
+    plain, rounded = (run(written(graph, layers, "qdq"), image) for layers in (without, with_it))
+    difference = np.abs(rounded - plain) / steps[:, None, None]
+    assert 0 < difference.max() <= 0.5 * 4 + 1e-3  # the taps sum to 4
+    assert difference.mean() < 0.5  # but sixteen errors do not add up
+    taps = next(t for t in graph.graph.initializer if t.name == "fir")
+    odd = numpy_helper.to_array(taps).copy()
+    odd[0, 0, 0, 0] *= 1.3
+    taps.CopyFrom(numpy_helper.from_array(odd, "fir"))
+    with pytest.raises(QuantisationError, match="blur: its taps"):
+        written(graph, with_it, "qdq")
 
 
 def test_phases_are_interleaved_without_an_8_bit_depth_to_space_at_any_batch_size(calibrated):

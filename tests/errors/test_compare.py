@@ -291,6 +291,14 @@ def test_of_equally_fast_ones_the_more_accurate_is_taken():
     assert choice.dtype == "bf16" and "int8 (10.0 ms" in choice.reason
     table[1] |= {"latency_p10_ms": 10.3}  # no longer overlaps with the 10.2 ms of int8
     assert compare.recommend(table).dtype == "int8"
+    noisy = [90.0, 170.0, 95.0, 400.0, 92.0] * 4  # a busy machine: turns differ, their order does not
+    turns = [{"dtype": "bf16", "times_ms": [1.2 * ms for ms in noisy]}, {"dtype": "int8", "times_ms": noisy}]
+    busy = [timed("fp32", 400.0), timed("bf16", 114.0, 0.01, 90.0), timed("int8", 95.0, 0.05, 90.0)]
+    assert compare.recommend(busy).dtype == "bf16"
+    fp32 = {"dtype": "fp32", "times_ms": [9 * ms for ms in noisy]}
+    assert compare.recommend(busy, latency=[*turns, fp32]).dtype == "int8"
+    turns[0]["times_ms"] = noisy[1:] + noisy[:1]  # now one is faster, now the other
+    assert compare.recommend(busy, latency=[*turns, fp32]).dtype == "bf16"
     choice = compare.recommend([timed("fp32", 10.0, spread=1.0), timed("fp16", 9.8, 0.001, spread=1.0)])
     assert choice.dtype == "fp32" and "fp16 (9.8 ms" in choice.reason
 

@@ -174,15 +174,13 @@ def test_groups_keep_order_and_limit_and_change_nothing(monkeypatch, float_graph
     assert {name: count[0] for name, count in counted.items()} == {n: c[0] for n, c in counts.items()}
 
 
-def test_the_spoilt_layer_is_found_first_and_healed_first(
-    tiny_model, float_graph, spoilt, spoilt_file, faces
-):
+def test_the_spoilt_layer_is_found_first(tiny_model, float_graph, spoilt, spoilt_file, faces):
     """With a ranking that was measured on another face and knows a layer that the build left in float."""
     deploy = deploy_form(tiny_model)
     ranking = [asdict(row) for row in rank_layers(Probe(deploy, torch.from_numpy(faces[1])), spoilt)]
     ranking.insert(1, {"name": "left in float", "psnr": 1.0, "share": 0.0})
     result = layers.analyse_layers(float_graph, spoilt_file, deploy, spoilt, faces, ranking)
-    rows, steps = result["rows"], result["healing"]
+    rows = result["rows"]
     quantised = {row["layer"]: row for row in rows if row["quantised"]}
     assert quantised.keys() == spoilt.keys()
     assert {name: row["output_psnr_alone"] for name, row in quantised.items()} == {
@@ -190,11 +188,6 @@ def test_the_spoilt_layer_is_found_first_and_healed_first(
     }, "measured once, in 03"
     assert min(quantised, key=lambda name: quantised[name]["isolated_sqnr_db"]) == VICTIM
     assert max(quantised, key=lambda name: quantised[name]["output_psnr_without"]) == VICTIM
-    assert [step["in_float"] for step in steps] == list(range(9))
-    assert [step["name"] for step in steps] == [None, VICTIM, *[row["name"] for row in ranking[2:9]]]
-    gains = np.diff([step["psnr"] for step in steps])
-    assert gains.argmax() == 0 and gains[0] > 3 and gains.min() > -0.5
-    assert steps[1]["psnr"] == pytest.approx(quantised[VICTIM]["output_psnr_without"])
     first = next(place for place, row in enumerate(rows) if row["quantised"])
     assert first > 0 and all(row["sqnr_db"] > 100 for row in rows[:first]), "no error before it"
     assert rows[first]["sqnr_db"] == pytest.approx(rows[first]["isolated_sqnr_db"], abs=0.1)

@@ -83,7 +83,7 @@ def slow(monkeypatch):
     """Function that fixes the times in ms per backend; returns the stand-in for the measurement."""
 
     def fix(**milliseconds):
-        times = Mock(side_effect=lambda calls, repeats, _: {n: [milliseconds[n]] * repeats for n in calls})
+        times = Mock(side_effect=lambda calls, repeats, *_: {n: [milliseconds[n]] * repeats for n in calls})
         monkeypatch.setattr(performance, "interleaved_times", times)
         return times
 

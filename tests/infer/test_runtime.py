@@ -1,6 +1,8 @@
 """Runtimes: what is supported, what is refused, that every batch size gives the same, who touches threads."""
 
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,13 +14,14 @@ import onnxruntime
 import pytest
 import torch
 
+from gpenlib import images
 from gpenlib.compile import compile_model
 from gpenlib.compile.write import count_quantised, quantised_nodes
 from gpenlib.export import parity
 from gpenlib.files import read_json, sha256, write_json
 from gpenlib.infer import RuntimeUnavailable, choose_backend, open_runtime
 from gpenlib.infer import runtime as runtimes
-from gpenlib.infer.runtime import MOST_THREADS, TABLE, OpenVinoRuntime, interleaved_times
+from gpenlib.infer.runtime import MOST_THREADS, TABLE, OpenVinoRuntime, interleaved_times, recipe
 from gpenlib.metrics import psnr
 from gpenlib.settings import DTYPES
 
@@ -48,6 +51,14 @@ def test_auto_takes_the_first_that_runs_it():
 
 
 # What is computed
+
+
+def test_the_chroma_of_answers_is_scaled(artefact, faces, fp32):
+    vivid = open_runtime(artefact("openvino", "fp32"), chroma=1.5)(faces)
+    np.testing.assert_array_equal(vivid, images.scale_chroma(fp32(faces), 1.5))
+    for wrong in (0, 4.1, True, float("nan"), "2"):
+        with pytest.raises(ValueError, match="chroma=.*above 0"):
+            open_runtime(artefact("openvino", "fp32"), chroma=wrong)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), RUNNABLE)
@@ -105,6 +116,97 @@ def test_wrong_input_is_refused_with_its_shape(shape, dtype, fp32):
     assert str(shape) in str(caught.value) and dtype in str(caught.value)
 
 
+# A stream of batches, and calls from several threads
+
+
+def test_a_stream_is_what_calls_are_in_their_order(fp32, faces):
+    batches = [faces[:1], faces[1:4], faces[4:], faces[:1], faces[2:3]]
+    expected = [fp32(batch) for batch in batches]
+    for in_flight in (1, 2, 3, 9):
+        outputs = list(fp32.stream(iter(batches), in_flight))
+        assert [len(output) for output in outputs] == [1, 3, 1, 1, 1]
+        assert all(map(np.array_equal, outputs, expected))
+    assert list(fp32.stream([])) == []
+
+
+def test_a_stream_overlaps_and_keeps_few_in_flight(fp32, faces, monkeypatch):
+    taken, used, most, second = 0, 0, [], threading.Event()
+
+    def batches():
+        nonlocal taken
+        for _ in range(12):
+            taken += 1
+            most.append(taken - used)
+            if taken == 2:
+                second.set()
+            yield faces[:1]
+
+    def run(batch, usual=fp32._run):
+        assert second.wait(30), "the next batch is made while one runs"
+        return usual(batch)
+
+    monkeypatch.setattr(fp32, "_run", run)
+    for _ in fp32.stream(batches(), 3):
+        used += 1
+    assert (taken, used, max(most)) == (12, 12, 3)
+    taken = 0
+    assert all(taken == used for used, _ in enumerate(fp32.stream(batches(), 1), 1))
+
+
+@pytest.mark.parametrize("wrong", ["batch", "making"])
+def test_an_error_comes_in_the_place_of_its_batch(wrong, fp32, faces):
+    def batches():
+        yield from (faces[:1], faces[1:2])
+        if wrong == "making":
+            raise OSError("third.png")
+        yield faces[2:3] * np.nan
+        yield faces[3:4]
+
+    outputs, before = [], threading.active_count()
+    with pytest.raises(OSError if wrong == "making" else ValueError, match=r"third\.png|NaN"):
+        outputs.extend(fp32.stream(batches()))
+    stream = fp32.stream(batches())
+    outputs = [next(stream), next(stream)]
+    assert np.array_equal(outputs[1], fp32(faces[1:2]))
+    with pytest.raises((OSError, ValueError)):
+        next(stream)
+    assert list(stream) == [] and threading.active_count() == before
+    with pytest.raises(ValueError, match="in_flight=0"):
+        fp32.stream(batches(), 0)
+
+
+@pytest.mark.parametrize("way", ["close", "leave"])
+def test_leaving_a_stream_early_ends_its_thread(way, fp32, faces):
+    taken, ended, before = [], [], threading.active_count()
+
+    def batches():
+        try:
+            for number in range(10**9):
+                taken.append(number)
+                yield faces[:1]
+        finally:
+            ended.append(True)
+
+    stream = fp32.stream(batches())
+    for _ in stream:
+        break
+    assert threading.active_count() == before + 1
+    if way == "close":
+        stream.close()
+    else:
+        del stream
+    assert threading.active_count() == before and len(taken) <= 4 and ended == [True]
+
+
+@pytest.mark.parametrize("backend", TABLE)
+def test_several_threads_may_call_a_runtime(backend, artefact, faces):
+    runtime = open_runtime(artefact(backend, "fp32"))
+    expected = [runtime(faces[index : index + 1]) for index in range(5)]
+    with ThreadPoolExecutor(5) as pool:
+        outputs = list(pool.map(lambda index: runtime(faces[index % 5][None]), range(40)))
+    assert all(np.array_equal(output, expected[index % 5]) for index, output in enumerate(outputs))
+
+
 def test_calls_are_timed_in_turns_of_both_orders(monkeypatch):
     calls = []
     # A clock that counts calls: a timed stretch holds exactly one.
@@ -114,15 +216,18 @@ def test_calls_are_timed_in_turns_of_both_orders(monkeypatch):
     assert "".join(calls) == "aabb" + "bbaa" + "aabb", "even turns: as many in one order as in the other"
     with pytest.raises(ValueError, match="repeats=0"):
         interleaved_times({}, 0)
+    slow = interleaved_times({"slow": lambda: calls.append("slow")}, 20, 0, seconds=5)
+    assert slow == {"slow": [1000.0] * 4}, "as many turns as began within the time, an even number"
 
 
 def test_no_times_split_by_the_direction_of_the_turn(monkeypatch):
-    """What ran before slows the next call, as threads that spin on and caches do; not the one after it."""
-    now, before = [0.0], [""]
+    """Threads of what ran before spin on for 50 ms, and slow all calls that begin meanwhile."""
+    now, spinning = [0.0], {"fp32": 0.0, "bf16": 0.0}
 
     def call(name):
-        now[0] += {"fp32": 40.0, "bf16": 11.0}[name] + (7.0 if before[0] == "fp32" != name else 0.0)
-        before[0] = name
+        slow = any(end > now[0] for other, end in spinning.items() if other != name)
+        now[0] += {"fp32": 40.0, "bf16": 11.0}[name] + 7.0 * slow
+        spinning[name] = now[0] + 50.0
 
     monkeypatch.setattr(runtimes.time, "perf_counter", lambda: now[0] / 1000)
     for repeats in (1, 4, 5):
@@ -403,3 +508,29 @@ def test_a_batch_beyond_the_free_memory_is_refused_with_the_largest_that_fits(ar
     for wrong in (0, True, 1.5, "2", None):
         with pytest.raises(ValueError, match="batch_size="):
             runtime.check_batch(wrong)
+
+
+@pytest.mark.parametrize("task", ["color", "restore"])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("openvino", "int8"), ("onnxruntime", "fp32"), ("torchscript", "fp32"), ("torch", "fp32")],
+)
+def test_the_recipe_for_deployment_does_what_the_runtime_does(
+    backend, dtype, task, artefact, pack, tmp_path, monkeypatch
+):
+    folder = artefact(backend, dtype)
+    face = pack.truths(0)
+    given = images.to_grey(face) if task == "color" else face
+    images.write_image(tmp_path / "face.png", face)
+    monkeypatch.chdir(tmp_path)
+    exec(recipe(folder, task), {})
+    expected = images.from_tensor(open_runtime(folder)(images.to_tensor(given)))[0]
+    difference = np.abs(images.read_image(tmp_path / "restored.png").astype(int) - expected)
+    # The runtime lets styles scale the weights of ToRGB: other sums, and int8 may round a value elsewhere.
+    assert difference.max() <= (3 if dtype == "int8" else 1) and difference.mean() < 0.05
+
+
+def test_openvino_sends_no_usage_data():
+    code = "import gpenlib.infer.runtime, openvino, sys; print([m for m in sys.modules if 'telemetry' in m])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "telemetry_stub" in ran.stdout and "openvino_telemetry." not in ran.stdout

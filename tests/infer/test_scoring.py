@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from gpenlib import metrics
+from gpenlib.cluster.score import main
 from gpenlib.data.faces import DataError, Faces, embedded_faces
 from gpenlib.data.pairs import Pairs, read_pack, write_pack
+from gpenlib.files import write_json
 from gpenlib.images import from_levels, from_tensor, read_image, resize, to_grey, to_levels, to_tensor
 from gpenlib.infer import scoring
 from gpenlib.infer.scoring import (
@@ -272,7 +274,7 @@ def test_command_prints_means_writes_rows_and_names_a_missing_file(folder, tmp_p
     """With the calibration beside the pack, as 02_data lays them out and 04_infer takes it."""
     for name, count in (("evaluation", 5), ("calibration", 2)):
         write_pack(tmp_path / name, Pairs(embedded_faces(count, 64), "color", 64))
-    assert scoring.main([str(folder), str(tmp_path / "evaluation")]) == 0
+    assert main([str(folder), str(tmp_path / "evaluation")]) == 0
     pack, calibration = (read_pack(tmp_path / name) for name in ("evaluation", "calibration"))
     rows = evaluate_npz(folder, pack, baselines=score_baselines(pack, calibration))
     printed, mean = capsys.readouterr().out, np.mean([row["psnr"] for row in rows])
@@ -281,7 +283,11 @@ def test_command_prints_means_writes_rows_and_names_a_missing_file(folder, tmp_p
     assert results["rows"] == rows and results["psnr_mean"] == pytest.approx(mean)
     with (tmp_path / "rows.csv").open(newline="") as file:
         assert [float(row["psnr"]) for row in csv.DictReader(file)] == [row["psnr"] for row in rows]
+    write_json(tmp_path / "manifest.json", {})
+    assert main([str(folder), str(tmp_path / "evaluation")]) == 0
+    beside = tmp_path.with_name(f"{tmp_path.name}-scores")
+    assert (beside / "rows.json").is_file(), "a stage's folder takes no other files"
     missing = sorted(folder.iterdir())[2]
     missing.unlink()
-    assert scoring.main([str(folder), str(pack.folder), "--out", str(tmp_path / "none")]) == 1
+    assert main([str(folder), str(pack.folder), "--out", str(tmp_path / "none")]) == 1
     assert missing.name in capsys.readouterr().err and not (tmp_path / "none").exists()

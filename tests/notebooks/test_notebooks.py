@@ -7,10 +7,13 @@ import papermill
 import pytest
 
 from gpenlib.data.faces import embedded_faces
+from gpenlib.errors import compare
 from gpenlib.files import read_json, repository_root, sha256
 from gpenlib.images import write_image
+from gpenlib.infer import scoring
 from gpenlib.notebooks import NotebookError, SamePythonKernel, check_parameters, declared_parameters, execute
 from gpenlib.settings import read_yaml
+from tests.conftest import SMOKE
 
 ROOT = repository_root()
 FOLDER = ROOT / "notebooks"
@@ -18,48 +21,23 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 EXPECTED = (
     "00_architecture", "01_export", "02_data", "03_compile", "04_infer", "05_errors", "06_train", "07_photos",
 )  # fmt: skip
-SMOKE = read_yaml(ROOT / "params/smoke.yaml")
-# Natural values that once stopped a notebook: text (papermill -r), a list (-y), a number for a list
-NATURAL = {
-    "02_data": {"dataset_size": "3", "save_packs": "True"},
-    "03_compile": {
-        "dtypes": ["fp32", "int8", "int8_bf16"],
-        "perf_batch": 4,
-        "perf_instances": 1,
-        "perf_threads": 1,
-    },
-    "05_errors": {"dtypes": "int8,bf16,fp16"},
-}
 INFER_PARAMETERS = (
     "run", "weights", "key", "task", "data_dir", "input_dir", "dataset_size", "dtype", "backend", "device",
     "batch_size", "calib_dir", "calib_size", "save_images", "save_npz", "build", "calibrate_mode",
-    "most_megapixels",
+    "most_megapixels", "chroma", "engine",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
+@pytest.fixture
+def executed(executed_notebook):
+    """Function stem -> executed notebook."""
+    return lambda stem: nbformat.read(executed_notebook(stem), as_version=4)
+
+
+@pytest.fixture
+def run_folder(executed_notebook):
     """Folder of the run that all notebooks share, as `make run` would make it."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("notebook_outputs")
-        patch.setenv("GPEN_OUTPUTS", str(root))
-        yield root / SMOKE["run"]
-
-
-@pytest.fixture(scope="module")
-def executed(run_folder, tmp_path_factory):
-    """Function stem -> executed notebook; each runs once."""
-    copies = tmp_path_factory.mktemp("executed")
-
-    def run(stem):
-        copy = copies / f"{stem}.ipynb"
-        if not copy.exists():
-            declared = declared_parameters(FOLDER / copy.name)
-            values = {name: value for name, value in SMOKE.items() if name in declared}
-            execute(FOLDER / copy.name, copy, values | NATURAL.get(stem, {}))
-        return nbformat.read(copy, as_version=4)
-
-    return run
+    return executed_notebook("00_architecture").parents[1]
 
 
 def finite(rows):
@@ -67,9 +45,12 @@ def finite(rows):
     return bool(values) and all(math.isfinite(value) for value in values)
 
 
+def outputs(notebook):
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
 def figures(notebook):
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return sum("image/png" in output.get("data", {}) for output in outputs)
+    return sum("image/png" in output.get("data", {}) for output in outputs(notebook))
 
 
 def pictures_under_divider(notebook):
@@ -88,7 +69,11 @@ def test_all_are_there():
 def test_notebook_runs_and_leaves_sound_manifests(stem, executed, run_folder):
     notebook = executed(stem)
     assert not notebook.metadata.papermill.exception
-    assert figures(notebook) > 0
+    shown = [o.metadata["image/png"] for o in outputs(notebook) if "image/png" in o.get("data", {})]
+    assert shown and all(about["alt"] and about["width"] <= 1000 for about in shown)
+    (finding,) = (cell for cell in notebook.cells if "finding" in cell.metadata.get("tags", ()))
+    (said,) = finding.outputs
+    assert any(character.isdigit() for character in said.data["text/markdown"]), "computed, not told"
     manifests = list((run_folder / stem).rglob("manifest.json"))
     stages = [read_json(path) | {"folder": path.parent} for path in manifests]
     stages = [manifest for manifest in stages if "stage" in manifest]  # artefacts have manifests of their own
@@ -132,6 +117,52 @@ def test_training_learns_and_looks_into_the_latent_space(executed, run_folder):
     assert embedded["terms"]["content"]["last"] < embedded["terms"]["content"]["first"]
 
 
+def test_03_says_how_to_run_what_it_found(executed):
+    (cell,) = (cell for cell in executed("03_compile").cells if cell.id == "deploy")
+    said = cell.outputs[0].data["text/markdown"]
+    compile(said.split("```python\n")[1].split("```")[0], "recipe", "exec")
+    assert "float32 [N, 3, 64, 64]" in said and len(declared_parameters(FOLDER / "03_compile.ipynb")) <= 14
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda results: results["rows"].pop(), "a row per image"),
+        (lambda results: results.pop("ms_per_image"), "results.json holds"),
+        (lambda results: results["rows"][0].update(psnr=math.nan), "scores are finite"),
+    ],
+)
+def test_unsound_results_of_04_are_refused(change, said, executed, run_folder):
+    executed("04_infer")
+    folder = run_folder / "04_infer/fp32"
+    results = read_json(folder / "results.json")
+    scoring.check_results(results, folder, 3, saved=True)
+    with pytest.raises(ValueError, match="a PNG per image"):
+        scoring.check_results(results, folder, 3, saved=False)
+    change(results)
+    with pytest.raises(ValueError, match=said):
+        scoring.check_results(results, folder, 3, saved=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda results: results["rows"].pop(), "the same faces"),
+        (lambda results: results["rows"][0].update(bias=1.0), "does not differ from itself"),
+        (lambda results: results["groups"].pop(), "every face once"),
+        (lambda results: results["rows"][-1].update(psnr=math.inf), "figures are finite"),
+    ],
+)
+def test_unsound_results_of_05_are_refused(change, said, executed, run_folder):
+    executed("05_errors")
+    file = run_folder / "05_errors/results.json"
+    results = read_json(file)
+    compare.check_results(results, file, 3)
+    change(results)
+    with pytest.raises(ValueError, match=said):
+        compare.check_results(results, file, 3)
+
+
 def test_parameters_of_04_are_the_contract():
     declared = declared_parameters(FOLDER / "04_infer.ipynb")
     assert tuple(declared) == INFER_PARAMETERS
@@ -152,15 +183,15 @@ def test_parameter_files_hold_only_known_parameters(params):
         ({"dtpye": "int8"}, r"dtpye.*did you mean 'dtype'"),
     ],
 )
-def test_wrong_parameters_stop_the_notebook_with_what_is_allowed(wrong, said, tmp_path, run_folder):
+def test_wrong_parameters_stop_the_notebook_with_what_is_allowed(wrong, said, tmp_path, outputs_root):
     """papermill itself only warns of a name that the notebook does not have."""
     values = {"run": "bad", "weights": "tiny-random", **wrong}
     with pytest.raises(NotebookError, match=said):
         execute(FOLDER / "04_infer.ipynb", tmp_path / "out.ipynb", values)
-    assert not (run_folder.parent / "bad").exists()
+    assert not (outputs_root / "bad").exists()
 
 
-def test_text_values_own_folder_and_no_images(tmp_path, run_folder):
+def test_text_values_own_folder_and_no_images(tmp_path, outputs_root):
     """Values as ``papermill -r`` passes them, run in notebooks/; the strips need recomputed outputs."""
     source = embedded_faces(7, 64)
     for index in range(7):
@@ -184,7 +215,7 @@ def test_text_values_own_folder_and_no_images(tmp_path, run_folder):
         kernel_manager_class=SamePythonKernel,
         progress_bar=False,
     )
-    folder = run_folder.parent / "own/04_infer/int8"
+    folder = outputs_root / "own/04_infer/int8"
     results = read_json(folder / "results.json")
     assert [row["name"] for row in results["rows"]] == ["0", "1"]
     assert results["data"] == "folder faces" and results["batch_size"] == 2

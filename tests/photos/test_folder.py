@@ -110,6 +110,10 @@ def test_errors_and_leaving_early_end_the_steps():
 
     with pytest.raises(RuntimeError, match="two"):
         list(ahead(range(1000), fail))
+    results = ahead(ahead(range(1000), fail), str)
+    assert [next(results), next(results)] == ["0", "1"], "those before it are not lost"
+    with pytest.raises(RuntimeError, match="two"):
+        next(results)
     seen = []
     for number in ahead(range(10**9), seen.append):
         assert number is None

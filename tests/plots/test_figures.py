@@ -1,5 +1,6 @@
 """Every figure draws from small rows of the shape that the stages write, and can be read."""
 
+import base64
 import re
 from dataclasses import dataclass, replace
 from inspect import isfunction
@@ -7,6 +8,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
@@ -14,6 +16,7 @@ from gpenlib import plots
 from gpenlib.architecture import inspect as costs
 from gpenlib.architecture.model import GpenConfig
 from gpenlib.compile.build import LEAST_PSNR
+from gpenlib.compile.write import FORMS
 from gpenlib.errors.compare import FaceErrors
 from gpenlib.files import repository_root
 from gpenlib.infer.scoring import Face
@@ -102,6 +105,20 @@ class Case:
             for i, name in enumerate(self.modules())
         ]  # fmt: skip
 
+    def forms(self):
+        """Times of every form; in every third layer another than the first is taken."""
+        return [
+            {
+                "layer": f"{name}.conv",
+                "form": form,
+                "ms": 9.0 + j - i % 3,
+                "chosen": j == int(i % 3 == 1),
+                "cached": False,
+            }
+            for i, name in enumerate(self.modules())
+            for j, form in enumerate(FORMS["Conv" if i % 2 else "ConvTranspose"])
+        ]
+
     def steps(self):
         counts = enumerate([None, *self.modules()[1:9]])
         return [{"in_float": i, "excluded": i, "name": n, "psnr": 30.0, "drop_db": 0.3} for i, n in counts]
@@ -115,6 +132,12 @@ class Case:
     def artefacts(self):
         equal = {"dtype": "fp32", **MEASURED, "psnr_mean": None, "psnr_worst": None}
         return [equal, *({"dtype": dtype, **MEASURED} for dtype in self.dtypes)]
+
+    def swept(self):
+        """More runs that none beats than can be named; the last is beaten."""
+        rows = [{"dtype": d, "label": self.name(f"{d}, {n}"), "ms": 5.0 + n, "psnr": 20 + n / 9, "best": True}
+                for n in range(4 * self.count) for d in ("fp32", *self.dtypes)[n % 2 :][:1]]  # fmt: skip
+        return [*rows, {"dtype": "fp32", "label": "beaten", "ms": 99.0, "psnr": 20.0, "best": False}]
 
     def performance(self):
         return [
@@ -182,28 +205,41 @@ SAMPLES = {
     data.colour_figure: lambda c: (c.faces(0, subset="evaluation") + c.faces(1, subset="calibration"),),
     data.baseline_figure: lambda c: (c.faces(), c.faces(1)),
     data.answers_figure: lambda c: ({"truth": picture(), c.name("soft"): picture()}, {c.name("soft"): SCORE}),
-    **dict.fromkeys((compile.size_figure, compile.latency_figure), lambda c: (c.artefacts(),)),
+    **dict.fromkeys((compile.latency_figure,), lambda c: (c.artefacts(),)),
     compile.parity_figure: lambda c: (c.artefacts(), LEAST_PSNR),
     compile.layer_figure: lambda c: (c.layers(),),
+    compile.forms_figure: lambda c: (c.forms(),),
     compile.calibration_figure: lambda c: (c.layers(), c.histograms(), "percentile"),
     compile.sensitivity_figure: lambda c: (c.layers(), c.steps(), 0.1),
     compile.times_figure: lambda c: (c.times(),),
     compile.pareto_figure: lambda c: (
-        [*c.artefacts(), *(INT8 | {"mode": mode} for mode in compile.MODES)], "fp32", 0.1,
+        [*c.artefacts(), *(INT8 | {"mode": mode, "draw": d} for mode in compile.MODES for d in range(2))],
+        "fp32", 0.1,
     ),
     compile.performance_figure: lambda c: (c.performance(),),
+    compile.sweep_figure: lambda c: (c.swept(),),
+    infer.first_look: lambda c: (picture(), picture(1), torch.nn.Identity()),
     infer.strips_figure: lambda c: (c.shown(),),
     infer.extremes_figure: lambda c: (c.shown(), c.shown()),
     infer.latency_figure: lambda c: (c.faces(), c.dtypes[-1], "onnxruntime on tensorrt, batch size 16"),
+    infer.merged_figure: lambda c: (
+        {
+            name: {"mean": mean, "counts": np.array([3, 9, 4]), "edges": mean * np.arange(0.9, 1.06, 0.05)}
+            for name, mean in (("psnr", 25.0), ("psnr_input", 20.0), ("ssim", 0.9), ("ssim_input", 0.93))
+        },
+    ),
+    infer.chroma_figure: lambda c: (
+        [{"factor": f, "psnr": 25 - (f - 1.1) ** 2, "colourfulness": 0.7 * f} for f in (0.5, 1.0, 1.5, 2.0)],
+        c.dtypes[-1],
+    ),
     infer.colourfulness_figure: lambda c: (c.faces(), c.dtypes[-1]),
     **dict.fromkeys((infer.distribution_figure, infer.detail_figure), lambda c: (c.faces(), c.dtypes[-1])),
     errors.drops_figure: lambda c: (c.compared(), [DROPS | {"dtype": dtype} for dtype in c.dtypes]),
-    **dict.fromkeys((errors.agreement_figure, errors.colour_figure), lambda c: (c.compared(),)),
+    **dict.fromkeys((errors.colour_figure,), lambda c: (c.compared(),)),
     errors.error_maps_figure: lambda c: (c.maps(),),
     errors.worst_figure: lambda c: (c.maps(), "int8_bf16"),
     **dict.fromkeys((errors.groups_figure, errors.trends_figure), lambda c: (c.groups(),)),
     errors.depth_figure: lambda c: (c.feature_maps(),),
-    errors.healing_figure: lambda c: (c.steps(),),
     errors.half_stress_figure: lambda c: (c.stress(),),
     train.losses_figure: lambda c: (c.log(), c.name("prior")),
     train.samples_figure: lambda c: (dict.fromkeys((10, 99), picture()), ("given", "truth"), c.name("prior")),
@@ -273,7 +309,19 @@ def faults(figure, monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("draw", SAMPLES, ids=lambda draw: f"{draw.__module__[14:]}.{draw.__name__}")
 def test_figure_can_be_read(draw, case, monkeypatch):
-    assert faults(draw(*SAMPLES[draw](CASES[case])), monkeypatch) == []
+    figure = draw(*SAMPLES[draw](CASES[case]))
+    assert faults(figure, monkeypatch) == []
+    assert figure.get_figwidth() <= plots.WIDEST and plots.alternative_text(figure)
+
+
+def test_a_notebook_shows_charts_sharp_and_no_wider_than_its_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda data, **about: shown.append((data, about["metadata"])))
+    compile.latency_figure(CASES["many"].artefacts())._ipython_display_()
+    (data, metadata), about = shown[0], shown[0][1]["image/png"]
+    width, height = plots.png_size(base64.b64decode(data["image/png"]))
+    assert (width, height) == pytest.approx((2 * about["width"], 2 * about["height"]), abs=1)
+    assert about["width"] <= 1000 and "fp32" in about["alt"] and list(metadata) == list(data)
 
 
 def test_photographs_are_large_and_samples_small_and_named(monkeypatch):
@@ -319,6 +367,15 @@ def test_tables_hold_titles_formats_and_gaps():
     rows = [{"dtype": "int8", "drop": 0.25, "faces": 3}, {"dtype": "fp16", "drop": None, "faces": 4}]
     html = plots.table(rows, {"drop": ("drop [dB]", "{:+.1f}")}, "dtype").to_html()
     assert all(text in html for text in ("drop [dB]", "+0.2", "–", "int8")) and "faces" not in html
+    assert plots.minus("-1.5e-03") == "−1.5e−03" and plots.minus("face-1 int8-bf16") == "face-1 int8-bf16"
+    assert (
+        "text-align: right" in html
+        and "text-align: left" in html
+        and "−0.5"
+        in plots.table(
+            [{"dtype": "a", "drop": -0.5}], {"drop": ("drop [dB]", "{:.1f}")}, {"dtype": "number format"}
+        ).to_html()
+    )
     assert "one" in plots.facts({"first": {"a": "one"}, "second": {"a": 2}}).to_html()
     assert "two" in plots.facts({"a": "two"}).to_html()
 
@@ -351,3 +408,16 @@ def test_colours_of_dtypes_mean_nothing_else():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             used = [colour for colour in plots.DTYPE_COLOURS.values() if colour.lower() in line.lower()]
             assert not used or '"fp32": ' in line, f"{path.name}:{number}: {used}"
+
+
+def test_what_is_said_of_the_choice_is_computed():
+    rows = [
+        {"dtype": "fp32", "mode": None, "draw": 0, "psnr_drop": 0.0, "median_ms": 9.0},
+        {"dtype": "int8", "mode": "max", "draw": 0, "psnr_drop": 0.2, "median_ms": 3.0},
+        {"dtype": "int8", "mode": "mse", "draw": 0, "psnr_drop": 0.01, "median_ms": 3.0},
+        {"dtype": "int8", "mode": "max", "draw": 1, "psnr_drop": -0.03, "median_ms": 3.0},
+    ]
+    assert compile.best_within(rows, 0.1)["dtype"] == "fp32", "as it was built, int8 loses more"
+    assert compile.best_within(rows, 0.3) is rows[1]
+    assert "int8 loses +0.200 dB as it was built, and -0.030 dB with other" in compile.draws_note(rows)
+    assert "not known" in compile.draws_note(rows[:3])

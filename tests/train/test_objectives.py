@@ -40,6 +40,22 @@ def test_path_length_of_a_linear_generator() -> None:
     assert curved.requires_grad  # its penalty trains the generator
 
 
+def test_chroma_may_vary_where_the_truth_does_and_where_luma_has_an_edge() -> None:
+    grey = torch.zeros(1, 3, 8, 8)
+    red = grey.clone()
+    red[:, 0, :, 4:], red[:, 1, :, 4:] = 0.587, -0.299  # colour without luma
+    edge = grey.clone()
+    edge[..., 4:] = 1.0
+    excess = objectives.excess_of_chroma
+    assert excess(red, red) == excess(grey, red) == 0, "neither the truth's colour nor the want of it costs"
+    blotch = excess(red, grey)
+    assert blotch > 0 and excess(2 * red, grey) == pytest.approx(2 * blotch.item())
+    assert excess(red + edge, edge) < 1e-6 * blotch, "across an edge colours may differ"
+    given = red.clone().requires_grad_(True)
+    excess(given, grey).backward()
+    assert given.grad is not None and given.grad[..., :3].abs().max() == 0 < given.grad[..., 3:5].abs().max()
+
+
 def test_feature_matching_is_zero_for_equal_features_and_trains_the_output_only() -> None:
     real = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, requires_grad=True)]
     assert objectives.feature_matching(real, real).item() == 0.0

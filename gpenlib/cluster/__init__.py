@@ -1,0 +1,1 @@
+"""Data that outgrow a process or a folder: units of work on a Ray cluster, parts that are merged."""
