@@ -157,11 +157,12 @@ def execute(source: Path, copy: Path, values: Mapping[str, Any]) -> None:
             progress_bar={"desc": source.stem, "leave": False},
         )
     except BaseException as error:
+        interrupted = "KeyboardInterrupt" in (type(error).__name__, getattr(error, "ename", ""))
         notebook = read_copy(copy)
         if notebook is not None:  # papermill notes exceptions in cells, not a kernel that died
-            notebook.metadata.setdefault("papermill", {})["exception"] = True
+            notebook.metadata.setdefault("papermill", {}).update(exception=True, interrupted=interrupted)
             write_text(copy, nbformat.writes(notebook))
-        if isinstance(error, KeyboardInterrupt) or getattr(error, "ename", "") == "KeyboardInterrupt":
+        if interrupted:
             logging.getLogger("asyncio").disabled = True  # it would tell of tasks that the kernel left
             raise KeyboardInterrupt from error  # also where the kernel was told first
         if not isinstance(error, (PapermillException, RuntimeError, TimeoutError)):
@@ -234,7 +235,9 @@ def describe(copy: Path) -> dict[str, Any]:
         notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
         values = {key: str(entry["default"]) for key, entry in papermill.inspect_notebook(copy).items()}
         values |= {key: repr(value) for key, value in record.get("parameters", {}).items()}
-    status = "done" if notebook and not record.get("exception") else "failed" if copy.is_file() else "not run"
+    status = "failed" if copy.is_file() else "not run"
+    if notebook and (not record.get("exception") or record.get("interrupted")):
+        status = "stopped" if record.get("interrupted") else "done"
     return {"stem": copy.stem, "notebook": notebook, "status": status, "parameters": values}
 
 

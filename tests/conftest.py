@@ -15,6 +15,7 @@ from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.export import export_onnx, export_training_form
 from gpenlib.files import repository_root
 from gpenlib.settings import OUTPUTS_VARIABLE, read_yaml
+from tests.traces import VARIABLE, keep_traces
 
 SLOW = pytest.mark.skipif(os.environ.get("GPEN_SLOW_TESTS") != "1", reason="slow: set GPEN_SLOW_TESTS=1")
 SMOKE = read_yaml(repository_root() / "params/smoke.yaml")
@@ -56,6 +57,13 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def everywhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that all parallel workers of this session share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model() -> Gpen:
     """Seeded network of 64 px in eval mode whose output follows its input. Copy it before changing it."""
     model = random_network(TINY)
@@ -89,6 +97,17 @@ def _no_runs_in_the_repository(tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _traced_once(everywhere: Path) -> Iterator[None]:
+    """Trace each graph once, whichever process of the session asks first."""
+    traces = everywhere / "traces"
+    traces.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(traces))
+        keep_traces()
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_counts() -> None:
     """Let SIGINT interrupt, here and in child processes: what a shell runs in the background ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -103,15 +122,14 @@ def outputs_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def executed_notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+def executed_notebook(everywhere: Path) -> Iterator[Callable[[str], Path]]:
     """Function stem -> executed copy in ``RUN/notebooks`` of one run with params/smoke.yaml.
 
     Each is executed once, whichever of the parallel workers asks first.
     """
     from gpenlib.notebooks import declared_parameters, execute, find_notebooks
 
-    root = tmp_path_factory.getbasetemp()
-    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "smoke"
+    root = everywhere / "smoke"
     folder = root / SMOKE["run"] / "notebooks"
     sources = {path.stem: path for path in find_notebooks(repository_root() / "notebooks")}
 

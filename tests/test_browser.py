@@ -28,9 +28,9 @@ ROOT = repository_root()
 SMOKE = read_yaml(ROOT / "params/smoke.yaml")
 # Read while tests are collected: a fixture sends runs elsewhere later
 SCREENSHOTS = resolve_path(os.environ.get(OUTPUTS_VARIABLE) or "outputs") / "screenshots"
-TIME_LIMIT = 300_000  # ms for all cells of a notebook, on a busy machine
-# In the live notebook 03 what was measured in children takes longest, and nothing of it is drawn by scripts
-PARAMETERS = {"03_compile": {"dtypes": "fp32,int8", "perf_instances": 1, "perf_threads": 1, "repeats": 4}}
+TIME_LIMIT = 900_000  # ms for all cells of a notebook, on a busy machine
+# Notebook 03 as other tests execute it takes minutes here; what a live kernel adds is seen with two dtypes
+PARAMETERS = {"03_compile": {"dtypes": "fp32,bf16", "perf_instances": 1, "perf_threads": 1, "repeats": 4}}
 # What is shown beyond the right edge, but for what scrolls in a frame of its own
 CUT_OFF = """[...document.querySelectorAll("body *")].filter(
   (e) => e.checkVisibility() && !e.closest(".wide, pre, math")
@@ -168,7 +168,8 @@ def test_pages_and_report_are_whole_on_every_screen(run_folder, sweep, opened):
                 ground, text = luminances(page)
                 assert (ground - text > 0.6) if scheme == "light" else (text - ground > 0.6), where
                 assert page.evaluate(CUT_OFF) == [], f"{where}: something is cut off"
-                screenshot(page, f"{path.stem}-{width}-{scheme}", full_page=True)
+                if scheme == "light" or width == 1280:
+                    screenshot(page, f"{path.stem}-{width}-{scheme}", full_page=True)
             assert faults == []
 
 

@@ -26,17 +26,19 @@ from gpenlib.photos import folder as photos_folder
 from gpenlib.run import Run
 from gpenlib.settings import PhotoSettings
 from gpenlib.stages import StageError
+from tests.traces import keep_traces
 
 KILLS = 20  # at random moments, of all flows together
 FACES = 50
 FRAMES = 16
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder"])
+_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder", "openvino", "skimage.data"])
 
 
 def slowly(outputs):
     """Prepare a process of its own, in which the network takes long enough to be interrupted."""
     os.environ["GPEN_OUTPUTS"] = str(outputs)
+    keep_traces()
     call = Runtime.__call__
     Runtime.__call__ = lambda self, batch: (time.sleep(0.02 * len(batch)), call(self, batch))[1]
     scored = scoring._score_baselines
@@ -73,8 +75,8 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    folder, pictures = tmp_path_factory.mktemp("faces"), embedded_faces(FACES, 64)
-    for index in range(FACES):
+    folder, pictures = tmp_path_factory.mktemp("faces"), embedded_faces(FACES + 2, 64)
+    for index in range(FACES + 2):  # those beyond calibrate
         write_image(folder / f"{index}.png", pictures.read(index))
     return folder
 

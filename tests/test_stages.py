@@ -143,6 +143,16 @@ def test_a_torch_backend_is_compiled_and_run(float_built):
     ],
 )
 def test_the_key_of_a_stage_is_complete(one_run, monkeypatch, changes, void):
+    run_of().data()
+    built = only_noted(monkeypatch)
+    run = run_of(**{"dtype": "int8"} | changes)
+    run.data(), run.compile(), run.infer()
+    names = {"data": "02_data", "compile": "03_compile/int8", "infer": "04_infer/int8"}
+    assert {name for name, folder in names.items() if folder in built} == void
+
+
+def only_noted(monkeypatch):
+    """Return a list that will name the stages that would be built; none is."""
     built = []
 
     def note(self, name, key, *rest, **more):
@@ -151,12 +161,8 @@ def test_the_key_of_a_stage_is_complete(one_run, monkeypatch, changes, void):
             built.append(name)
         return (manifest or {"digest": f"new {name}", "metrics": {}}) | {"folder": str(self.folder / name)}
 
-    run_of().data()
     monkeypatch.setattr(Run, "_stand", note)
-    run = run_of(**{"dtype": "int8"} | changes)
-    run.data(), run.compile(), run.infer()
-    names = {"data": "02_data", "compile": "03_compile/int8", "infer": "04_infer/int8"}
-    assert {name for name, folder in names.items() if folder in built} == void
+    return built
 
 
 def test_packs_are_written_where_they_are_asked_for(portraits, outputs_root):
@@ -422,7 +428,7 @@ def test_sensitivity_is_measured_once(float_built):
     assert steps[1]["psnr"] > steps[0]["psnr"]  # without the worst layer the output is closer to float
 
 
-def test_choice_covers_every_dtype_and_mode_and_other_draws(float_built, portraits, tmp_path):
+def test_choice_covers_every_dtype_and_mode_and_other_draws(float_built, portraits, monkeypatch, tmp_path):
     changes = {"dtypes": "fp32,int8", "backend": "openvino", "choice_faces": 2}
     changes |= {"data_dir": str(portraits), "dataset_size": 2, "calib_size": 3}
     choice = run_of(**changes).choice()
@@ -439,10 +445,9 @@ def test_choice_covers_every_dtype_and_mode_and_other_draws(float_built, portrai
     left = [path.name for path in pathlib.Path(choice["folder"]).iterdir()]
     assert left == ["manifest.json"]  # the artefacts were only measured
     (tmp_path / "low.yaml").write_text("backend: {quantize: {percentile: 97}}")
-    other = run_of(**changes, build=str(tmp_path / "low.yaml")).choice()
-    assert other["built"], "percentile is part of the key"
-    lower = {(row["dtype"], row["mode"]): row["psnr_to_fp32"] for row in other["metrics"]["rows"]}
-    assert lower["int8", "percentile"] < rows["int8", "percentile"]["psnr_to_fp32"] - 1
+    built = only_noted(monkeypatch)
+    run_of(**changes, build=str(tmp_path / "low.yaml")).choice()
+    assert "03_compile/choice" in built, "percentile is part of the key"
 
 
 def test_the_vendors_file_names_what_is_replaced():

@@ -282,13 +282,14 @@ def groups_note(groups: Sequence[Row]) -> str:
     """Return the sentences that belong beside the verdicts of :func:`group_losses`."""
     tested = [row for row in groups if row["p_holm"] is not None]
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
-    shown = sum(row["verdict"] in ("drop", "gain") for row in tested)
+    shown = [row["score"] for row in tested if row["verdict"] in ("drop", "gain")]
     if not tested:
         return f"Nothing is tested: every group has fewer than {FEWEST} faces."
     return (
-        f"{len(tested)} means are compared with zero. Each interval is a single {CONFIDENCE:.0%} interval, "
-        f"not corrected for that number; {alone} of them leave out zero. The verdicts are corrected (Holm): "
-        f"the chance of even one false drop or gain is at most {1 - CONFIDENCE:.0%}; shown: {shown}. "
+        f"{len(tested)} means, of every score, are compared with zero. Each interval is a single "
+        f"{CONFIDENCE:.0%} interval, not corrected for that number; {alone} of them leave out zero. The "
+        f"verdicts are corrected (Holm): the chance of even one false drop or gain is at most "
+        f"{1 - CONFIDENCE:.0%}. {len(shown)} stand, of which {shown.count('psnr')} in PSNR. "
         f"Groups of fewer than {FEWEST} faces are not tested."
     )
 
@@ -591,7 +592,7 @@ def faces_by_loss(rows: Sequence[Row], photographs: Sequence[str] = ()) -> tuple
 def worst_faces(
     rows: Sequence[Row], dtype: str, count: int, photographs: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the ``count`` faces on which a dtype loses most PSNR, the worst first, with place and loss.
+    """Return the ``count`` faces on which a dtype loses most PSNR, the worst first, with what they lose.
 
     Photographs come before them, in their order.
     """
@@ -602,10 +603,11 @@ def worst_faces(
         raise ValueError(choice_error("dtype", dtype, sorted({row["dtype"] for row in rows})))
     others = [row for row in of_dtype if row["name"] not in photographs]
     worst = [others[index] for index in rank(others, "best", count, "psnr_drop")]
-    leading = {row["name"]: PHOTOGRAPH for row in of_dtype if row["name"] in photographs}
-    roles = leading | {row["name"]: str(place) for place, row in enumerate(worst, 1)}
-    drops = {row["name"]: row["psnr_drop"] for row in of_dtype}
-    return {name: f"{role}: {drops[name]:+.3f} dB" for name, role in roles.items()}
+    leading = [row for row in of_dtype if row["name"] in photographs]
+    return {
+        row["name"]: f"{'loses' if row['psnr_drop'] >= 0 else 'gains'} {abs(row['psnr_drop']):.3f} dB"
+        for row in (*leading, *worst)
+    }
 
 
 def open_face_errors(

@@ -23,7 +23,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
-import onnxscript.optimizer
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -316,6 +315,8 @@ def _trace(
 
 def _optimised(model: onnx.ModelProto) -> onnx.ModelProto:
     """Fold constants and drop what does nothing, as the exporter itself would, but no epsilon."""
+    import onnxscript.optimizer  # imported here: it takes seconds, and few processes export
+
     # It compares with zero to within 1e-8: StyleGAN2's safeguards would go, and a flat face be NaN. Only
     # scalars are compared: an addend of rank 1 adds the same, and stays.
     addends = {name for node in model.graph.node if node.op_type in ("Add", "Sub") for name in node.input}

@@ -389,10 +389,14 @@ def best_median_worst(rows: Sequence[Mapping[str, Any]], key: str = "psnr") -> d
 
 
 def extremes(rows: Sequence[Mapping[str, Any]], leading: int = 0, most: int = 4) -> list[list[int]]:
-    """Return positions of the best and of the worst rows, as many of each; without the leading ones."""
-    first = leading if leading < len(rows) else 0
-    count = max(1, min(most, (len(rows) - first) // 2))
-    return [[first + i for i in rank(rows[first:], order, count)] for order in (ORDERS[0], ORDERS[-1])]
+    """Return positions of the best and of the worst rows, as many of each, none twice.
+
+    The leading rows are left out where two others are there.
+    """
+    first = leading if len(rows) - leading > 1 else 0
+    count = min(most, (len(rows) - first) // 2)
+    best, worst = (rank(rows[first:], order, count) for order in (ORDERS[0], ORDERS[-1]))
+    return [[first + index for index in end] for end in (best or range(len(rows)), worst)]
 
 
 def output_reader(

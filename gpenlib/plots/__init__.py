@@ -70,10 +70,21 @@ def alternative_text(figure: Figure) -> str:
     axes = [axis for axis in figure.axes if axis.get_visible()]
     titles = [figure.get_suptitle()]
     titles += [axis.get_title(place) for axis in axes for place in ("left", "center")]
-    names = [f"{axis.get_ylabel()} against {axis.get_xlabel()}" for axis in axes if axis.get_xlabel()]
-    texts = dict.fromkeys(" ".join(text.split()) for text in (*titles, *names))
+    texts = dict.fromkeys(" ".join(text.split()) for text in (*titles, *map(_axes_in_words, axes)))
     told = "; ".join(text for text in texts if text)
     return told if len(told) <= 300 else f"{told[:296]} ..."
+
+
+def _axes_in_words(axis: Axes) -> str:
+    """Return what a panel's axes hold: named rows or columns, or a quantity against another."""
+    across, up = axis.get_xlabel(), axis.get_ylabel()
+    if not axis.axison or not (across or up):
+        return ""
+    for value, line in ((across, axis.yaxis), (up, axis.xaxis)):
+        named = [name for name in (text.get_text() for text in line.get_ticklabels()) if name[:1].isalpha()]
+        if named and value:
+            return f"{value} of {', '.join(named[:6])}{' and others' if len(named) > 6 else ''}"
+    return f"{up} against {across}" if across and up else across
 
 
 def empty_figure(width: float, height: float) -> Figure:

@@ -105,7 +105,10 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
         labels = [f"{dtype}\n{mean:+.{digits}f}{unit}" for dtype, mean in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
-        axis.set_title(f"{name} lost against fp32, and the mean")
+        most, loss = max(zip(groups, means, strict=True), key=lambda pair: pair[1])
+        axis.set_title(
+            f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
+        )
         axis.set_ylabel(f"{name}, fp32 minus dtype{' [dB]' if unit else ''}")
     return figure
 
@@ -115,10 +118,16 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     panels = (
-        ("colour_shift_to_fp32", "Shift of the mean colour", "ΔE 1976 to fp32"),
-        ("bias", "Mean signed difference (veil)", "dtype minus fp32 [grey levels]"),
+        (
+            "colour_shift_to_fp32",
+            "{} moves the mean colour most: ΔE {:.2f}",
+            "shift of the mean colour [ΔE 1976]",
+        ),
+        ("bias", "{} leaves the widest veil: {:+.2f} levels", "mean of dtype minus fp32 [grey levels]"),
     )
     for axis, (key, title, label) in zip(axes[0], panels, strict=True):
+        means = {dtype: float(np.mean([row[key] for row in members])) for dtype, members in groups.items()}
+        most = max(means, key=lambda dtype: abs(means[dtype]))
         boxes = axis.boxplot(
             [[row[key] for row in members] for members in groups.values()],
             positions=range(len(groups)), widths=0.5, showfliers=False, patch_artist=True,
@@ -128,7 +137,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
             box.set(facecolor=f"{style.DTYPE_COLOURS[dtype]}40", edgecolor=style.DTYPE_COLOURS[dtype])
         _dots(axis, groups, key)
         axis.set_xticks(range(len(groups)), list(groups))
-        axis.set(title=title, ylabel=label)
+        axis.set(title=style.minus(title.format(most, means[most])), ylabel=label)
     axes[0, 0].set_ylim(bottom=0)
     return figure
 

@@ -98,14 +98,17 @@ def chroma_figure(rows: Sequence[Row], dtype: str) -> Figure:
 def extremes_figure(best: Sequence[Face], worst: Sequence[Face], photographs: Sequence[str] = ()) -> Figure:
     """Show the best and the worst faces side by side with their scores; up to four each are readable."""
     columns = len(best) + len(worst)
-    each = min(1.45, 9.0 / columns)
+    each = min(2.0 if columns < 4 else 1.45, 9.0 / columns)
     figure = style.empty_figure(1.0 + each * columns, 1.0 + 3 * each)
     kinds = {kind: faces for kind, faces in (("best", best), ("worst", worst)) if faces}
     widths = [len(faces) for faces in kinds.values()]
     panels = figure.subfigures(1, len(kinds), squeeze=False, width_ratios=widths)[0]
     for panel, (kind, faces) in zip(panels, kinds.items(), strict=True):
-        samples = f" {style.SAMPLES}" if photographs and faces[0].name not in photographs else ""
-        panel.suptitle(f"{kind} {len(faces)}{samples}", fontsize=11, weight="bold")
+        none = photographs and not {face.name for face in faces} & {*photographs}
+        title = f"{kind} {len(faces)}" if len(faces) > 1 else kind
+        panel.suptitle(
+            f"{title}{f' {style.SAMPLES}' if none and len(faces) > 2 else ''}", fontsize=11, weight="bold"
+        )
         grid = panel.subplots(3, len(faces), squeeze=False)
         for column, face in zip(grid.T, faces, strict=True):
             for axis, image in zip(column, (face.source, face.output, face.truth), strict=True):
@@ -170,7 +173,11 @@ def latency_figure(rows: Sequence[Row], dtype: str, where: str) -> Figure:
     _count_faces(histogram)
     course.plot(np.arange(1, len(times) + 1), times, "o-", color=colour, markersize=4, linewidth=1)
     course.axhline(median, color=style.INK, linewidth=2)
-    course.set(title="In the order of the run", xlabel="image", ylabel="ms per image")
+    early, late = (
+        (float(np.median(half)) for half in np.array_split(times, 2)) if len(times) > 1 else times[[0, 0]]
+    )
+    course.set_title(f"Second half of the run: {style.minus(f'{late / early - 1:+.0%}')}")
+    course.set(xlabel="image, in the order of the run", ylabel="ms per image")
     course.xaxis.set_major_locator(MaxNLocator(integer=True))
     course.set_ylim(0, 1.15 * times.max())
     return figure

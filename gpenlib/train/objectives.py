@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from gpenlib.architecture import Discriminator, Generator, Gpen, checkpoints
@@ -22,6 +21,9 @@ from gpenlib.images import LUMA, FloatArray, from_tensor
 from gpenlib.metrics import psnr
 from gpenlib.settings import Augmentation, TrainConfig
 from gpenlib.train.batches import TrainingFaces
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Losses = dict[str, Tensor]
 Network = Callable[[Tensor], Tensor]

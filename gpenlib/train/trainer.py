@@ -16,8 +16,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor, nn
 
 from gpenlib.architecture import CheckpointError, Generator, Gpen, checkpoints, save_checkpoint
@@ -55,6 +53,10 @@ class Trainer:
         self.config = config
         self.run_dir = resolve_path(config.run_dir)
         self.checkpoint = self.run_dir / CHECKPOINT
+        # Imported here: it takes seconds, and this module is also imported to read a log
+        from lightning_fabric import Fabric
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
         self.board = TensorBoardLogger(self.run_dir, name="tensorboard", version="")
         self.fabric = Fabric(
             accelerator=config.accelerator,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpenlib.files import sha256
+from tests.traces import keep_traces
 
 SECONDS, MEMORY = 20, 2 << 30  # what a bad input may cost
 TOO_MUCH = 12 << 30  # bytes of addresses: a case that goes wrong must not take the machine
@@ -69,6 +70,7 @@ def check(case: Case, module: str, folder: Path) -> None:
 def _try(module: str, name: str, folder: Path, pipe: Any) -> None:
     """Make a bad input and use it; send what was raised, what it cost and what it left on the disk."""
     resource.setrlimit(resource.RLIMIT_AS, (TOO_MUCH, TOO_MUCH))
+    keep_traces()
     given, out = folder / "given", folder / "out"
     os.environ["GPEN_OUTPUTS"] = str(out)
     spec = importlib.util.spec_from_file_location("tried", module)

@@ -372,10 +372,10 @@ def test_faces_by_loss_and_the_worst_ones():
     ]
     roles = {"c": "loses most", "a": "median loss", "b": "loses least"}
     assert compare.faces_by_loss(rows) == ("int8", roles), "of the dtype that loses most"
-    assert compare.worst_faces(rows, "int8", 2) == {"c": "1: +1.000 dB", "a": "2: +0.500 dB"}
+    assert compare.worst_faces(rows, "int8", 2) == {"c": "loses 1.000 dB", "a": "loses 0.500 dB"}
     assert list(compare.worst_faces(rows, "bf16", 9)) == ["b", "c", "a"]
     assert compare.faces_by_loss(rows, ["b"])[1] == {"b": "photograph", "c": "loses most"}
-    leading = {"b": "photograph: -0.200 dB", "c": "1: +1.000 dB"}
+    leading = {"b": "gains 0.200 dB", "c": "loses 1.000 dB"}
     assert compare.worst_faces(rows, "int8", 1, ["b"]) == leading
     with pytest.raises(ValueError, match="fp32"):
         compare.faces_by_loss(rows[:3])
