@@ -208,7 +208,8 @@ def enhance_files(
                     if crop is not None:
                         path = folder / FACES / f"{result.name}_{number}_{label}.png"
                         result.crops.add(write_image(path, crop))
-            result.made[dtype] = replace(made, image=made.image[:0])  # on disk now
+            faces = [replace(face, shown=None, output=None) for face in made.faces]
+            result.made[dtype] = replace(made, image=made.image[:0].copy(), faces=faces)  # on disk now
         result.picture = result.seen = None
 
     left = {name: path for name, path in named.items() if finished is None or name not in finished.finished}
