@@ -31,7 +31,8 @@ from gpenlib.cluster.sources import Item, Source, Store, Unit
 from gpenlib.data.faces import DataError
 from gpenlib.files import StorageError, fingerprint, resolve_path, sha256
 from gpenlib.images import MOST_MP, in_short
-from gpenlib.infer.runtime import MANIFEST_FILE, Artefact, Runtime, open_runtime, read_artefact
+from gpenlib.infer.artefact import MANIFEST_FILE, Artefact, read_artefact
+from gpenlib.infer.runtime import Runtime, open_runtime
 from gpenlib.infer.scoring import workers
 from gpenlib.jobs import Journal, ahead, processors, progress, silent
 from gpenlib.settings import DEVICES, ENGINES

@@ -37,7 +37,7 @@ from gpenlib.data.pairs import Pairs
 from gpenlib.files import StorageError, fingerprint, resolve_path
 from gpenlib.images import Image, in_short
 from gpenlib.infer import Runtime
-from gpenlib.infer.runtime import MANIFEST_FILE
+from gpenlib.infer.artefact import MANIFEST_FILE
 from gpenlib.infer.scoring import (
     MEANS,
     Baselines,

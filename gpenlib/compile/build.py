@@ -29,16 +29,9 @@ from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, pa
 from gpenlib.export.graphs import TOLERANCE, Parity, extreme_inputs, save_onnx
 from gpenlib.files import package_versions, read_json, resolve_path, sha256, shown, whole_number, write_json
 from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
+from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE
 from gpenlib.infer.performance import auto_candidates, fastest_backend
-from gpenlib.infer.runtime import (
-    FILES,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    OpenVinoRuntime,
-    runtime_class,
-    serves,
-    write_torch_files,
-)
+from gpenlib.infer.runtime import FILES, OpenVinoRuntime, runtime_class, serves, write_torch_files
 from gpenlib.jobs import command, keep_memory
 from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
