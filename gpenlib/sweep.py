@@ -24,6 +24,7 @@ from gpenlib.cluster.engine import connect
 from gpenlib.files import (
     cut,
     fingerprint,
+    load_yaml,
     package_versions,
     repository_root,
     sha256,
@@ -45,7 +46,6 @@ from gpenlib.settings import (
     RunSettings,
     SettingsError,
     TrainSettings,
-    load_yaml,
 )
 from gpenlib.stages import code_digest, read_manifest, standing, write_manifest
 
@@ -91,7 +91,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
         if name == "run" or name in grid or len(set(texts)) < len(texts):
             told = "the runs are named by their values" if name == "run" else "each name and value once"
             raise SettingsError(f"--sweep {shown(word)}: {told}")
-        grid[name] = [load_yaml(value, f"--sweep {shown(word)}") for value in texts]
+        grid[name] = [load_yaml(value, f"--sweep {shown(word)}", SettingsError) for value in texts]
     return grid
 
 
