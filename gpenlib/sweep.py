@@ -39,6 +39,7 @@ from gpenlib.notebooks import (
     find_notebooks,
     run_notebooks,
 )
+from gpenlib.photos.folder import source_digests
 from gpenlib.settings import (
     REFERENCE,
     PhotoSettings,
@@ -147,7 +148,7 @@ def read_by(run: Run) -> dict[str, Any]:
         return {n: [c.model_dump(mode="json"), open_training_faces(c).names] for n, c in configs}
     photos: dict[str, Any] = {}
     if isinstance(settings, PhotoSettings):
-        photos = run._photo_inputs()
+        photos = source_digests(settings)
         files |= {name: weights_file(name) for name in settings.networks if weights_file(name).is_file()}
     digests = {name: sha256(path) for name, path in files.items()}
     return {**digests, **run._weights_input(), **run._data_inputs(), **photos}
