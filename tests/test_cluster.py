@@ -15,6 +15,7 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,18 +187,23 @@ def test_memory_that_is_short_makes_batches_smaller():
 
 def test_a_picture_over_which_workers_die_is_found():
     steward, told = Steward(), []
-    assert steward.open(lambda: ["unit"]) == 1
+    assert steward.open(lambda: [range(3, 7)]) == 1
+
+    def work(items, batch):
+        told.append((before, batch))
+        if 5 in items:
+            raise InterruptedError
+        return items
+
     for _ in range(8):  # workers that die over picture 5
         unit, before, blamed = steward.begin(0)
-        if 5 in blamed:
-            break
         attempt = Attempt(before, blamed, lambda item: steward.tell(0, item))
-        for some, batch in attempt.turns([3, 4, 5, 6], 4):
-            told.append((before, batch))
-            if 5 in some:
-                break
-    assert blamed == {5} and unit == "unit"
-    assert told == [(0, 4), (1, 4), (2, 2), (2, 2), *[(n, 1) for n in (3, 4) for _ in range(3)]]
+        with suppress(InterruptedError):
+            made = [*attempt.work({n: n for n in unit}, dict.fromkeys(blamed, "dead"), 4, work)]
+            break
+    assert blamed == {5} and made == [3, 4, "dead", 6]
+    assert told[:4] == [(0, 4), (1, 4), (2, 2), (2, 2)]
+    assert told[4:] == [*[(n, 1) for n in (3, 4) for _ in range(3)], *[(5, 1)] * 3]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

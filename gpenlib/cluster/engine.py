@@ -65,17 +65,6 @@ class Attempt:
     blamed: frozenset[int] = frozenset()
     tell: Callable[[int], object] = lambda item: None  # on what a worker is; known when it dies
 
-    def turns(self, numbers: Sequence[int], batch_size: int) -> Iterator[tuple[Sequence[int], int]]:
-        """Yield which items to work on at a time, and in which batches: smaller ones after two deaths."""
-        if self.number < DEATHS:  # one may be a machine's, and batches decide last bits
-            yield numbers, batch_size
-            return
-        smaller = max(1, batch_size >> (self.number - DEATHS + 1))
-        for start in range(0, len(numbers), smaller):
-            some = numbers[start : start + smaller]
-            self.tell(some[0] if len(some) == 1 else -1)
-            yield some, smaller
-
     def work(
         self,
         items: Mapping[int, T],
@@ -84,9 +73,16 @@ class Attempt:
         make: Callable[[list[T], int], Iterable[R]],
     ) -> Iterator[R]:
         """Yield what is made of items, by number, in their order; of some it is ``known``."""
-        for some, batch in self.turns([*items], batch_size):
+        numbers, doubtful = [*items], self.number >= DEATHS  # one may be a machine's
+        if doubtful:  # batches decide last bits: smaller ones are the last resort
+            batch_size = max(1, batch_size >> (self.number - DEATHS + 1))
+        size = batch_size if doubtful else max(1, len(numbers))
+        for start in range(0, len(numbers), size):
+            some = numbers[start : start + size]
+            if doubtful:
+                self.tell(some[0] if len(some) == 1 else -1)
             left = [items[number] for number in some if number not in known]
-            made = iter(make(left, batch) if left else ())
+            made = iter(make(left, batch_size) if left else ())
             for number in some:
                 yield known[number] if number in known else next(made)
 
@@ -349,10 +345,8 @@ def in_batches(work: Callable[[int], Any], batch_size: int) -> Any:
         except StorageError:
             raise
         except Exception as error:
-            short = isinstance(error, MemoryError) or any(
-                w in str(error).lower() for w in ("memory", "alloc")
-            )
-            if batch_size == 1 or not short:
+            words = map(str(error).lower().count, ("memory", "alloc"))
+            if batch_size == 1 or not (isinstance(error, MemoryError) or any(words)):
                 raise
             batch_size //= 2
             log.warning("memory was short: going on with batches of %d (%s)", batch_size, in_short(error))

@@ -69,6 +69,11 @@ class Build:
         """Whether the QDQ file is for OpenVINO; TensorRT knows no step for each channel of an activation."""
         return self.backend.device == "cpu" and self.forms.get("openvino", "qdq") == "qdq"
 
+    @property
+    def unpromised(self) -> set[str]:
+        """Backends that may not read this QDQ file: ONNX Runtime before 1.21 has no 8-bit DepthToSpace."""
+        return {"onnxruntime"} if "wide" in self.tuned.values() else set()
+
     def write(self, form: str, target: Path) -> dict[str, int]:
         """Write the rounded layers as ``"qdq"`` or ``"qoperator"``; return how many of each kind it has."""
         model = copy.deepcopy(self.graph)
@@ -198,10 +203,8 @@ def write_files(build: Build) -> None:
         if len(names) > 1:
             names["qoperator"] = write.QOPERATOR_FILE
         counts = [build.write(form, folder / name) for form, name in names.items()]
-        # ONNX Runtime before 1.21 has no 8-bit DepthToSpace: where it was not asked for, it is not promised.
-        unasked = {"onnxruntime"} - {*backends} if "wide" in build.tuned.values() else set()
-        served = {backend: form for backend, form in build.forms.items() if backend not in unasked}
-        manifest["files"] = {backend: names[form] for backend, form in served.items()}
+        served = [name for name in build.forms if name in backends or name not in build.unpromised]
+        manifest["files"] = {name: names[build.forms[name]] for name in served}
         manifest["layers"] = [asdict(layer.report) for layer in build.layers.values()]
         manifest["quantisation"] = {"forms": {name: form for form, name in names.items()}}
         manifest["quantisation"] |= {"quantised": counts[0], **build.report}
@@ -231,8 +234,8 @@ def choose_fastest(build: Build) -> None:
         if form == "qoperator":
             other.replace(folder / MODEL_FILE)
         other.unlink(missing_ok=True)
-        all_read = form == "qdq" and "wide" not in build.tuned.values()
-        kept = [name for name in files if all_read or files[name] == files[backend]]
+        others = [name for name in files if form == "qdq" and name not in build.unpromised]
+        kept = [name for name in files if name in others or files[name] == files[backend]]
         manifest["files"] = dict.fromkeys(kept, MODEL_FILE)
         manifest["quantisation"]["forms"] = {MODEL_FILE: form}
     build.save_manifest()
