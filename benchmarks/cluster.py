@@ -23,7 +23,7 @@ from gpenlib.cluster.engine import connect
 from gpenlib.cluster.photos import main as photos
 from gpenlib.data.faces import embedded_faces
 from gpenlib.images import to_tensor, write_image
-from gpenlib.infer.runtime import read_artefact
+from gpenlib.infer.artefact import read_artefact
 
 WORKERS = 2
 DISTINCT = 200  # pictures; the files are links to them

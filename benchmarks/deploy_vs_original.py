@@ -35,8 +35,8 @@ from gpenlib.export import deploy_form, export_onnx, export_training_form
 from gpenlib.export.graphs import example_input
 from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.infer import open_runtime
+from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE
 from gpenlib.infer.performance import interleaved_times
-from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
 from gpenlib.jobs import keep_memory
 
 ORIGINAL = "original, PyTorch eager fp32"

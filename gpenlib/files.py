@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import re
 import reprlib
 import shutil
 import stat
@@ -19,8 +20,9 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
+import yaml
 from filelock import FileLock, Timeout
 
 log = logging.getLogger("gpenlib.run")
@@ -37,6 +39,7 @@ CONTENTS = (
     (b"pk\3\4", "a ZIP archive: unpack it"),
     (b"\x1f\x8b", "a gzip archive: unpack it"),
 )
+MOST_VALUES, DEEPEST = 10_000, 20  # of YAML, and levels of them
 MOST_JSON, MOST_ENTRIES = 256 << 20, 8_000_000  # bytes and values of a file: scores of 30,000 faces fit
 # What the system says where a disk is full or may not be written to
 STORAGE_ERRORS = {getattr(errno, f"E{n}") for n in ("NOSPC", "DQUOT", "ROFS", "ACCES", "PERM", "IO", "FBIG")}
@@ -299,6 +302,64 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error!s:.100})") from None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain YAML: what grows, repeats a key or reads as something else than it looks is refused."""
+
+    TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+    NUMBERS: ClassVar = {  # YAML reads 010 as 8 and 1:30 as 90
+        "tag:yaml.org,2002:int": r"[-+]?(0|[1-9]\d{0,30})",
+        "tag:yaml.org,2002:float": r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|nan)",
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes = self.depth = 0
+        self.sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node and check it; an alias counts as all that it stands for."""
+        event, before = self.peek_event(), self.nodes
+        self.nodes, self.depth = self.nodes + 1, self.depth + 1
+        self._refuse(self.depth > DEEPEST, event, f"nested more than {DEEPEST} deep")
+        tag = getattr(event, "tag", None)
+        self._refuse(tag is not None, event, f"the tag {shown(tag)} is not read: write plain values")
+        node: Any = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(id(node) not in self.sizes, event, "an alias stands inside of what it stands for")
+            self.nodes += self.sizes[id(node)]
+        self.sizes.setdefault(id(node), self.nodes - before)
+        self.depth -= 1
+        self._refuse(self.nodes > MOST_VALUES, event, f"more than {MOST_VALUES} values, counting aliases")
+        if isinstance(node, yaml.ScalarNode):
+            number, what = self.NUMBERS.get(node.tag), f"{shown(node.value)} is no plain"
+            wrong = number is not None and re.fullmatch(number, node.value) is None
+            self._refuse(wrong, event, f"{what} decimal number: write one, or put text in quotes")
+            self._refuse("\0" in node.value, event, f"{what} text")
+            if number is None and not node.tag.endswith((":null", ":bool", ":merge")):
+                node.tag = self.TEXT  # a date is a word
+        keys: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            what = f"the key {shown(key.value if isinstance(key, yaml.ScalarNode) else key.id)}"
+            self._refuse(key.tag not in (self.TEXT, self.MERGE), key, f"{what} is no word: put it in quotes")
+            self._refuse(key.value in keys, key, f"{what} is there twice: remove one")
+            keys.add(key.value)
+        return node
+
+    def _refuse(self, wrong: bool, where: Any, problem: str) -> None:
+        if wrong:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
+
+def load_yaml(text: str, source: str, error_type: type[Exception] = ValueError) -> Any:
+    """Read YAML text as plain values; an error says what is wrong in which line of ``source``."""
+    try:
+        return yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        where, why = f"{source}, line {mark.line + 1}" if mark else source, " ".join(what.split())
+        raise error_type(f"{where}: not YAML as it is read here ({why:.200})") from None
 
 
 def plain(value: object) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gpenlib.architecture.checkpoints import Weights, load_weights, onnx_digest, weights_file
+from gpenlib.architecture.checkpoints import Weights, load_weights, weights_file
 from gpenlib.cluster.photos import enhance_on_cluster
 from gpenlib.cluster.score import baselines_on_cluster, restore_on_cluster
 from gpenlib.compile.build import TIMES, Build, build_int8, compile_model, measure_sensitivity
@@ -24,8 +23,6 @@ from gpenlib.compile.sensitivity import Label, compare_artefacts
 from gpenlib.data.faces import (
     DataError,
     Split,
-    few,
-    file_digest,
     made_here,
     open_faces,
     open_folder,
@@ -57,16 +54,12 @@ from gpenlib.files import (
     write_atomically,
     write_csv,
     write_json,
-    write_text,
 )
-from gpenlib.images import Image, ImageError, read_image, to_tensor
+from gpenlib.images import Image, read_image, to_tensor
 from gpenlib.infer import choose_backend, open_runtime
 from gpenlib.infer.performance import steady_latency
 from gpenlib.infer.scoring import Baselines, fit_to_score, restore_pairs, score_baselines, summarise
-from gpenlib.jobs import AHEAD, progress
-from gpenlib.photos import YuNet
 from gpenlib.photos import folder as photo_folder
-from gpenlib.photos.upscale import TiledUpscaler
 from gpenlib.settings import (
     MODES,
     QUANTISED,
@@ -83,8 +76,7 @@ from gpenlib.settings import (
     as_plain_name,
 )
 from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, read_manifest, stage
-from gpenlib.train.batches import open_training_faces
-from gpenlib.train.trainer import RESUMABLE_CHANGES, begin_training, clear_training, train
+from gpenlib.train.trainer import RESUMABLE_CHANGES, clear_training, train, training_inputs
 
 # What decides which faces are used
 SPLIT = ("data_dir", "input_dir", "dataset_size", "calib_dir", "calib_size", "seed", "most_megapixels")
@@ -851,7 +843,8 @@ class Run(Stages):
             If there is no such file or folder, or no picture in it.
         """
         self._refuse_inputs_inside(self.folder / "07_photos")
-        self._photo_sources()  # what cannot be read at all is told before anything is compiled
+        assert isinstance(self.settings, PhotoSettings)
+        photo_folder.source_files(self.settings)  # what cannot be read is told before anything is compiled
         return self._photos()
 
     @stage(
@@ -859,66 +852,17 @@ class Run(Stages):
         "photos networks photo_dtypes strength chroma faces upscale upscaler reach aligned frames detector "
         "asked_task device most_megapixels",
         PHOTOS,
-        lambda run: run._photo_inputs(),
+        lambda run: photo_folder.source_digests(run.settings),
         lambda run: run._photo_networks(),
         goes_on=True,
     )
     def _photos(self, work: Work) -> Mapping[str, Any]:
-        s = work.settings
-        own = self._photo_files()
-        # Where several pictures are on their way, one thread a step is the better use of the processor
-        threads = 1 if len(own) > AHEAD and s.device == "cpu" else None
-        networks = {
-            weights: {
-                dtype: open_runtime(
-                    work.path(f"{weights} {dtype}", "artefact"), threads, s.device, chroma=s.chroma
-                )
-                for dtype in s.photo_dtypes
-            }
+        s, work_on = work.settings, enhance_on_cluster if self._on_cluster() else photo_folder.enhance_files
+        artefacts = {
+            weights: {dtype: work.path(f"{weights} {dtype}", "artefact") for dtype in s.photo_dtypes}
             for weights in s.networks
         }
-        files = own or photo_folder.write_examples(work.folder / "examples", networks)
-        options = {name: getattr(s, name) for name in ("strength", "faces", "upscale", "reach", "aligned")}
-        options |= {"frames": s.frames, "task": s.asked_task, "most_megapixels": s.most_megapixels}
-        if s.upscaler:
-            options["upscaler"] = TiledUpscaler(resolve_path(s.upscaler))
-        if s.detector:
-            options["detector"] = YuNet(resolve_path(s.detector))
-        work_on = enhance_on_cluster if self._on_cluster() else photo_folder.enhance_files
-        made = work_on(files, networks, work.folder, finished=work.finished, **options)
-        results = photo_folder.rows_of(
-            progress(made, total=len(files), desc="photographs", unit="photo"), work.folder, work.finished
-        )
-        if results["failures"]:
-            lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in results["failures"])
-            write_text(work.folder / "failures.jsonl", lines)
-        folders = [path for path in map(resolve_path, s.photos) if path.is_dir()]
-        inner = [path.name for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()]
-        if inner:
-            results["note"] += f"; sub-folders were passed over: {few(inner)}"
-        write_json(work.folder / "results.json", results)
-        return results
-
-    def _photo_files(self) -> list[Path]:
-        """Return the user's pictures; none if there are none, and the examples are to be taken."""
-        assert isinstance(self.settings, PhotoSettings)
-        given = self.settings.photos
-        return photo_folder.photo_files([resolve_path(name) for name in given]) if given else []
-
-    def _photo_sources(self) -> list[Path]:
-        """Return the user's pictures, and the files of what enlarges them and finds faces."""
-        s = self.settings
-        return [*self._photo_files(), *(resolve_path(name) for name in (s.upscaler, s.detector) if name)]
-
-    def _photo_inputs(self) -> dict[str, str | None]:
-        """Return digests of everything that is read; what cannot be read counts by its name."""
-        inputs: dict[str, str | None] = {}
-        for path in self._photo_sources():
-            try:
-                inputs[str(path)] = file_digest(path, self.settings.most_megapixels)
-            except (OSError, ImageError) as error:
-                inputs[str(path)] = f"unreadable: {type(error).__name__}"
-        return inputs
+        return photo_folder.enhance_run(s, artefacts, work.folder, work.finished, work_on)
 
     def _photo_networks(self) -> dict[str, Manifest]:
         """Manifests of 03 for every network and dtype; a second network has a run of its own."""
@@ -953,16 +897,7 @@ class Run(Stages):
         return {name: self._train_part(name, config) for name, config in self.settings.configs().items()}
 
     def _train_part(self, name: str, config: TrainConfig) -> Manifest:
-        faces = open_training_faces(config)
-        held_out = range(max(0, len(faces) - config.holdout), len(faces))
-        # Of the faces all names count, and the contents of the held-out ones: a data set of 70,000
-        # photographs is not read through before the training starts.
-        inputs = {"faces": fingerprint([*faces.names, faces.take(held_out).combined_digest()])}
-        if config.init:
-            init = weights_file(config.init)
-            digest = onnx_digest if init.suffix == ".onnx" else sha256
-            inputs["init"] = digest(init) if os.path.lexists(init) and init.is_file() else config.init
-            inputs |= {"key": config.key} if config.key else {}
+        inputs = training_inputs(config)
         key = {
             "settings": config.model_dump(mode="json", exclude=RESUMABLE_CHANGES),
             "inputs": inputs,
@@ -970,17 +905,11 @@ class Run(Stages):
             "code": None,  # a training goes on under a new version: it is exact only within one anyway
         }
 
-        def build(folder: Path) -> Mapping[str, Any]:
-            begin_training(folder, inputs)
-            results = train(config, folder)
-            write_json(folder / "results.json", results)
-            return results
-
         place = f"06_train/{name}"
         if not self.settings.resume:
             with self._lock(place):
                 clear_training(self.folder / place)
-        return self._stand(place, key, build, in_place=True)
+        return self._stand(place, key, lambda folder: train(config, folder, inputs), in_place=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,9 +11,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -32,7 +31,7 @@ from gpenlib.architecture.checkpoints import trained_task
 from gpenlib.data.faces import made_here
 from gpenlib.data.pairs import ProcessOp, parse_process_ops
 from gpenlib.data.tasks import TaskName, known_task
-from gpenlib.files import cut, did_you_mean, read_text, resolve_path, shown
+from gpenlib.files import cut, did_you_mean, load_yaml, read_text, resolve_path, shown
 from gpenlib.images import MOST_CHROMA, MOST_MP
 
 OUTPUTS_VARIABLE = "GPEN_OUTPUTS"
@@ -51,7 +50,7 @@ QUANTISED = ("int8", "int8_bf16")  # int8 convolutions; the rest in float32 or b
 INCEPTION = "inception:"  # before a features_file: it is the standard Inception network
 REFERENCE = "fp32"  # what every other dtype is compared with
 MOST_THREADS = 4 * (os.cpu_count() or 1)  # more are a slip of the pen
-MOST_YAML, MOST_NODES, DEEPEST = 1 << 20, 10_000, 20  # bytes and values of a file, and levels of them
+MOST_YAML = 1 << 20  # bytes of a file
 MOST_SAID = 5  # problems that a message names
 
 Range = tuple[float, float]
@@ -138,70 +137,12 @@ def _holds_boolean(value: Any) -> bool:
     return type(value).__name__.startswith("bool") or any(map(_holds_boolean, inner))  # numpy's, too
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Plain YAML: what grows, repeats a key or reads as something else than it looks is refused."""
-
-    TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
-    NUMBERS: ClassVar = {  # YAML reads 010 as 8 and 1:30 as 90
-        "tag:yaml.org,2002:int": r"[-+]?(0|[1-9]\d{0,30})",
-        "tag:yaml.org,2002:float": r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.(inf|nan)",
-    }
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.nodes = self.depth = 0
-        self.sizes: dict[int, int] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node and check it; an alias counts as all that it stands for."""
-        event, before = self.peek_event(), self.nodes
-        self.nodes, self.depth = self.nodes + 1, self.depth + 1
-        self._refuse(self.depth > DEEPEST, event, f"nested more than {DEEPEST} deep")
-        tag = getattr(event, "tag", None)
-        self._refuse(tag is not None, event, f"the tag {shown(tag)} is not read: write plain values")
-        node: Any = super().compose_node(parent, index)
-        if isinstance(event, yaml.AliasEvent):
-            self._refuse(id(node) not in self.sizes, event, "an alias stands inside of what it stands for")
-            self.nodes += self.sizes[id(node)]
-        self.sizes.setdefault(id(node), self.nodes - before)
-        self.depth -= 1
-        self._refuse(self.nodes > MOST_NODES, event, f"more than {MOST_NODES} values, counting aliases")
-        if isinstance(node, yaml.ScalarNode):
-            number, what = self.NUMBERS.get(node.tag), f"{shown(node.value)} is no plain"
-            wrong = number is not None and re.fullmatch(number, node.value) is None
-            self._refuse(wrong, event, f"{what} decimal number: write one, or put text in quotes")
-            self._refuse("\0" in node.value, event, f"{what} text")
-            if number is None and not node.tag.endswith((":null", ":bool", ":merge")):
-                node.tag = self.TEXT  # a date is a word
-        keys: set[str] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            what = f"the key {shown(key.value if isinstance(key, yaml.ScalarNode) else key.id)}"
-            self._refuse(key.tag not in (self.TEXT, self.MERGE), key, f"{what} is no word: put it in quotes")
-            self._refuse(key.value in keys, key, f"{what} is there twice: remove one")
-            keys.add(key.value)
-        return node
-
-    def _refuse(self, wrong: bool, where: Any, problem: str) -> None:
-        if wrong:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
-
-
-def load_yaml(text: str, source: str) -> Any:
-    """Read YAML text as plain values; SettingsError says what is wrong in which line of ``source``."""
-    try:
-        return yaml.load(text, _PlainLoader)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        where, why = f"{source}, line {mark.line + 1}" if mark else source, " ".join(what.split())
-        raise SettingsError(f"{where}: not YAML as it is read here ({why:.200})") from None
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping; SettingsError says what is wrong with it."""
     try:
         content = load_yaml(read_text(path, MOST_YAML), str(path))
     except (OSError, ValueError) as error:
-        raise error if isinstance(error, SettingsError) else SettingsError(str(error)) from None
+        raise SettingsError(str(error)) from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: expected a mapping of keys to values")
     return content
@@ -225,7 +166,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise SettingsError(f"{shown(word)}: expected key=value")
-        overrides[key] = load_yaml(text, shown(word))
+        overrides[key] = load_yaml(text, shown(word), SettingsError)
     return overrides
 
 

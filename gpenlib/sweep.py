@@ -24,6 +24,7 @@ from gpenlib.cluster.engine import connect
 from gpenlib.files import (
     cut,
     fingerprint,
+    load_yaml,
     package_versions,
     repository_root,
     sha256,
@@ -38,6 +39,7 @@ from gpenlib.notebooks import (
     find_notebooks,
     run_notebooks,
 )
+from gpenlib.photos.folder import source_digests
 from gpenlib.settings import (
     REFERENCE,
     PhotoSettings,
@@ -45,7 +47,6 @@ from gpenlib.settings import (
     RunSettings,
     SettingsError,
     TrainSettings,
-    load_yaml,
 )
 from gpenlib.stages import code_digest, read_manifest, standing, write_manifest
 
@@ -91,7 +92,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
         if name == "run" or name in grid or len(set(texts)) < len(texts):
             told = "the runs are named by their values" if name == "run" else "each name and value once"
             raise SettingsError(f"--sweep {shown(word)}: {told}")
-        grid[name] = [load_yaml(value, f"--sweep {shown(word)}") for value in texts]
+        grid[name] = [load_yaml(value, f"--sweep {shown(word)}", SettingsError) for value in texts]
     return grid
 
 
@@ -147,7 +148,7 @@ def read_by(run: Run) -> dict[str, Any]:
         return {n: [c.model_dump(mode="json"), open_training_faces(c).names] for n, c in configs}
     photos: dict[str, Any] = {}
     if isinstance(settings, PhotoSettings):
-        photos = run._photo_inputs()
+        photos = source_digests(settings)
         files |= {name: weights_file(name) for name in settings.networks if weights_file(name).is_file()}
     digests = {name: sha256(path) for name, path in files.items()}
     return {**digests, **run._weights_input(), **run._data_inputs(), **photos}

@@ -15,6 +15,7 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,16 +31,18 @@ from gpenlib.cluster.photos import main as photos_main
 from gpenlib.cluster.score import ScoreJob, even_colour
 from gpenlib.cluster.score import main as score_main
 from gpenlib.cluster.sources import Source, Store
-from gpenlib.cluster.sums import Blocks, Moments, merge_parts, rows_of_parts
+from gpenlib.cluster.sums import Blocks, Moments, merge_parts, tables_of_parts
 from gpenlib.compile import compile_model
 from gpenlib.data.faces import embedded_faces, natural_key, whole_photographs
 from gpenlib.data.pairs import distinct_stems
 from gpenlib.errors.compare import mean_loss
 from gpenlib.files import fingerprint
 from gpenlib.images import write_image
+from gpenlib.infer import open_runtime
+from gpenlib.infer.runtime import random_batch
 from gpenlib.infer.scoring import MEANS, summarise
 from gpenlib.run import Run
-from gpenlib.settings import PhotoSettings, SettingsError
+from gpenlib.settings import BACKENDS, PhotoSettings, SettingsError
 from tests.conftest import SLOW
 
 FACES, UNIT, BATCH = 22, 4, 2
@@ -108,7 +111,8 @@ def rows_in(out):
     parts = sorted(str(path) for path in Path(out).glob("parts/*.parquet"))
     return {
         row["name"]: row
-        for row in rows_of_parts(Store(str(out)), parts, ["name", "failure", "place", *MEANS])
+        for table in tables_of_parts(Store(str(out)), parts, ["name", "failure", "place", *MEANS])
+        for row in table.to_pylist()
     }
 
 
@@ -183,18 +187,35 @@ def test_memory_that_is_short_makes_batches_smaller():
 
 def test_a_picture_over_which_workers_die_is_found():
     steward, told = Steward(), []
-    assert steward.open(lambda: SimpleNamespace(units=1, unit=lambda number: "unit")) == 1
+    assert steward.open(lambda: [range(3, 7)]) == 1
+
+    def work(items, batch):
+        told.append((before, batch))
+        if 5 in items:
+            raise InterruptedError
+        return items
+
     for _ in range(8):  # workers that die over picture 5
         unit, before, blamed = steward.begin(0)
-        if 5 in blamed:
-            break
         attempt = Attempt(before, blamed, lambda item: steward.tell(0, item))
-        for turn, batch in attempt.turns([3, 4, 5, 6], 4):
-            told.append((before, batch))
-            if 5 in [3, 4, 5, 6][turn.start : turn.stop]:
-                break
-    assert blamed == {5} and unit == "unit"
-    assert told == [(0, 4), (1, 4), (2, 2), (2, 2), *[(n, 1) for n in (3, 4) for _ in range(3)]]
+        with suppress(InterruptedError):
+            made = [*attempt.work({n: n for n in unit}, dict.fromkeys(blamed, "dead"), 4, work)]
+            break
+    assert blamed == {5} and made == [3, 4, "dead", 6]
+    assert told[:4] == [(0, 4), (1, 4), (2, 2), (2, 2)]
+    assert told[4:] == [*[(n, 1) for n in (3, 4) for _ in range(3)], *[(5, 1)] * 3]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_artefact_that_travelled_leaves_no_copy_behind(backend, float_graph, tmp_path, monkeypatch):
+    config = {"backend": {"dtype": "fp32", "type": backend}}
+    folder = compile_model(random_network(TINY), config, tmp_path / "tiny", float_graph)
+    batch = random_batch(3, 64)
+    packed, expected = Packed.of(folder), open_runtime(folder, 1)(batch)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert (pickle.loads(pickle.dumps(packed)).open(1, "cpu")(batch) == expected).all()
+    assert [*tmp_path.glob("gpen-artefact-*")] == []
 
 
 def test_workers_are_as_many_as_fit():
@@ -211,11 +232,11 @@ def test_workers_are_as_many_as_fit():
 
 
 def source_of(*addresses, size=UNIT, limit=None):
-    return Source([str(address) for address in addresses], tempfile.TemporaryDirectory(), size, limit)
+    return Source([str(address) for address in addresses], size, limit)
 
 
 def items_of(source):
-    return [item for n in range(source.units) for some in source.unit(n).lists(3) for item in some]
+    return [item for n in range(len(source)) for some in source[n].lists(3) for item in some]
 
 
 def test_names_have_the_order_and_stems_of_one_process(tmp_path):
@@ -253,10 +274,9 @@ def test_the_names_of_a_large_folder_never_stand_in_memory(tmp_path, monkeypatch
                 yield entry
 
     monkeypatch.setattr(sources.os, "scandir", lambda path: Listing())
-    folder = tempfile.TemporaryDirectory()
     tracemalloc.start()
-    source = Source([str(tmp_path)], folder, 64)
-    last = source.unit(source.units - 1)
+    source = Source([str(tmp_path)], 64)
+    last = source[len(source) - 1]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     monkeypatch.undo()
@@ -399,7 +419,7 @@ for number in range(20):
     path = out / f"parts/{number}.parquet"
     parquet.write_table(pa.table(table), path, compression="none", use_dictionary=False)
 parts = [str(path) for path in sorted((out / "parts").iterdir())]
-summary = merge_parts(Store(str(out)), lambda: parts, {"sources": "a million"})
+summary = merge_parts(Store(str(out)), parts, {"sources": "a million"})
 peak = memory_mib("VmHWM")  # ru_maxrss begins with that of the process which started this one
 print(summary["images"], summary["figures"]["psnr"]["mean"], peak)
 """
@@ -445,14 +465,13 @@ def test_frames_of_a_film_stay_in_one_process():
 class Dying(ScoreJob):
     """Workers die: once over the second unit, and over the third one as long as batches are larger than 1."""
 
-    def start(self, threads):
-        make = super().start(threads)
+    def __call__(self, threads):
+        work = super().__call__(threads)
 
-        def dying(items, attempt):
-            first = items[0].place // UNIT
-            if (first == 1 and not attempt.number) or (first == 2 and attempt.number < 2):
+        def dying(unit, attempt):
+            if (unit.number == 1 and not attempt.number) or (unit.number == 2 and attempt.number < 2):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return make(items, attempt)
+            return work(unit, attempt)
 
         return dying
 
@@ -481,7 +500,7 @@ def test_the_cluster_makes_the_same_bytes_though_workers_die(ray, local, faces, 
     }
     assert json.loads(json.dumps(given)) == settings
     out = tmp_path / "out"
-    job = Dying(str(out), UNIT, "files", fingerprint(given), packed, "cpu", BATCH, "color", 0, colour, 200.0)
+    job = Dying(str(out), UNIT, "files", fingerprint(given), BATCH, packed, "cpu", "color", 0, colour, 200.0)
     parts = run_parts(job, [str(faces)], Cluster(), given)
     merge_parts(Store(str(out)), parts, {})
     made, expected = content(out), content(local)
@@ -572,9 +591,7 @@ def test_photographs_are_the_same(ray, artefact, tmp_path, outputs_root):
 def test_an_error_of_a_worker_comes_to_the_driver_as_it_is(monkeypatch):
     ray, told = pytest.importorskip("ray"), ValueError("this network cannot be opened")
     monkeypatch.setattr(ray, "get", lambda value: value)
-    steward = SimpleNamespace(
-        job=SimpleNamespace(remote=lambda: SimpleNamespace(open=Mock(side_effect=told)))
-    )
+    steward = SimpleNamespace(job=SimpleNamespace(remote=lambda: Mock(side_effect=told)))
     (done,) = Worker(1, steward)({"number": [0]})["done"]
     result, fault = pickle.loads(done)
     assert result is None and isinstance(fault, ValueError) and str(fault) == str(told)

@@ -146,9 +146,10 @@ def test_the_house_is_small():
     # 16,000 before files of strangers were guarded at every door, and long stages went on image by image;
     # 17,300 before checks and sentences of the notebooks moved here; 17,500 before layers' forms were timed;
     # 58 modules and 18,200 before runtimes had streams, and the notebooks ran over grids of values; 59 and
-    # 18,600 before the cluster: its engine, sources, two jobs and sums
-    assert len(MODULES) <= 65
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 20_400
+    # 18,600 before the cluster: its engine, sources, two jobs and sums; 65 and
+    # 20,400 before these shared one flow and artefacts had a module
+    assert len(MODULES) <= 66
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 20_300
 
 
 def test_there_are_notebooks():

@@ -22,17 +22,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
 import cv2
 import torch
 
-from gpenlib.cluster.sources import Source, Store, Unit
+from gpenlib.cluster.sources import Item, Source, Store, Unit
 from gpenlib.data.faces import DataError
 from gpenlib.files import StorageError, fingerprint, resolve_path, sha256
 from gpenlib.images import MOST_MP, in_short
-from gpenlib.infer.runtime import MANIFEST_FILE, Runtime, open_runtime
-from gpenlib.jobs import processors, progress, silent
+from gpenlib.infer.artefact import MANIFEST_FILE, Artefact, read_artefact
+from gpenlib.infer.runtime import Runtime, open_runtime
+from gpenlib.infer.scoring import workers
+from gpenlib.jobs import Journal, ahead, processors, progress, silent
 from gpenlib.settings import DEVICES, ENGINES
 
 log = logging.getLogger("gpenlib.cluster")
@@ -44,8 +46,11 @@ IN_FLIGHT = 2  # blocks that a worker is given ahead
 JOB, PARTS = "job.json", "parts"
 FORMS = ("files", "parquet", "shards")
 DIED = "several workers died over it, perhaps for want of memory"
-Files = Mapping[str, bytes]  # by path below the results
-Made = Iterable[tuple[dict[str, Any], Files]]  # a row for every picture, and what was made of it
+Files = dict[str, bytes]  # by path below the results
+Made = Iterable[tuple[Any, Files]]  # what became of every item, and the files that were made of it
+Make = Callable[[list[Any], int], Made]  # of some items, in batches of a size
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ClusterError(RuntimeError):
@@ -60,53 +65,29 @@ class Attempt:
     blamed: frozenset[int] = frozenset()
     tell: Callable[[int], object] = lambda item: None  # on what a worker is; known when it dies
 
-    def turns(self, items: Sequence[int], batch_size: int) -> Iterator[tuple[range, int]]:
-        """Yield which items to work on at a time, and in which batches: smaller ones after two deaths."""
-        if self.number < DEATHS:  # one may be a machine's, and batches decide last bits
-            yield range(len(items)), batch_size
-            return
-        smaller = max(1, batch_size >> (self.number - DEATHS + 1))
-        for start in range(0, len(items), smaller):
-            turn = range(start, min(start + smaller, len(items)))
-            self.tell(items[start] if len(turn) == 1 else -1)
-            yield turn, smaller
+    def work(
+        self,
+        items: Mapping[int, T],
+        known: Mapping[int, R],
+        batch_size: int,
+        make: Callable[[list[T], int], Iterable[R]],
+    ) -> Iterator[R]:
+        """Yield what is made of items, by number, in their order; of some it is ``known``."""
+        numbers, doubtful = [*items], self.number >= DEATHS  # one may be a machine's
+        if doubtful:  # batches decide last bits: smaller ones are the last resort
+            batch_size = max(1, batch_size >> (self.number - DEATHS + 1))
+        size = batch_size if doubtful else max(1, len(numbers))
+        for start in range(0, len(numbers), size):
+            some = numbers[start : start + size]
+            if doubtful:
+                self.tell(some[0] if len(some) == 1 else -1)
+            left = [items[number] for number in some if number not in known]
+            made = iter(make(left, batch_size) if left else ())
+            for number in some:
+                yield known[number] if number in known else next(made)
 
 
-class Units(Protocol):
-    """What is to be done, by number."""
-
-    @property
-    def units(self) -> int:
-        """How many there are."""
-
-    def unit(self, number: int) -> Any:
-        """Return what one of them is."""
-
-
-class Job(Protocol):
-    """What is done with every unit; it is pickled, and opened once in every worker."""
-
-    def open(self, threads: int | None) -> Callable[[Any, Attempt], Any]:
-        """Return the function that works on a unit."""
-
-
-@dataclass(frozen=True)
-class Spans:
-    """Units of ``size`` positions out of ``total``; ``left`` are the numbers of those to be done."""
-
-    total: int
-    size: int
-    left: tuple[int, ...]
-
-    @property
-    def units(self) -> int:
-        """How many are to be done."""
-        return len(self.left)
-
-    def unit(self, number: int) -> range:
-        """Return the positions of a unit."""
-        start = self.left[number] * self.size
-        return range(start, min(start + self.size, self.total))
+Open = Callable[[int | None], Callable[[Any, Attempt], Any]]  # by threads: what works on a unit
 
 
 @dataclass(frozen=True)
@@ -127,12 +108,12 @@ class Steward:
         self._last: dict[int, int] = {}
         self._deaths: Counter[tuple[int, int]] = Counter()
 
-    def open(self, make: Callable[[], Units], job: Job | None = None) -> int:
+    def open(self, make: Callable[[], Any], job: Open | None = None) -> int:
         """Find out what is to be done, keep the job for the workers; return how many units that are."""
         self._units, self._job = make(), job
-        return self._units.units
+        return len(self._units)
 
-    def job(self) -> Job | None:
+    def job(self) -> Open | None:
         """Return what is to be done with every unit."""
         return self._job
 
@@ -144,7 +125,7 @@ class Steward:
         if item >= 0:
             self._deaths[number, item] += 1
         blamed = {i for (n, i), deaths in self._deaths.items() if n == number and deaths >= DEATHS}
-        return self._units.unit(number), before, frozenset(blamed)
+        return self._units[number], before, frozenset(blamed)
 
     def tell(self, number: int, item: int) -> None:
         """Note on which item the worker of a unit is, or on several (-1)."""
@@ -174,7 +155,7 @@ class Worker:
             if self._work is None:
                 cv2.setNumThreads(self._threads)
                 torch.set_num_threads(self._threads)
-                self._work = ray.get(self._steward.job.remote()).open(self._threads)
+                self._work = ray.get(self._steward.job.remote())(self._threads)
             unit, before, blamed = ray.get(self._steward.begin.remote(number))
             tell = self._steward.tell
             attempt = Attempt(before, blamed, lambda item: ray.get(tell.remote(number, item)))
@@ -194,20 +175,23 @@ def sendable(error: Exception) -> Exception:
     return ClusterError(f"{type(error).__name__}: {in_short(error)}")
 
 
-def spread(job: Job, make: Callable[[], Units], cluster: Cluster, ordered: bool = False) -> Iterator[Any]:
-    """Yield how many units there are, then the result of each: as they are done, or in order."""
+def spread(job: Open, make: Callable[[], Any], cluster: Cluster, ordered: bool = False) -> Iterator[Any]:
+    """Yield how many units ``make`` lists, then the result of each: as they are done, or in order.
+
+    ``job`` is pickled, and opened once in every worker.
+    """
     if cluster.engine == "local":
-        steward, work = Steward(), job.open(cluster.threads)
-        yield (count := steward.open(make))
-        for number in range(count):
+        work, units = job(cluster.threads), make()
+        yield len(units)
+        for number in range(len(units)):
             with silent():
-                result = work(steward.begin(number)[0], Attempt())
+                result = work(units[number], Attempt())
             yield result
         return
     yield from _spread_on_ray(job, make, cluster, ordered)
 
 
-def _spread_on_ray(job: Job, make: Callable[[], Units], cluster: Cluster, ordered: bool) -> Iterator[Any]:
+def _spread_on_ray(job: Open, make: Callable[[], Any], cluster: Cluster, ordered: bool) -> Iterator[Any]:
     ray = connect()
     import pyarrow as pa
     from ray.data import ActorPoolStrategy, DataContext, from_arrow
@@ -221,7 +205,7 @@ def _spread_on_ray(job: Job, make: Callable[[], Units], cluster: Cluster, ordere
         yield count
         if not count:
             return
-        threads, workers = shares(ray.cluster_resources(), cluster, count)
+        threads, actors = shares(ray.cluster_resources(), cluster, count)
         size = -(-count // BLOCKS)
         blocks = [pa.table({"number": range(k, min(k + size, count))}) for k in range(0, count, size)]
         context = DataContext.get_current().copy()
@@ -234,7 +218,7 @@ def _spread_on_ray(job: Job, make: Callable[[], Units], cluster: Cluster, ordere
                 batch_size=1,
                 num_cpus=threads,
                 num_gpus=cluster.gpus,
-                compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=IN_FLIGHT),
+                compute=ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
             )
             for row in done.iter_rows():
                 result, fault = pickle.loads(row["done"])
@@ -257,13 +241,11 @@ def connect() -> Any:
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let whatever else runs here go first
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"
-        local: dict[str, Any] = {
-            "num_cpus": processors(),
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE,
-        }
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        ray.init(address, **quiet, **(local if address == "local" else {}))
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address == "local":
+            options |= {"num_cpus": processors(), "object_store_memory": OBJECT_STORE}
+            options["include_dashboard"] = False
+        ray.init(address, **options)
     return ray
 
 
@@ -282,6 +264,42 @@ def shares(resources: Mapping[str, float], cluster: Cluster, count: int) -> tupl
     return threads, max(1, min(cluster.workers or most, count))
 
 
+def gather(
+    start: Callable[[int | None], Make],
+    names: Sequence[str],
+    span: int,
+    batch_size: int,
+    finished: Journal,
+    device: str,
+    died: Callable[[int], tuple[Any, Files]],
+) -> Iterator[tuple[str, Any, list[Path]]]:
+    """Work on the items of a notebook on a Ray cluster: the results come back to this process, in order.
+
+    ``start`` and ``died`` work on items by their place among the ``names``, ``span`` at a time. Yields name,
+    result and written files of each that the journal lacks; the files go to its folder.
+    """
+    spans = [range(first, min(first + span, len(names))) for first in range(0, len(names), span)]
+    left = [places for places in spans if any(names[place] not in finished.finished for place in places)]
+
+    def job(threads: int | None) -> Callable[[range, Attempt], list[tuple[Any, Files]]]:
+        make = start(threads)
+
+        def work(places: range, attempt: Attempt) -> list[tuple[Any, Files]]:
+            known = {place: died(place) for place in attempt.blamed}
+            return [*attempt.work({place: place for place in places}, known, batch_size, make)]
+
+        return work
+
+    store, cluster = Store(str(finished.folder)), Cluster(gpus=None if device == "cpu" else 1.0)
+    results = spread(job, lambda: left, cluster, ordered=True)
+    next(results)
+    for places, made in zip(left, results, strict=True):
+        for place, (result, files) in zip(places, made, strict=True):
+            if names[place] not in finished.finished:
+                written = [Path(store.write(path, data)) for path, data in files.items()]
+                yield names[place], result, written
+
+
 # What travels
 
 
@@ -289,41 +307,34 @@ def shares(resources: Mapping[str, float], cluster: Cluster, count: int) -> tupl
 class Packed:
     """An artefact folder that any machine can open: the folder itself where it is, else a copy."""
 
-    path: str
+    path: Path
+    about: Artefact
     digest: str
-    files: Mapping[str, bytes]
+    files: Files
     chroma: float = 1.0
 
     @classmethod
-    def of(cls, folder: str | Path, chroma: float = 1.0) -> Packed:
+    def of(cls, folder: Path, chroma: float = 1.0) -> Packed:
         """Read an artefact folder; its runtime is to have this colour strength."""
-        folder = Path(folder)
-        if not (folder / MANIFEST_FILE).is_file():
-            raise DataError(f"{folder}: not an artefact folder (no {MANIFEST_FILE}); make one with compile")
-        return cls(str(folder.resolve()), sha256(folder / MANIFEST_FILE), read_files(folder), chroma)
+        about, digest = read_artefact(folder), sha256(folder / MANIFEST_FILE)
+        return cls(folder.resolve(), about, digest, read_files(folder), chroma)
 
     def open(self, threads: int | None, device: str) -> Runtime:
         """Open its runtime."""
-        folder = Path(self.path)
-        manifest = folder / MANIFEST_FILE
-        if not manifest.is_file() or sha256(manifest) != self.digest:
-            folder = Path(tempfile.mkdtemp(prefix="gpen-artefact-"))
-            for name, data in self.files.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_bytes(data)
-        return open_runtime(folder, threads, device, chroma=self.chroma)
+        manifest = self.path / MANIFEST_FILE
+        if manifest.is_file() and sha256(manifest) == self.digest:
+            return open_runtime(self.path, threads, device, chroma=self.chroma)
+        # Workers may be killed: the copy goes as soon as it is open, since what is mapped needs no name
+        with tempfile.TemporaryDirectory(prefix="gpen-artefact-") as name:
+            for path, data in self.files.items():
+                Store(name).write(path, data)
+            return open_runtime(name, threads, device, chroma=self.chroma)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
     """Return the files in a folder by their paths below it."""
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory was short, in whichever library's words."""
-    words = ("memory", "alloc")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def in_batches(work: Callable[[int], Any], batch_size: int) -> Any:
@@ -334,7 +345,8 @@ def in_batches(work: Callable[[int], Any], batch_size: int) -> Any:
         except StorageError:
             raise
         except Exception as error:
-            if batch_size == 1 or not out_of_memory(error):
+            words = map(str(error).lower().count, ("memory", "alloc"))
+            if batch_size == 1 or not (isinstance(error, MemoryError) or any(words)):
                 raise
             batch_size //= 2
             log.warning("memory was short: going on with batches of %d (%s)", batch_size, in_short(error))
@@ -351,20 +363,42 @@ class PartJob(ABC):
     size: int  # pictures that are worked on together
     form: str  # of the pictures that are made: files, or in Parquet parts, or in WebDataset shards
     key: str  # digest of all that decides the results beside the pictures
+    batch_size: int
+    columns: ClassVar[dict[str, str]]  # of rows, with pyarrow's names of their types
 
     @abstractmethod
-    def start(self, threads: int | None) -> Callable[[Sequence[Any], Attempt], Made]:
-        """Return the function that makes rows and files of some pictures."""
+    def start(self, threads: int | None) -> Make:
+        """Return the function that makes rows and files of some items, each with what was read of it."""
 
-    @abstractmethod
-    def schema(self) -> Any:
-        """Return the columns of rows, as pyarrow has them."""
+    def read(self, path: Path) -> Any:
+        """Return what is read of a file before the work begins; text says why it is not worked on."""
+        return path
 
-    def open(self, threads: int | None) -> Callable[[Unit, Attempt], dict[str, Any]]:
+    def _read(self, item: Item, scratch: Path) -> Any:
+        path = Path(item.path)
+        try:
+            path = item.file(scratch)
+            return self.read(path)
+        except StorageError:
+            raise
+        except (OSError, ValueError, MemoryError) as error:
+            return in_short(error).replace(f"{path}: ", "").replace(str(path), item.name)
+
+    def _made(self, items: Sequence[Item], attempt: Attempt, make: Make) -> Made:
+        """Yield the row and the files of every picture, in order."""
+        with tempfile.TemporaryDirectory() as scratch:
+            read = ahead(items, partial(self._read, scratch=Path(scratch)), workers=workers())
+            given = {item.place: (item, value) for item, value in zip(items, read, strict=True)}
+            told = {place: value for place, (_, value) in given.items() if isinstance(value, str)}
+            told |= dict.fromkeys(attempt.blamed & given.keys(), DIED)
+            known = {place: (given[place][0].row(why), Files()) for place, why in told.items()}
+            yield from attempt.work(given, known, self.batch_size, make)
+
+    def __call__(self, threads: int | None) -> Callable[[Unit, Attempt], dict[str, int]]:
         """Return the function that makes a part."""
         store, make = Store(self.out), self.start(threads)
 
-        def work(unit: Unit, attempt: Attempt) -> dict[str, Any]:
+        def work(unit: Unit, attempt: Attempt) -> dict[str, int]:
             name = f"{PARTS}/{self.part_of(unit)}"
             counts = part_counts(store, name)
             if counts is not None:
@@ -372,11 +406,11 @@ class PartJob(ABC):
             rows, made = [], list[Files]()
             try:
                 for items in unit.lists(self.size):
-                    for row, files in make(items, attempt):
-                        rows.append(row)
+                    for row, files in self._made(items, attempt, make):
                         if self.form == "files":
                             for path, data in files.items():
                                 store.write(path, data)
+                        rows.append(row)
                         made.append({} if self.form == "files" else files)
             except DataError as error:  # of a shard that is damaged, or none
                 told = {"source": unit.shard, "failure": in_short(error)}
@@ -398,7 +432,7 @@ class PartJob(ABC):
         import pyarrow as pa
         from pyarrow import parquet
 
-        schema = self.schema()
+        schema = pa.schema(self.columns)
         if self.form == "parquet":
             file = pa.struct({"path": pa.string(), "data": pa.binary()})
             schema = schema.append(pa.field("files", pa.list_(file)))
@@ -444,8 +478,8 @@ def run_parts(
     cluster: Cluster,
     what: Mapping[str, Any],
     limit: int | None = None,
-) -> Callable[[], Iterator[str]]:
-    """Make all parts that are missing; return a function that gives the paths of all, in order.
+) -> list[str]:
+    """Make all parts that are missing; return the paths of all, in order.
 
     ``what`` describes the job; a folder with the results of another one is refused.
     """
@@ -455,7 +489,7 @@ def run_parts(
     if earlier is not None and earlier != description:
         told = f"{store.path(JOB)} tells of another job, with other sources or settings"
         raise ClusterError(f"{told}: choose another --out, or remove the folder")
-    make = partial(list_source, [absolute(address) for address in addresses], job.size, limit)
+    make = partial(Source, [absolute(address) for address in addresses], job.size, limit)
     results, counts = spread(job, make, cluster), Counter[str]()
     total = next(results) * job.size
     store.write(JOB, description)  # of sources that there are
@@ -466,13 +500,13 @@ def run_parts(
             bar.set_postfix(failures=counts["failures"], refresh=False)
     print(f"{counts['pictures']} pictures, {counts['new']} of them made now; {counts['failures']} failures")
     source = make()
+    parts = [job.part_of(source[number]) for number in range(len(source))]
+    stems = {Path(part).stem for part in parts}
     for folder in (PARTS, "shards"):  # of pictures that are no longer there, or were others
         for name in store.names(folder):
-            number = int(name[:8]) if name[:8].isdigit() else source.units
-            part = job.part_of(source.unit(number)) if number < source.units else ""
-            if Path(part).stem != Path(name).stem:
+            if Path(name).stem not in stems:
                 store.remove(f"{folder}/{name}")
-    return lambda: (store.path(f"{PARTS}/{job.part_of(source.unit(n))}") for n in range(source.units))
+    return [store.path(f"{PARTS}/{part}") for part in parts]
 
 
 def absolute(address: str) -> str:
@@ -480,30 +514,19 @@ def absolute(address: str) -> str:
     return address if "://" in address else str(resolve_path(address))
 
 
-def list_source(addresses: Sequence[str], size: int, limit: int | None) -> Source:
-    """List a source; its names stand in a temporary folder that goes with it."""
-    folder = tempfile.TemporaryDirectory(prefix="gpen-names-")
-    return Source(addresses, folder, size, limit)
-
-
 def add_arguments(parser: argparse.ArgumentParser, unit: int) -> None:
     """Add what all commands over parts have in common."""
     whole: Any = {"type": int, "metavar": "N"}
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="local", help="this process, or a Ray cluster (RAY_ADDRESS)"
-    )
-    parser.add_argument("--workers", **whole, help="of the cluster (default: as many as its processors take)")
-    parser.add_argument("--threads", **whole, help="of each worker's runtime (default: 1 on a cluster)")
-    parser.add_argument(
-        "--gpus", type=float, metavar="SHARE", help="of each worker (default: 1 with --device cuda)"
-    )
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="where networks run (default: cpu)")
-    parser.add_argument(
-        "--write", choices=FORMS, default="files", help="pictures as files, in Parquet, or in shards"
-    )
-    parser.add_argument("--unit", **whole, default=unit, help=f"pictures to a part (default: {unit})")
-    parser.add_argument("--limit", **whole, help="the first so many pictures of folders")
-    parser.add_argument("--most-megapixels", type=float, default=MOST_MP, help="larger pictures are failures")
+    add = parser.add_argument
+    add("--engine", choices=ENGINES, default="local", help="this process, or a Ray cluster (RAY_ADDRESS)")
+    add("--workers", **whole, help="of the cluster (default: as many as its processors take)")
+    add("--threads", **whole, help="of each worker's runtime (default: 1 on a cluster)")
+    add("--gpus", type=float, metavar="SHARE", help="of each worker (default: 1 with --device cuda)")
+    add("--device", choices=DEVICES, default="cpu", help="where networks run (default: cpu)")
+    add("--write", choices=FORMS, default="files", help="pictures as files, in Parquet, or in shards")
+    add("--unit", **whole, default=unit, help=f"pictures to a part (default: {unit})")
+    add("--limit", **whole, help="the first so many pictures of folders")
+    add("--most-megapixels", type=float, default=MOST_MP, help="larger pictures are failures")
 
 
 def cluster_of(options: argparse.Namespace) -> Cluster:

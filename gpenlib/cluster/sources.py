@@ -103,40 +103,23 @@ class Unit:
 
     def lists(self, size: int) -> Iterator[list[Item]]:
         """Yield its pictures, at most ``size`` at a time; a shard is read from front to back."""
-        items = iter(self.items)
-        if self.rows:
-            items = _rows_of(self)
-        elif self.shard:
-            items = _samples_of(self)
+        items = _rows_of(self) if self.rows else _samples_of(self) if self.shard else iter(self.items)
         while some := list(islice(items, size)):
             yield some
 
 
 class Source:
-    """The pictures at some addresses; their names stand on disk, in ``folder``, never all in memory.
+    """The pictures at some addresses, as a list of units; names stand on disk, never all in memory.
 
-    Parameters
-    ----------
-    addresses : sequence of str
-        Picture files, Parquet files, WebDataset shards (``.tar``), or folders of them: paths (relative ones
-        from the root of the repository) or fsspec addresses, in which ``*`` stands for any names.
-    folder : TemporaryDirectory
-        Of this object alone, for the list of names.
-    size : int
-        Pictures to a unit; a WebDataset shard is always one.
-    limit : int, optional
-        Take the first so many pictures of folders.
+    Addresses are picture files, Parquet files, WebDataset shards (``.tar``, each a unit), or folders of them:
+    paths (relative ones from the root of the repository) or fsspec addresses, in which ``*`` stands for any
+    names. ``size`` pictures are a unit, the first ``limit`` of folders are taken.
     """
 
-    def __init__(
-        self,
-        addresses: Sequence[str],
-        folder: TemporaryDirectory[str],
-        size: int = 64,
-        limit: int | None = None,
-    ) -> None:
-        self.size, self.folder, self._shards = size, folder, list[tuple[str, str, str]]()
-        self._names = sqlite3.connect(Path(folder.name) / "names.sqlite")
+    def __init__(self, addresses: Sequence[str], size: int = 64, limit: int | None = None) -> None:
+        self.size, self._shards = size, list[tuple[str, str, str]]()
+        self._folder = TemporaryDirectory(prefix="gpen-names-")  # goes with this object
+        self._names = sqlite3.connect(Path(self._folder.name) / "names.sqlite")
         for name, function in (("stem_of", plain_stem), ("folded_of", lambda n: plain_stem(n).casefold())):
             self._names.create_function(name, 1, function, deterministic=True)
         self._names.executescript(LISTED)
@@ -155,8 +138,7 @@ class Source:
             for shard, stem in zip(self._shards, stems, strict=True)
             for part in self._split(*shard, stem)
         ]
-        self.units = len(self._parts) + -(-self.files // size)
-        if not self.units:
+        if not len(self):
             kinds = f"{', '.join(SUFFIXES)}, {PARQUET}, {TAR}"
             raise DataError(f"{few(list(addresses))}: holds no picture and no shard; read are {kinds}")
 
@@ -192,7 +174,10 @@ class Source:
                 for start in range(0, rows, self.size):
                     yield base, path, stamp, stem, (group, start, min(start + self.size, rows))
 
-    def unit(self, number: int) -> Unit:
+    def __len__(self) -> int:
+        return len(self._parts) + -(-self.files // self.size)
+
+    def __getitem__(self, number: int) -> Unit:
         """Return a unit: first those of shards, then those of files in natural order."""
         if number < len(self._parts):
             base, path, stamp, stem, rows = self._parts[number]
@@ -319,12 +304,9 @@ class Store:
 
     def __init__(self, address: str) -> None:
         self.local = "://" not in address
-        self.root = (
-            str(resolve_path(address)) if self.local else fsspec.core.url_to_fs(address)[1].rstrip("/")
-        )
         self.system = file_system("" if self.local else address)
-        if self.local:
-            self.root = str(Path(self.root))
+        root = resolve_path(address) if self.local else fsspec.core.url_to_fs(address)[1].rstrip("/")
+        self.root = str(root)
 
     def path(self, name: str) -> str:
         """Return the path of a file or folder of the results."""
@@ -349,12 +331,9 @@ class Store:
 
     def names(self, folder: str) -> Iterator[str]:
         """Yield the names of the files in a folder, if there is one."""
-        if self.local:
-            if Path(self.path(folder)).is_dir():
-                with os.scandir(self.path(folder)) as entries:
-                    yield from (entry.name for entry in entries if not entry.is_dir())
-        elif self.system.isdir(self.path(folder)):
-            yield from (PurePosixPath(path).name for path in self.system.ls(self.path(folder), detail=False))
+        if self.system.isdir(self.path(folder)):
+            listed = self.system.ls(self.path(folder), detail=True)
+            yield from (PurePosixPath(i["name"]).name for i in listed if i["type"] != "directory")
 
     def remove(self, name: str) -> None:
         """Remove a file."""

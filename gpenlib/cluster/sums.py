@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -23,39 +25,29 @@ ROWS = 65_536  # of a table that are held in memory at once
 
 
 class Moments:
-    """Count, exact sum, mean and variance of a figure; those of parts are added to that of the whole."""
+    """Count, exact sum, mean and variance of a figure, whose values come some at a time."""
 
     def __init__(self) -> None:
         self.count, self.least, self.most = 0, np.inf, -np.inf
-        self._mantissas: dict[int, int] = {}  # by exponent: the sum is exact, in whatever order it is made
+        self._mantissas = Counter[int]()  # by exponent: the sum is exact, in whatever order it is made
         self._mean = self._squares = 0.0
 
     def add(self, values: NDArray[np.float64]) -> None:
-        """Add values."""
+        """Add values (Chan, Golub and LeVeque 1979)."""
         if not values.size:
             return
-        other = Moments()
-        other.count, other.least, other.most = len(values), float(values.min()), float(values.max())
         fractions, exponents = np.frexp(values)
         mantissas = np.ldexp(fractions, 53).astype(np.int64)
         for exponent in np.unique(exponents).tolist():
             some = mantissas[exponents == exponent]
             high, low = some >> 26, some & ((1 << 26) - 1)  # so that no sum overflows
-            other._mantissas[exponent] = (int(high.sum()) << 26) + int(low.sum())
-        other._mean = other.mean
-        other._squares = float(((values - other._mean) ** 2).sum())
-        self.merge(other)
-
-    def merge(self, other: Moments) -> None:
-        """Add the values that another has seen (Chan, Golub and LeVeque 1979)."""
-        total = self.count + other.count
-        if not other.count:
-            return
-        step = other._mean - self._mean
-        self._squares += other._squares + step * step * self.count * other.count / total
-        for exponent, mantissa in other._mantissas.items():
-            self._mantissas[exponent] = self._mantissas.get(exponent, 0) + mantissa
-        self.least, self.most, self.count = min(self.least, other.least), max(self.most, other.most), total
+            self._mantissas[exponent] += (int(high.sum()) << 26) + int(low.sum())
+        before, mean = self.count, statistics.fmean(values)
+        self.count += len(values)
+        step = mean - self._mean
+        self._squares += float(((values - mean) ** 2).sum())
+        self._squares += step * step * before * len(values) / self.count
+        self.least, self.most = min(self.least, float(values.min())), max(self.most, float(values.max()))
         self._mean = self.mean
 
     @property
@@ -106,61 +98,53 @@ def tables_of_parts(store: Store, parts: Iterable[str], columns: Sequence[str]) 
             yield from parquet.ParquetFile(file).iter_batches(ROWS, columns=[*columns])
 
 
-def rows_of_parts(store: Store, parts: Iterable[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of parts."""
-    for table in tables_of_parts(store, parts, columns):
-        yield from table.to_pylist()
+def failures_in(table: Any) -> list[dict[str, Any]]:
+    """Return name, source and reason of the rows that failed."""
+    some = table.filter(table["failure"].is_valid()).select(["name", "source", "failure"])
+    return list(some.to_pylist())
 
 
-def merge_parts(store: Store, parts: Callable[[], Iterable[str]], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the sums of parts; write ``summary.json``, ``failures.jsonl`` and the page ``report.html``.
+def write_summary(store: Store, summary: Mapping[str, Any], failures: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``summary.json``, and ``failures.jsonl``, a line for each."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in failures)
+    store.write(FAILURES, "".join(lines).encode())
+    store.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
 
-    Parameters
-    ----------
-    store : Store
-        Where the results lie.
-    parts : callable
-        Gives the paths of the parts, in order; each is read twice, some rows at a time.
-    about : mapping
-        What was done, for the page.
 
-    Returns
-    -------
-    dict
-        ``images``, ``failures`` and ``figures``: by name ``mean`` (as :func:`statistics.fmean` has it),
-        ``deviation``, ``low`` and ``high`` (95 % interval of the mean), ``least``, ``most``, and ``counts``
-        of the faces between ``edges``; a figure and that of its input have the same edges.
+def merge_parts(store: Store, parts: Sequence[str], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the sums of parts, each read twice; write ``summary.json``, ``failures.jsonl``, ``report.html``.
+
+    Returns ``images``, ``failures`` and ``figures``: by name ``mean`` (as :func:`statistics.fmean` has it),
+    ``deviation``, ``low`` and ``high`` (95 % interval of the mean), ``least``, ``most``, and ``counts`` of
+    faces between ``edges``; a figure and that of its input have the same edges. ``about`` says on the page
+    what was done.
     """
-    moments, failed = {name: Moments() for name in MEANS}, list[str]()
-    for table in tables_of_parts(store, parts(), ["name", "source", "failure", *MEANS]):
+    moments, failed = {name: Moments() for name in MEANS}, list[dict[str, Any]]()
+    for table in tables_of_parts(store, parts, ["name", "source", "failure", *MEANS]):
         whole = table.filter(table["failure"].is_null())
         for name, values in zip(MEANS, _values(whole), strict=True):
             moments[name].add(values)
-        failed += [json.dumps(row, ensure_ascii=False) for row in failures_in(table)]
-    store.write(FAILURES, "".join(f"{line}\n" for line in failed).encode())
+        failed += failures_in(table)
     summary: dict[str, Any] = {"images": moments["psnr"].count, "failures": len(failed), "figures": {}}
     if summary["images"]:
         summary["figures"] = _figures(store, parts, moments)
-    store.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
+    write_summary(store, summary, failed)
     if summary["images"]:
         store.write(REPORT, scores_page(summary, about).encode())
     return summary
 
 
-def _figures(
-    store: Store, parts: Callable[[], Iterable[str]], moments: Mapping[str, Moments]
-) -> dict[str, Any]:
+def _figures(store: Store, parts: Sequence[str], moments: Mapping[str, Moments]) -> dict[str, Any]:
     """Return what is known of every figure, with histograms and intervals from a second reading."""
     edges = {}
     for name in MEANS:
-        pair = [moments[n] for n in (name.removesuffix("_input"), name) if n in moments]
-        pair += [moments[f"{name}_input"]] if f"{name}_input" in moments else []
-        edges[name] = np.histogram_bin_edges(
-            (), BINS, (min(m.least for m in pair), max(m.most for m in pair))
-        )
+        base = name.removesuffix("_input")
+        pair = [moments[n] for n in (base, f"{base}_input") if n in moments]
+        ends = min(m.least for m in pair), max(m.most for m in pair)
+        edges[name] = np.histogram_bin_edges((), BINS, ends)
     counts = {name: np.zeros(BINS, np.int64) for name in MEANS}
     blocks = Blocks(moments["psnr"].count, len(MEANS))
-    for table in tables_of_parts(store, parts(), ["failure", *MEANS]):
+    for table in tables_of_parts(store, parts, ["failure", *MEANS]):
         values = _values(table.filter(table["failure"].is_null()))
         if values.shape[1]:
             blocks.add(values)
@@ -178,9 +162,3 @@ def _figures(
 def _values(table: Any) -> NDArray[np.float64]:
     """Return the figures of whole rows, float64 [figures, N]."""
     return np.stack([table[name].to_numpy(zero_copy_only=False) for name in MEANS])
-
-
-def failures_in(table: Any) -> list[dict[str, Any]]:
-    """Return name, source and reason of the rows that failed."""
-    some = table.filter(table["failure"].is_valid()).select(["name", "source", "failure"])
-    return list(some.to_pylist())

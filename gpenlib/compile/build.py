@@ -29,16 +29,9 @@ from gpenlib.export import DeployGpen, ParityError, deploy_form, export_onnx, pa
 from gpenlib.export.graphs import TOLERANCE, Parity, extreme_inputs, save_onnx
 from gpenlib.files import package_versions, read_json, resolve_path, sha256, shown, whole_number, write_json
 from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runtime
+from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE
 from gpenlib.infer.performance import auto_candidates, fastest_backend
-from gpenlib.infer.runtime import (
-    FILES,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    OpenVinoRuntime,
-    runtime_class,
-    serves,
-    write_torch_files,
-)
+from gpenlib.infer.runtime import FILES, OpenVinoRuntime, runtime_class, serves, write_torch_files
 from gpenlib.jobs import command, keep_memory
 from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
@@ -75,6 +68,11 @@ class Build:
     def in_openvino(self) -> bool:
         """Whether the QDQ file is for OpenVINO; TensorRT knows no step for each channel of an activation."""
         return self.backend.device == "cpu" and self.forms.get("openvino", "qdq") == "qdq"
+
+    @property
+    def unpromised(self) -> set[str]:
+        """Backends that may not read this QDQ file: ONNX Runtime before 1.21 has no 8-bit DepthToSpace."""
+        return {"onnxruntime"} if "wide" in self.tuned.values() else set()
 
     def write(self, form: str, target: Path) -> dict[str, int]:
         """Write the rounded layers as ``"qdq"`` or ``"qoperator"``; return how many of each kind it has."""
@@ -205,10 +203,8 @@ def write_files(build: Build) -> None:
         if len(names) > 1:
             names["qoperator"] = write.QOPERATOR_FILE
         counts = [build.write(form, folder / name) for form, name in names.items()]
-        # ONNX Runtime before 1.21 has no 8-bit DepthToSpace: where it was not asked for, it is not promised.
-        unasked = {"onnxruntime"} - {*backends} if "wide" in build.tuned.values() else set()
-        served = {backend: form for backend, form in build.forms.items() if backend not in unasked}
-        manifest["files"] = {backend: names[form] for backend, form in served.items()}
+        served = [name for name in build.forms if name in backends or name not in build.unpromised]
+        manifest["files"] = {name: names[build.forms[name]] for name in served}
         manifest["layers"] = [asdict(layer.report) for layer in build.layers.values()]
         manifest["quantisation"] = {"forms": {name: form for form, name in names.items()}}
         manifest["quantisation"] |= {"quantised": counts[0], **build.report}
@@ -238,8 +234,8 @@ def choose_fastest(build: Build) -> None:
         if form == "qoperator":
             other.replace(folder / MODEL_FILE)
         other.unlink(missing_ok=True)
-        all_read = form == "qdq" and "wide" not in build.tuned.values()
-        kept = [name for name in files if all_read or files[name] == files[backend]]
+        others = [name for name in files if form == "qdq" and name not in build.unpromised]
+        kept = [name for name in files if name in others or files[name] == files[backend]]
         manifest["files"] = dict.fromkeys(kept, MODEL_FILE)
         manifest["quantisation"]["forms"] = {MODEL_FILE: form}
     build.save_manifest()

@@ -19,7 +19,7 @@ from gpenlib.export import DeployGpen, export_torchscript
 from gpenlib.files import hash_outputs, package_versions, sha256, shown, write_json, write_text
 from gpenlib.images import write_image
 from gpenlib.infer import RuntimeUnavailable
-from gpenlib.infer.runtime import MANIFEST_FILE, MODEL_FILE
+from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE
 from gpenlib.jobs import progress
 from gpenlib.settings import BACKENDS, BuildConfig, SettingsError
 

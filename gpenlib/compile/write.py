@@ -22,7 +22,8 @@ from gpenlib.compile.rounding import ConvolutionLayer, QuantisationError, Rounde
 from gpenlib.export.graphs import CONVOLUTIONS, sort_nodes
 from gpenlib.files import read_json
 from gpenlib.images import RGB_CHANNELS
-from gpenlib.infer.runtime import FILES, MANIFEST_FILE, MODEL_FILE
+from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE
+from gpenlib.infer.runtime import FILES
 from gpenlib.settings import SettingsError
 
 QOPERATOR_FILE = "model_qoperator.onnx"

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from gpenlib.files import package_versions, read_json, whole_number, write_json
+from gpenlib.infer.artefact import RuntimeUnavailable, read_artefact
 from gpenlib.infer.runtime import (
     LEAD_IN,
     MOST_REPEATS,
@@ -33,14 +34,13 @@ from gpenlib.infer.runtime import (
     OnnxRuntimeRuntime,
     OpenVinoRuntime,
     Runtime,
-    RuntimeUnavailable,
     choose_backend,
     interleaved_times,
     open_runtime,
     random_batch,
-    read_artefact,
     runs,
     runtime_class,
+    served_by,
 )
 from gpenlib.jobs import command, processors, progress
 from gpenlib.settings import BACKENDS, DEVICES, MOST_THREADS
@@ -137,7 +137,7 @@ def fastest_backend(
     artefact = read_artefact(Path(folder))
     if artefact.dtype != dtype:
         raise ValueError(f"dtype={dtype!r}: {folder} is an artefact in {artefact.dtype}")
-    served = artefact.served()
+    served = served_by(artefact)
     able = [name for name in candidates if name in served and runs(name, dtype, device)]
     if len(able) == 1:
         return able[0], f"the only backend of this artefact that runs {dtype} on {device}", []

@@ -18,34 +18,24 @@ from contextlib import suppress
 from functools import partial
 from itertools import permutations
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
-from pydantic import AliasPath, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from torch import Tensor, nn
 
 from gpenlib.architecture import Gpen, GpenConfig
 from gpenlib.architecture.inspect import live_activations
-from gpenlib.architecture.model import MAX_SIZE
 from gpenlib.export.deploy import DeployGpen, mixed_precision, read_mixed_precision, write_mixed_precision
 from gpenlib.export.graphs import TOLERANCE, save_torchscript
-from gpenlib.export.recover import OF_INT8, check_graph, read_onnx
-from gpenlib.files import choice_error, read_text, sha256, shown, whole_number
+from gpenlib.files import choice_error, whole_number
 from gpenlib.images import MOST_CHROMA, RGB_CHANNELS, FloatArray, form, scale_chroma
+from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE, Artefact, RuntimeUnavailable, read_artefact
 from gpenlib.jobs import AHEAD, ahead, keep_memory, processor
-from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MOST_THREADS, QUANTISED, Backend, Dtype
+from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MOST_THREADS, QUANTISED
 
-MODEL_FILE = "model.onnx"
-MANIFEST_FILE = "manifest.json"
-MOST_MANIFEST = 64 << 20  # bytes
 MOST_REPEATS = 1_000_000
 log = logging.getLogger("gpenlib.infer")
-Side = Annotated[int, Field(ge=1, le=MAX_SIZE)]
-
-
-class RuntimeUnavailable(RuntimeError):
-    """A backend, device and dtype that do not go together, or an artefact that cannot be opened."""
 
 
 def free_memory(device: str) -> int:
@@ -105,74 +95,6 @@ def interleaved_times(
     return times
 
 
-class Artefact(BaseModel):
-    """The part of an artefact's manifest that decides how it is opened."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-    dtype: Dtype
-    backend: Backend | Literal["tvm_vacc"]
-    in_size: Side
-    out_size: Side
-    network: dict[str, Any] = {}
-    task: str | None = None  # what the weights were trained for, where their file said so
-    # By backend, names that do not lead out of the folder. Manifests from before there were others have none.
-    files: dict[str, Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]] = {}
-    model_sha256: str | None = None
-    torch_files: dict[str, dict[str, str | int]] = {}
-    files_sha256: dict[str, str] = {}
-    tuned_for: str | None = Field(None, validation_alias=AliasPath("tuning", "processor"))
-    # int8: "qdq" or "qoperator" by ONNX file
-    forms: dict[str, str] = Field({}, validation_alias=AliasPath("quantisation", "forms"))
-
-    def served(self) -> dict[str, str]:
-        """Return the file that each backend opens."""
-        files = {name: file for name, file in self.files.items() if name in BACKENDS}
-        return files or dict.fromkeys(serves(self.dtype, ()), MODEL_FILE)
-
-    def check_hash(self, path: Path) -> None:
-        """Raise RuntimeUnavailable if a file is not the one that was built."""
-        recorded = {self.files_sha256.get(path.name), self.torch_files.get(path.name, {}).get("sha256")}
-        recorded.add(self.model_sha256 if path.name == MODEL_FILE else None)
-        recorded -= {None}
-        if not recorded and path.suffix != ".onnx":  # its graph is looked through; others may hold programs
-            told = f"{path}: {MANIFEST_FILE} names no SHA-256 of it"
-            raise RuntimeUnavailable(f"{told}; build the artefact anew with compile_model")
-        if recorded and recorded != {sha256(path)}:
-            told = f"{path}: changed since it was built, its SHA-256 is not the one in {MANIFEST_FILE}"
-            raise RuntimeUnavailable(f"{told}; restore it, or build the artefact anew with compile_model")
-
-    def check_graph(self, path: Path) -> None:
-        """Raise ValueError unless an ONNX file holds a GPEN of the sizes in the manifest, and all of it."""
-        model, others = read_onnx(path)
-        shapes, graph = check_graph(model, OF_INT8), model.graph
-        found = [shapes.get(end.name) for end in (*graph.input, *graph.output)]
-        expected = [[1, RGB_CHANNELS, size, size] for size in (self.in_size, self.out_size)]
-        if found != expected or others:
-            raise ValueError(f"its input and output are {found}, by {MANIFEST_FILE} they are {expected}")
-
-
-def read_artefact(folder: Path) -> Artefact:
-    """Return what the manifest of an artefact folder says; raises as :func:`open_runtime`."""
-    path = folder / MANIFEST_FILE
-    missing = f"{folder}: not an artefact folder (no %s); make one with compile_model"
-    if not path.is_file():
-        raise FileNotFoundError(missing % MANIFEST_FILE)
-    try:
-        artefact = Artefact.model_validate_json(read_text(path, MOST_MANIFEST))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"{'.'.join(map(str, first['loc'])):.80}={shown(first['input'])}: " if first["loc"] else ""
-        told = f"{path}: {where}{first['msg']:.200}; build the artefact anew with compile_model"
-        raise RuntimeUnavailable(told) from None
-    except ValueError as error:
-        raise RuntimeUnavailable(f"{error}; build the artefact anew with compile_model") from None
-    if artefact.backend == "tvm_vacc":
-        raise RuntimeUnavailable(f"{folder}: built for the vendor's chip (tvm_vacc); run it with its runtime")
-    if not (folder / MODEL_FILE).is_file():
-        raise FileNotFoundError(missing % MODEL_FILE)
-    return artefact
-
-
 # By backend: the module, how the file is opened, how it is called; of others gpenlib opens the folder
 RECIPES = {
     "openvino": (
@@ -192,7 +114,7 @@ RECIPES = {
 def recipe(folder: str | Path, task: str | None = None) -> str:
     """Return the lines of Python that run an artefact on a picture of an aligned face."""
     artefact, folder = read_artefact(Path(folder)), Path(folder).resolve()
-    path = folder / artefact.served().get(artefact.backend, "")
+    path = folder / served_by(artefact).get(artefact.backend, "")
     gpenlib_opens = "gpenlib", 'gpenlib.open_runtime("{}")', "network(batch)"
     module, opened, called = RECIPES.get(artefact.backend, gpenlib_opens)
     opened = opened.format(
@@ -655,6 +577,12 @@ def serves(dtype: str, extra: Iterable[str]) -> list[str]:
     return [name for name in BACKENDS if name in named and any(runs(name, dtype, on) for on in DEVICES)]
 
 
+def served_by(artefact: Artefact) -> dict[str, str]:
+    """Return the file that each backend opens of an artefact."""
+    files = {name: file for name, file in artefact.files.items() if name in BACKENDS}
+    return files or dict.fromkeys(serves(artefact.dtype, ()), MODEL_FILE)
+
+
 def choose_backend(backend: str, dtype: str, device: str = "cpu") -> tuple[str, str]:
     """Return the backend (for ``"auto"`` the first that runs it) and why, without opening anything."""
     sets = {"backend": ("auto", *BACKENDS), "dtype": DTYPES, "device": DEVICES}
@@ -720,7 +648,7 @@ def open_runtime(
         raise ValueError(f"chroma={chroma!r}: must be a number above 0, at most {MOST_CHROMA:g}")
     folder = Path(artefact_dir)
     artefact = read_artefact(folder)
-    served, dtype = artefact.served(), artefact.dtype
+    served, dtype = served_by(artefact), artefact.dtype
     chosen: str = backend or artefact.backend
     if chosen == "auto":
         able = [name for name in served if runs(name, dtype, device)]

@@ -32,7 +32,8 @@ from gpenlib.images import (
     to_tensor,
     write_image,
 )
-from gpenlib.infer.runtime import MANIFEST_FILE, Runtime, open_runtime
+from gpenlib.infer.artefact import MANIFEST_FILE
+from gpenlib.infer.runtime import Runtime, open_runtime
 from gpenlib.jobs import Journal, ahead, processors, progress
 from gpenlib.metrics import LabArray, finite_psnr, mean_colour, ssims, to_lab
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gpenlib.data.faces import DataError, picture_files, whole_photographs
+from gpenlib.data.faces import DataError, few, file_digest, picture_files, whole_photographs
 from gpenlib.data.pairs import distinct_stems
 from gpenlib.data.tasks import BlindDegradation
-from gpenlib.files import StorageError, check_utf8, read_json, require
+from gpenlib.files import StorageError, check_utf8, read_json, require, resolve_path, write_json, write_text
 from gpenlib.images import (
     HEIF_SUFFIXES,
     MOST_MP,
@@ -31,8 +32,8 @@ from gpenlib.images import (
     write_image,
     write_picture,
 )
-from gpenlib.infer import Runtime
-from gpenlib.jobs import AHEAD, Journal, ahead
+from gpenlib.infer import Runtime, open_runtime
+from gpenlib.jobs import AHEAD, Journal, ahead, progress
 from gpenlib.photos.enhance import (
     EnhancedPhoto,
     colours,
@@ -44,12 +45,15 @@ from gpenlib.photos.find import (
     CenterFace,
     Detector,
     PhotoFace,
+    YuNet,
     choose_faces,
     ffhq_landmarks,
     find_faces,
     look_again,
     same_face,
 )
+from gpenlib.photos.upscale import TiledUpscaler
+from gpenlib.settings import PhotoSettings
 
 FULL_LOOK = 12  # frames after which new faces are looked for
 JITTER = 0.05  # of a square's side: points that move less follow slowly, others at once
@@ -75,6 +79,28 @@ def photo_files(photos: Sequence[str | Path]) -> list[Path]:
     if not files:
         raise DataError(f"{', '.join(map(str, photos)) or 'photos'}: holds no picture")
     return files
+
+
+def given_files(photos: Sequence[str]) -> list[Path]:
+    """Return the user's pictures; none if none are named, and the examples are to be taken."""
+    return photo_files([resolve_path(name) for name in photos]) if photos else []
+
+
+def source_files(settings: PhotoSettings) -> list[Path]:
+    """Return the user's pictures, and the files of what enlarges them and finds faces."""
+    others = (settings.upscaler, settings.detector)
+    return [*given_files(settings.photos), *(resolve_path(name) for name in others if name)]
+
+
+def source_digests(settings: PhotoSettings) -> dict[str, str]:
+    """Return digests of everything that is read; what cannot be read counts by its name."""
+    digests: dict[str, str] = {}
+    for path in source_files(settings):
+        try:
+            digests[str(path)] = file_digest(path, settings.most_megapixels)
+        except (OSError, ImageError) as error:
+            digests[str(path)] = f"unreadable: {type(error).__name__}"
+    return digests
 
 
 class FrameFinder:
@@ -208,7 +234,8 @@ def enhance_files(
                     if crop is not None:
                         path = folder / FACES / f"{result.name}_{number}_{label}.png"
                         result.crops.add(write_image(path, crop))
-            result.made[dtype] = replace(made, image=made.image[:0])  # on disk now
+            faces = [replace(face, shown=None, output=None) for face in made.faces]
+            result.made[dtype] = replace(made, image=made.image[:0].copy(), faces=faces)  # on disk now
         result.picture = result.seen = None
 
     left = {name: path for name, path in named.items() if finished is None or name not in finished.finished}
@@ -277,6 +304,46 @@ def rows_of(results: Iterable[PhotoResult], folder: Path, finished: Journal | No
         f"no face was found in {len(without)}" if without else "",
     ]
     return {**rows, "note": "; ".join(filter(None, parts))}
+
+
+def enhance_run(
+    settings: Any,
+    artefacts: Mapping[str, Mapping[str, Path]],
+    folder: Path,
+    finished: Journal,
+    work_on: Callable[..., Iterator[PhotoResult]],
+) -> dict[str, Any]:
+    """Enhance the photographs of a run, or examples, into its folder; return and write ``results.json``.
+
+    ``settings`` are those that 07_photos declares, ``artefacts`` its networks by weights and dtype, and
+    ``work_on`` is :func:`enhance_files`, or does the same elsewhere.
+    """
+    s, own = settings, given_files(settings.photos)
+    # Where several pictures are on their way, one thread a step is the better use of the processor
+    threads = 1 if len(own) > AHEAD and s.device == "cpu" else None
+    networks = {
+        weights: {d: open_runtime(path, threads, s.device, chroma=s.chroma) for d, path in dtypes.items()}
+        for weights, dtypes in artefacts.items()
+    }
+    files = own or write_examples(folder / "examples", networks)
+    names = ("strength", "faces", "upscale", "reach", "aligned", "frames", "most_megapixels")
+    options = {name: getattr(s, name) for name in names} | {"task": s.asked_task}
+    if s.upscaler:
+        options["upscaler"] = TiledUpscaler(resolve_path(s.upscaler))
+    if s.detector:
+        options["detector"] = YuNet(resolve_path(s.detector))
+    made = work_on(files, networks, folder, finished=finished, **options)
+    shown = progress(made, total=len(files), desc="photographs", unit="photo")
+    results = rows_of(shown, folder, finished)
+    if results["failures"]:
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in results["failures"])
+        write_text(folder / "failures.jsonl", lines)
+    folders = [path for path in map(resolve_path, s.photos) if path.is_dir()]
+    inner = [path.name for outer in folders for path in sorted(outer.iterdir()) if path.is_dir()]
+    if inner:
+        results["note"] += f"; sub-folders were passed over: {few(inner)}"
+    write_json(folder / "results.json", results)
+    return results
 
 
 def entry_of(result: PhotoResult, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from gpenlib.architecture import CheckpointError, Generator, Gpen, checkpoints, save_checkpoint
-from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, weights_file
+from gpenlib.architecture.checkpoints import TORCH_SUFFIXES, discriminator_file, onnx_digest, weights_file
 from gpenlib.files import (
+    fingerprint,
     keep_aside,
     links_in,
     read_json,
     resolve_path,
+    sha256,
     storing,
     write_atomically,
     write_json,
@@ -345,8 +348,24 @@ def begin_training(folder: Path, inputs: Mapping[str, Any]) -> None:
     write_json(folder / INPUTS, inputs)
 
 
-def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    """Train until the end; return the metrics of a stage."""
+def training_inputs(config: TrainConfig) -> dict[str, str]:
+    """Return digests of the faces and of the weights that a training begins with."""
+    faces = open_training_faces(config)
+    held_out = range(max(0, len(faces) - config.holdout), len(faces))
+    # Of the faces all names count, and the contents of the held-out ones: a data set of 70,000
+    # photographs is not read through before the training starts.
+    inputs = {"faces": fingerprint([*faces.names, faces.take(held_out).combined_digest()])}
+    if config.init:
+        init = weights_file(config.init)
+        digest = onnx_digest if init.suffix == ".onnx" else sha256
+        inputs["init"] = digest(init) if os.path.lexists(init) and init.is_file() else config.init
+        inputs |= {"key": config.key} if config.key else {}
+    return inputs
+
+
+def train(config: TrainConfig, folder: Path, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Train until the end in ``folder``, which began with the same inputs; return the metrics of a stage."""
+    begin_training(folder, inputs)
     trainer = Trainer(config)
     try:
         model = trainer.run()
@@ -360,7 +379,7 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
         term: dict(zip(("first", "last"), beginning_and_end(rows, term), strict=True))
         for term in sorted({key for row in rows for key in row} - {"step"})
     }
-    return {
+    results = {
         **config.model_dump(include={"stage", "task", "size", "steps", "batch_size"}),
         "data": open_training_faces(config).label,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -368,6 +387,8 @@ def train(config: TrainConfig, folder: Path) -> dict[str, Any]:
         "device": str(trainer.fabric.device),
         "terms": terms,
     }
+    write_json(folder / "results.json", results)
+    return results
 
 
 @command

@@ -14,6 +14,7 @@ import pytest
 
 from gpenlib.files import repository_root, write_json
 from gpenlib.infer import RuntimeUnavailable, performance
+from gpenlib.infer.artefact import MODEL_FILE
 from gpenlib.infer.performance import (
     Combination,
     auto_candidates,
@@ -22,7 +23,7 @@ from gpenlib.infer.performance import (
     run_instances,
     summary_row,
 )
-from gpenlib.infer.runtime import MODEL_FILE, MOST_THREADS, TorchRuntime
+from gpenlib.infer.runtime import MOST_THREADS, TorchRuntime
 
 NAP = 0.02
 NOTHING = SimpleNamespace(backend="none", dtype="fp32", executed_precision="f32")
