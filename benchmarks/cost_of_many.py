@@ -195,7 +195,7 @@ def whole_of(job: str, folder: Path, artefact: Path, task: str, rounds: int, scr
             )  # fmt: skip
             wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            runs.append((wall, cpu, bytes_in(out)))
+            runs.append((wall, cpu, bytes_below(out)))
         if turn:
             short, long = runs
             spent.append(tuple((b - a) / (lengths[1] - lengths[0]) for a, b in zip(short, long, strict=True)))
@@ -204,7 +204,7 @@ def whole_of(job: str, folder: Path, artefact: Path, task: str, rounds: int, scr
     )
 
 
-def bytes_in(folder: Path) -> int:
+def bytes_below(folder: Path) -> int:
     """Return how many bytes the files below a folder hold."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
