@@ -66,11 +66,17 @@ def main() -> None:
 def write_faces(folder: Path, side: int, count: int) -> Path:
     """Write some faces, and link them under as many names as asked for."""
     faces = embedded_faces(min(count, DISTINCT), side)
-    for index in range(count):
-        if index < len(faces):
-            write_image(folder / f"{index}.png", faces.read(index))
-        else:
-            os.link(folder / f"{index % len(faces)}.png", folder / f"{index}.png")
+    for index in range(len(faces)):
+        write_image(folder / f"{index}.png", faces.read(index))
+    return repeated(folder, count)
+
+
+def repeated(folder: Path, count: int) -> Path:
+    """Link the pictures of a folder under other names until there are so many."""
+    files = sorted(folder.iterdir())
+    for index in range(len(files), count):
+        path = files[index % len(files)]
+        os.link(path, folder / f"{index}{path.suffix}")
     return folder
 
 
@@ -96,8 +102,8 @@ def calls_per_second(artefact: Path, seconds: float) -> float:
 class Rates:
     """Watches parts appear, and the memory of Ray's workers, from a thread."""
 
-    def __init__(self, parts: Path, total: int) -> None:
-        self.parts, self.total = parts, total
+    def __init__(self, parts: Path, total: int, workers: int = WORKERS) -> None:
+        self.parts, self.total, self.workers = parts, total, workers
         self.seen: list[tuple[float, int, float]] = []  # seconds, parts, MiB of the workers
         self._started, self._done = time.perf_counter(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -122,7 +128,7 @@ class Rates:
         """Return faces per second between the first part and the last but some."""
         rows = [(seconds, parts) for seconds, parts, _ in self.seen if parts]
         most = rows[-1][1]
-        (first, before), (last, after) = rows[0], next(row for row in rows if row[1] >= most - WORKERS)
+        (first, before), (last, after) = rows[0], next(row for row in rows if row[1] >= most - self.workers)
         return (after - before) * (self.total / most) / (last - first)
 
     def quarters(self) -> list[float]:
