@@ -4,8 +4,7 @@
 
 PARAMS ?= params/demo.yaml
 ARGS ?=
-# One more than there are processors: tests also wait for children, kernels and a browser.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+WORKERS ?= $(shell nproc)
 VENV := .venv
 PYTHON_VENV := $(VENV)/bin/python
 READY := $(VENV)/.ready
