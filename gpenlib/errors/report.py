@@ -20,7 +20,7 @@ from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare
 from gpenlib.files import write_text
 from gpenlib.images import Image
-from gpenlib.plots import face_title
+from gpenlib.plots import face_title, minus
 from gpenlib.plots.before_after import before_after
 from gpenlib.plots.compile import pareto_figure
 from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
@@ -181,7 +181,7 @@ def loss(row: Row, score: str) -> str:
 
 def fixed(value: float | None, digits: int) -> str:
     """Return a figure, or a dash."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else minus(f"{value:.{digits}f}")
 
 
 def signed(value: float | None, digits: int) -> str:
@@ -189,7 +189,7 @@ def signed(value: float | None, digits: int) -> str:
     if value is None:
         return NOTHING
     vanishes = value != 0 and round(value, digits) == 0
-    return f"{value:+.0e}" if vanishes else f"{value:+.{digits}f}"
+    return minus(f"{value:+.0e}" if vanishes else f"{value:+.{digits}f}")
 
 
 def papermill_command(settings: RunSettings) -> str:

@@ -244,7 +244,14 @@ def facts(about: Mapping[str, Any]) -> Any:
     rows = [{"what": key, **{name: values.get(key) for name, values in about.items()}} for key in keys]
     look: Any = {"text-align": "left", "white-space": "normal", "vertical-align": "top"}
     shown = pd.DataFrame(rows).style.format(plain, na_rep="–").hide(axis="index").set_properties(**look)
-    return shown if len(about) > 1 else shown.hide(axis="columns")
+    if len(about) == 1:
+        return shown.hide(axis="columns")
+    counts = [
+        name
+        for name, values in about.items()
+        if not any(re.match(r"[^\d.,−-]", str(v)) for v in values.values())
+    ]
+    return shown.set_properties(subset=counts, **{"text-align": "right"})
 
 
 def table(

@@ -24,6 +24,16 @@ MIB = 2**20
 # Paul Tol's "muted" scheme (colour-blind safe), apart from the colours of the dtypes.
 PART_COLOURS = {"encoder": "#332288", "mapping": "#999933", "decoder": "#44AA99"}
 RGB_COLOUR = "#AA4499"
+BLOCKS = {  # columns of the notebook's table, see ``gpenlib.plots.table``
+    "name": ("block", "{}"),
+    "operation": ("operation", "{}"),
+    "resolution": ("side [px]", "{:.0f}"),
+    "channels": ("channels", "{:.0f}"),
+    "parameters": ("parameters", "{:,.0f}"),
+    "gflops": ("GFLOPs", "{:.3f}"),
+    "weights": ("weights [MiB]", "{:.3f}"),
+    "output": ("output [MiB]", "{:.3f}"),
+}
 
 
 def cost_bars(stages: Sequence[BlockCost]) -> Figure:

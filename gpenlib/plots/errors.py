@@ -103,7 +103,10 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 lengths = [[abs(row[key] - end)] for end in ends]
                 look: Any = {"fmt": "none", "elinewidth": 2, "capsize": 7, "capthick": 2, "zorder": 4}
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
-        labels = [f"{dtype}\n{mean:+.{digits}f}{unit}" for dtype, mean in zip(groups, means, strict=True)]
+        labels = [
+            f"{dtype}\n{style.minus(f'{mean:+.{digits}f}')}{unit}"
+            for dtype, mean in zip(groups, means, strict=True)
+        ]
         axis.set_xticks(range(len(groups)), labels)
         most, loss = max(zip(groups, means, strict=True), key=lambda pair: pair[1])
         axis.set_title(

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gpenlib import plots as style
 from gpenlib.images import Image
-from gpenlib.train.trainer import LogRow, series, smooth
+from gpenlib.train.trainer import LogRow, beginning_and_end, series, smooth
 
 BLUE = "#332288"
 TERM_COLOURS = {"real_logit": "#44AA99", "fake_logit": style.SECOND}
@@ -52,6 +52,10 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
             axis.set_yscale("log")
         if len(terms) > 1:
             axis.legend(fontsize=8)
+    if title and panels:
+        heading, _, terms = panels[0]
+        first, last = beginning_and_end(rows, next(term for term in terms if term in logged))
+        title = f"{title}: {heading} {first:.3g} → {last:.3g}"
     figure.suptitle(title, fontsize=12)
     return figure
 

@@ -40,13 +40,6 @@ from gpenlib.export.graphs import (
 )
 from gpenlib.files import repository_root
 
-
-@pytest.fixture(autouse=True)
-def _trace_anew(monkeypatch):
-    """Here the exporters are what is tested: no graph comes from an earlier test."""
-    monkeypatch.setattr(graphs, "_trace", graphs._trace.__wrapped__)
-
-
 EXPORTERS = {"dynamo": 9, "torchscript": 8}  # with the IR version that they write
 
 
