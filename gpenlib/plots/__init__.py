@@ -246,10 +246,9 @@ def facts(about: Mapping[str, Any]) -> Any:
     shown = pd.DataFrame(rows).style.format(plain, na_rep="–").hide(axis="index").set_properties(**look)
     if len(about) == 1:
         return shown.hide(axis="columns")
-    counts = [
-        name
-        for name, values in about.items()
-        if not any(re.match(r"[^\d.,−-]", str(v)) for v in values.values())
+    wordy = re.compile(r"[^\d.,−-]")
+    counts: Any = [
+        name for name, values in about.items() if not any(wordy.match(str(v)) for v in values.values())
     ]
     return shown.set_properties(subset=counts, **{"text-align": "right"})
 
