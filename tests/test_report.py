@@ -65,7 +65,7 @@ def test_the_page_needs_nothing_else_and_says_in_words_what_its_figures_show(run
     assert f"int8 {times['int8']:.1f} ms, {loss} dB" in pareto and f"int8 {loss} (" in drops
     assert all(name in worst for name in NAMES)
     small = [signed(value, 3) for value in (0.0, 0.0004, -2e-7, 0.0016, None)]
-    assert small == ["+0.000", "+4e-04", "-2e-07", "+0.002", "–"], "small differences keep their size"
+    assert small == ["+0.000", "+4e−04", "−2e−07", "+0.002", "–"], "small differences keep their size"
 
 
 def test_the_recommendation_stands_on_the_page_and_names_are_escaped(run, page):
