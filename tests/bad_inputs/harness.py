@@ -24,7 +24,11 @@ LONGEST = 1000  # characters of a message
 PLAIN_ERRORS = {"builtins.ValueError", "builtins.FileNotFoundError", "builtins.PermissionError"}
 NEVER_SAID = ("weights_only=False", "Traceback", " object at 0x")
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder", "gpenlib.train.trainer"])
+# And what these import only where they need it: not anew in every process
+_processes.set_forkserver_preload(
+    ["gpenlib.run", "gpenlib.photos.folder", "gpenlib.train.trainer"]
+    + ["lightning_fabric.loggers.tensorboard", "onnxscript.optimizer"]
+)
 
 
 @dataclass(frozen=True)
