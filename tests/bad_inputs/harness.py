@@ -25,10 +25,8 @@ PLAIN_ERRORS = {"builtins.ValueError", "builtins.FileNotFoundError", "builtins.P
 NEVER_SAID = ("weights_only=False", "Traceback", " object at 0x")
 _processes = multiprocessing.get_context("forkserver")
 # And what these import only where they need it: not anew in every process
-_processes.set_forkserver_preload(
-    ["gpenlib.run", "gpenlib.photos.folder", "gpenlib.train.trainer"]
-    + ["lightning_fabric.loggers.tensorboard", "onnxscript.optimizer"]
-)
+_late = ("lightning_fabric.loggers.tensorboard", "onnxscript.optimizer")
+_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder", "gpenlib.train.trainer", *_late])
 
 
 @dataclass(frozen=True)
