@@ -235,9 +235,12 @@ def describe(copy: Path) -> dict[str, Any]:
         notebook, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
         values = {key: str(entry["default"]) for key, entry in papermill.inspect_notebook(copy).items()}
         values |= {key: repr(value) for key, value in record.get("parameters", {}).items()}
-    status = "failed" if copy.is_file() else "not run"
-    if notebook and (not record.get("exception") or record.get("interrupted")):
-        status = "stopped" if record.get("interrupted") else "done"
+    if not notebook:
+        status = "failed" if copy.is_file() else "not run"
+    elif record.get("interrupted"):
+        status = "stopped"
+    else:
+        status = "failed" if record.get("exception") else "done"
     return {"stem": copy.stem, "notebook": notebook, "status": status, "parameters": values}
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpenlib.infer.scoring import Face
 
 SCORES = {"psnr": "PSNR against the truth [dB]", "ssim": "SSIM against the truth"}
+DO_NOTHING = "input (do nothing)"
 FILLED = 0.72  # part of a histogram's height that the bars take; the legend stands above
 DOTS: Any = {"s": 32, "edgecolors": "white", "alpha": 0.85}
 MEAN_LINE: Any = {"color": style.INK, "linewidth": 1.5, "linestyle": "--"}
@@ -106,9 +107,8 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face], photographs: Se
     for panel, (kind, faces) in zip(panels, kinds.items(), strict=True):
         none = photographs and not {face.name for face in faces} & {*photographs}
         title = f"{kind} {len(faces)}" if len(faces) > 1 else kind
-        panel.suptitle(
-            f"{title}{f' {style.SAMPLES}' if none and len(faces) > 2 else ''}", fontsize=11, weight="bold"
-        )
+        title += f" {style.SAMPLES}" if none and len(faces) > 2 else ""  # for which few are too narrow
+        panel.suptitle(title, fontsize=11, weight="bold")
         grid = panel.subplots(3, len(faces), squeeze=False)
         for column, face in zip(grid.T, faces, strict=True):
             for axis, image in zip(column, (face.source, face.output, face.truth), strict=True):
@@ -128,14 +128,11 @@ def distribution_figure(rows: Sequence[Row], dtype: str) -> Figure:
         before, after = both = style.columns(rows, f"{key}_input", key)
         bins = _common_bins(both)
         for values, kind, colour in (
-            (before, "input (do nothing)", style.BASELINE_COLOUR),
+            (before, DO_NOTHING, style.BASELINE_COLOUR),
             (after, dtype, style.DTYPE_COLOURS[dtype]),
         ):
-            mean = float(np.mean(values))
-            text = f"{kind}, mean {mean:.2f} dB" if key == "psnr" else f"{kind}, mean {mean:.3f}"
-            axis.hist(values, bins=bins, color=colour, alpha=0.35)
-            axis.hist(values, bins=bins, color=colour, histtype="step", linewidth=1.6)
-            axis.axvline(mean, ymax=FILLED, color=colour, linewidth=2, linestyle="--", label=text)
+            counts, edges = np.histogram(values, bins)
+            _draw_counts(axis, key, kind, colour, counts, edges, float(np.mean(values)))
         axis.set(title=label.split(" [")[0], xlabel=label)
         _count_faces(axis)
     return figure
@@ -145,18 +142,21 @@ def merged_figure(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Plot what :func:`distribution_figure` does from counts between edges, of any number of faces."""
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.5)
     for axis, (key, label) in zip(axes[0], SCORES.items(), strict=True):
-        kinds = {f"{key}_input": ("input (do nothing)", style.BASELINE_COLOUR), key: ("output", style.ACCENT)}
+        kinds = {f"{key}_input": (DO_NOTHING, style.BASELINE_COLOUR), key: ("output", style.ACCENT)}
         for name, (kind, colour) in kinds.items():
             one = figures[name]
-            text = (
-                f"{kind}, mean {one['mean']:.2f} dB" if key == "psnr" else f"{kind}, mean {one['mean']:.3f}"
-            )
-            axis.stairs(one["counts"], one["edges"], fill=True, color=colour, alpha=0.35)
-            axis.stairs(one["counts"], one["edges"], color=colour, linewidth=1.6)
-            axis.axvline(one["mean"], ymax=FILLED, color=colour, linewidth=2, linestyle="--", label=text)
+            _draw_counts(axis, key, kind, colour, one["counts"], one["edges"], one["mean"])
         axis.set(title=label.split(" [")[0], xlabel=label)
         _count_faces(axis)
     return figure
+
+
+def _draw_counts(axis: Axes, key: str, kind: str, colour: str, counts: Any, edges: Any, mean: float) -> None:
+    """Draw one score's histogram and its mean."""
+    text = f"{kind}, mean {mean:.2f} dB" if key == "psnr" else f"{kind}, mean {mean:.3f}"
+    axis.stairs(counts, edges, fill=True, color=colour, alpha=0.35)
+    axis.stairs(counts, edges, color=colour, linewidth=1.6)
+    axis.axvline(mean, ymax=FILLED, color=colour, linewidth=2, linestyle="--", label=text)
 
 
 def latency_figure(rows: Sequence[Row], dtype: str, where: str) -> Figure:
@@ -173,9 +173,8 @@ def latency_figure(rows: Sequence[Row], dtype: str, where: str) -> Figure:
     _count_faces(histogram)
     course.plot(np.arange(1, len(times) + 1), times, "o-", color=colour, markersize=4, linewidth=1)
     course.axhline(median, color=style.INK, linewidth=2)
-    early, late = (
-        (float(np.median(half)) for half in np.array_split(times, 2)) if len(times) > 1 else times[[0, 0]]
-    )
+    halves = times[: (len(times) + 1) // 2], times[-max(1, len(times) // 2) :]
+    early, late = (float(np.median(half)) for half in halves)
     course.set_title(f"Second half of the run: {style.minus(f'{late / early - 1:+.0%}')}")
     course.set(xlabel="image, in the order of the run", ylabel="ms per image")
     course.xaxis.set_major_locator(MaxNLocator(integer=True))
