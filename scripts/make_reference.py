@@ -42,7 +42,7 @@ NAMED_BY_DATA = {
 NOTE = "<!-- Written by scripts/make_reference.py: change the code, then run it again. -->\n\n"
 MACHINE = {"workers": "at most four per processor"}  # keys whose upper limit is the machine's
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-PARAMETER = re.compile(r"(?P<name>\w+) = (?P<default>.+?)  # (?P<what>.+)")
+PARAMETER = re.compile(r"(?P<name>\w+): \w+ = (?P<default>.+?)  # (?P<what>.+)")
 SIGNS = {"minimum": "at least {}", "exclusiveMinimum": "above {}"}
 SIGNS |= {"maximum": "at most {}", "exclusiveMaximum": "below {}"}
 

@@ -135,6 +135,8 @@ install_packages() {
     fi
     configure_uv "$uv" "$VENV/bin/python"
     install=("$uv" pip install -q --python "$VENV/bin/python" -c constraints.txt)
+    # pip compiles what it installs, uv leaves that to the first import, which is forbidden to keep it here.
+    if [ -n "${PYTHONDONTWRITEBYTECODE:-}" ]; then install+=(--compile-bytecode); fi
     if ! pinned_torch >/dev/null; then # alone: its build is settled before the rest is resolved
         # By itself uv would take the XPU build, of gigabytes too, for the graphics of an Intel processor.
         if nvidia-smi -L >/dev/null 2>&1; then backend=auto; else backend=cpu; fi

@@ -211,9 +211,9 @@ def lab(tmp_path, chromium):
         notebook = nbformat.read(source, as_version=4)
         values = SMOKE | PARAMETERS.get(source.stem, {})
         (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
-        lines = [re.match(r"(\w+) = .*?(  # .*)$", line) for line in cell.source.splitlines()]
+        lines = [re.match(r"((\w+): \w+) = .*?(  # .*)$", line) for line in cell.source.splitlines()]
         cell.source = "\n".join(
-            f"{line[1]} = {values[line[1]]!r}{line[2]}" if line[1] in values else line[0] for line in lines
+            f"{line[1]} = {values[line[2]]!r}{line[3]}" if line[2] in values else line[0] for line in lines
         )
         nbformat.write(notebook, folder / source.name)
     settings = tmp_path / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
@@ -266,6 +266,13 @@ def outputs_of(page):
     return [output for cell in cells for output in cell.get("outputs", [])]
 
 
+def first_picture(page):
+    """Number of the first cell that shows a picture."""
+    cells = page.evaluate(f"{NOTEBOOK}.content.model.toJSON().cells")
+    shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
+    return next(number for number, text in enumerate(shown) if "<img" in text or "image/" in text)
+
+
 def settle(page):
     """Wait until the picture under the divider stays where it is: JupyterLab lays out cells bit by bit."""
     seen = []
@@ -283,8 +290,10 @@ def check_outputs(page):
     page.wait_for_function("!document.querySelector('.jp-Notebook').innerText.includes('Loading widget')")
     text = page.locator(".jp-Notebook").inner_text()
     assert not re.search(r"Error displaying widget|widget model not found|Failed to load", text)
-    assert page.locator(".jp-Notebook img").count() > 0
-    assert page.evaluate("[...document.images].filter((i) => i.src && !i.naturalWidth).length") == 0
+    # JupyterLab attaches only cells near the view, and slow machines some time later.
+    page.evaluate(f"() => {NOTEBOOK}.content.scrollToItem({first_picture(page)})")
+    page.locator(".jp-Notebook img").first.wait_for(state="attached")
+    page.wait_for_function("[...document.images].every((image) => !image.src || image.naturalWidth)")
 
 
 @pytest.mark.parametrize("stem", ["03_compile", "04_infer", "07_photos"])

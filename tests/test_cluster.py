@@ -26,7 +26,7 @@ import pytest
 
 from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.cluster import engine, sources
-from gpenlib.cluster.engine import Attempt, Cluster, Packed, Steward, Worker, run_parts, shares
+from gpenlib.cluster.engine import Attempt, Cluster, ClusterError, Packed, Steward, Worker, run_parts, shares
 from gpenlib.cluster.photos import main as photos_main
 from gpenlib.cluster.score import ScoreJob, even_colour
 from gpenlib.cluster.score import main as score_main
@@ -55,10 +55,9 @@ def ray():
     required = os.environ.get("GPEN_RAY_REQUIRED") == "1"
     ray = __import__("ray") if required else pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_worker_niceness", "0")
-        options = {"include_dashboard": False, "object_store_memory": 256 << 20, "logging_level": "ERROR"}
-        ray.init("local", num_cpus=2, log_to_driver=False, **options)
+        patch.setattr(engine, "processors", lambda: 2)
+        patch.setattr(engine, "OBJECT_STORE", 256 << 20)
+        engine.connect()
         yield ray
         ray.shutdown()
 
@@ -437,6 +436,31 @@ def test_a_million_rows_open_within_two_gibibytes(tmp_path):
 
 
 # Without Ray
+
+
+def test_a_cluster_that_is_slow_to_start_gets_a_second_chance(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    started, faults = [], [Exception("The current node timed out during startup.")]
+
+    def init(address, **options):
+        started.append(address)
+        if faults:
+            raise faults.pop()
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", init)
+    engine.connect()
+    assert started == ["local"] * 2
+    faults += [Exception("timed out")] * 2
+    with pytest.raises(ClusterError, match=r"'local'.*timed out"):
+        engine.connect()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    faults.append(ConnectionError("nobody there"))
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS='auto'.*nobody there"):
+        engine.connect()
+    assert started[2:] == ["local", "local", "auto"]
 
 
 def test_without_ray_one_sentence_says_what_to_install(faces, artefact, tmp_path, monkeypatch, capsys):

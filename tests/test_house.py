@@ -183,13 +183,15 @@ def test_notebook_names_the_kernel_that_papermill_needs(notebook):
     assert notebook.metadata.kernelspec.language == "python"
 
 
-def test_parameters_are_one_literal_with_a_comment_per_line(notebook):
+def test_parameters_are_one_literal_with_its_type_and_a_comment_per_line(notebook):
+    """``papermill --help-notebook`` shows all three."""
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     first_code = next(cell for cell in notebook.cells if cell.cell_type == "code")
     assert tagged == [first_code]
     for line in first_code.source.splitlines():
-        assert re.fullmatch(r"[a-z]\w* = [^=#]+  # [^=]+", line), line
-        ast.literal_eval(line.partition(" = ")[2].partition("  # ")[0])
+        parts = re.fullmatch(r"[a-z]\w*: (\w+) = ([^=#]+)  # [^=]+", line)
+        assert parts, line
+        assert type(ast.literal_eval(parts[2])).__name__ == parts[1], line
 
 
 def test_notebook_has_no_long_functions_or_path_tricks(notebook):

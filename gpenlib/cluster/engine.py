@@ -38,6 +38,7 @@ from gpenlib.jobs import Journal, ahead, processors, progress, silent
 from gpenlib.settings import DEVICES, ENGINES
 
 log = logging.getLogger("gpenlib.cluster")
+NO_CLUSTER = "RAY_ADDRESS={!r}: no cluster answers; start one there (ray start), or take engine='local':"
 RAY_MISSING = "engine='ray' needs Ray: pip install 'ray[data]', on every machine of the cluster"
 OBJECT_STORE = 512 << 20  # bytes of memory for what lies between processes of a cluster that is started here
 BLOCKS = 1000  # into which units are handed out; each is worked on by one worker
@@ -245,7 +246,15 @@ def connect() -> Any:
         if address == "local":
             options |= {"num_cpus": processors(), "object_store_memory": OBJECT_STORE}
             options["include_dashboard"] = False
-        ray.init(address, **options)
+        attempts = 2 if address == "local" else 1  # Ray gives its own start 30 s, also on a busy machine
+        for left in reversed(range(attempts)):
+            try:
+                ray.init(address, **options)
+                break
+            except Exception as error:  # Ray raises this very type
+                ray.shutdown()
+                if not left:
+                    raise ClusterError(f"{NO_CLUSTER.format(address)} {in_short(error)}") from error
     return ray
 
 

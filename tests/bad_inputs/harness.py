@@ -4,7 +4,7 @@ A module of this folder lists its inputs as ``CASES`` and tries each with :func:
 strangers may cost, and what must be said of it, stands here once.
 """
 
-import importlib.util
+import importlib
 import multiprocessing
 import os
 import re
@@ -24,9 +24,11 @@ LONGEST = 1000  # characters of a message
 PLAIN_ERRORS = {"builtins.ValueError", "builtins.FileNotFoundError", "builtins.PermissionError"}
 NEVER_SAID = ("weights_only=False", "Traceback", " object at 0x")
 _processes = multiprocessing.get_context("forkserver")
-# And what these import only where they need it: not anew in every process
-_late = ("lightning_fabric.loggers.tensorboard", "onnxscript.optimizer")
-_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder", "gpenlib.train.trainer", *_late])
+# The modules of this folder with all that they import, and what that imports only where it is needed: once,
+# not anew in every process. A module of this list that is not found would be left out without a word.
+_late = ("lightning_fabric.loggers.tensorboard", "onnxscript.optimizer", "skimage.io")
+PRELOADED = (*(f"tests.bad_inputs.{path.stem}" for path in Path(__file__).parent.glob("test_*.py")), *_late)
+_processes.set_forkserver_preload(list(PRELOADED))
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,9 @@ def _try(module: str, name: str, folder: Path, pipe: Any) -> None:
     keep_traces()
     given, out = folder / "given", folder / "out"
     os.environ["GPEN_OUTPUTS"] = str(out)
-    spec = importlib.util.spec_from_file_location("tried", module)
-    tried = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tried)
+    tried = importlib.import_module(f"tests.bad_inputs.{Path(module).stem}")
     case = next(case for case in tried.CASES if case.name == name)
-    given.mkdir()
+    given.mkdir(parents=True)
     out.mkdir()
     made = case.make(given)
     before = _contents(folder, out)
