@@ -3,7 +3,6 @@
 import errno
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -26,13 +25,12 @@ from gpenlib.photos import folder as photos_folder
 from gpenlib.run import Run
 from gpenlib.settings import PhotoSettings
 from gpenlib.stages import StageError
+from tests.processes import processes
 from tests.traces import keep_traces
 
 KILLS = 20  # at random moments, of all flows together
 FACES = 50
 FRAMES = 16
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["gpenlib.run", "gpenlib.photos.folder", "openvino", "skimage.data"])
 
 
 def slowly(outputs):
@@ -93,7 +91,7 @@ def frames(tmp_path_factory):
 
 
 def run_to_its_end(kind, *arguments):
-    process = _processes.Process(target=kind, args=arguments)
+    process = processes.Process(target=kind, args=arguments)
     process.start()
     process.join(300)
     return process.exitcode
@@ -154,7 +152,7 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(
     random.seed(0)
     seen, killed = {}, 0
     while killed < kills:
-        process = _processes.Process(target=kind, args=(outputs, given, "killed"))
+        process = processes.Process(target=kind, args=(outputs, given, "killed"))
         process.start()
         if killed % 2:  # at any moment
             process.join(random.uniform(0, 2))

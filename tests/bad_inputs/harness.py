@@ -5,7 +5,6 @@ strangers may cost, and what must be said of it, stands here once.
 """
 
 import importlib
-import multiprocessing
 import os
 import re
 import resource
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpenlib.files import sha256
+from tests.processes import processes
 from tests.traces import keep_traces
 
 SECONDS, MEMORY = 20, 2 << 30  # what a bad input may cost
@@ -23,12 +23,6 @@ TOO_MUCH = 12 << 30  # bytes of addresses: a case that goes wrong must not take 
 LONGEST = 1000  # characters of a message
 PLAIN_ERRORS = {"builtins.ValueError", "builtins.FileNotFoundError", "builtins.PermissionError"}
 NEVER_SAID = ("weights_only=False", "Traceback", " object at 0x")
-_processes = multiprocessing.get_context("forkserver")
-# The modules of this folder with all that they import, and what that imports only where it is needed: once,
-# not anew in every process. A module of this list that is not found would be left out without a word.
-_late = ("lightning_fabric.loggers.tensorboard", "onnxscript.optimizer", "skimage.io")
-PRELOADED = (*(f"tests.bad_inputs.{path.stem}" for path in Path(__file__).parent.glob("test_*.py")), *_late)
-_processes.set_forkserver_preload(list(PRELOADED))
 
 
 @dataclass(frozen=True)
@@ -45,8 +39,8 @@ class Case:
 
 def check(case: Case, module: str, folder: Path) -> None:
     """Try a case of the test module at path ``module``: it must end in one clear error, and at once."""
-    here, there = _processes.Pipe(duplex=False)
-    process = _processes.Process(target=_try, args=(module, case.name, folder, there))
+    here, there = processes.Pipe(duplex=False)
+    process = processes.Process(target=_try, args=(module, case.name, folder, there))
     process.start()
     there.close()
     try:
