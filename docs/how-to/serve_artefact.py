@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -84,7 +85,8 @@ def main() -> None:
     options = parser.parse_args()
     connect()  # to the cluster of RAY_ADDRESS, or one on this machine: no dashboard, no usage statistics
     serve.start(http_options={"host": "127.0.0.1", "port": options.port})
-    serve.run(Faces.bind(str(options.artefact.resolve())), blocking=True)
+    with suppress(KeyboardInterrupt):
+        serve.run(Faces.bind(str(options.artefact.resolve())), blocking=True)
 
 
 if __name__ == "__main__":

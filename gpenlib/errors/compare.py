@@ -405,7 +405,7 @@ def recommend(
     fastest = min(acceptable, key=lambda row: _times(row)[1])
     turns = {row["dtype"]: row["times_ms"] for row in latency}
     equal = [row for row in acceptable if not _slower(row, fastest, turns)]
-    chosen = min(equal, key=lambda row: (row["psnr_drop_high"], _times(row)[1]))
+    chosen = min(equal, key=lambda row: float(row["psnr_drop_high"]))  # of equals the first, and simplest
     others = {dtype: faults[dtype] or _why_not(row, chosen, row in equal) for dtype, row in rows.items()}
     del others[chosen["dtype"]]
     cautions = []
@@ -457,6 +457,8 @@ def _why(chosen: Row, reference: Row, equal: Sequence[Row], max_drop_db: float, 
 
 def _why_not(row: Row, chosen: Row, equally_fast: bool) -> str:
     """Return why an acceptable precision is not the chosen one."""
+    if equally_fast and row["psnr_drop_high"] == chosen["psnr_drop_high"]:
+        return f"As fast as {chosen['dtype']} within the spread, and it loses as much{_executed(row)}."
     if equally_fast:
         ends = " against ".join(f"{each['psnr_drop_high']:+.4f} dB" for each in (row, chosen))
         return (

@@ -37,7 +37,7 @@ LOSSES = {
     "psnr_to_fp32": ("PSNR to fp32 [dB]", "{:.1f}"),
     "colour_shift_to_fp32": ("colour shift [ΔE]", "{:.2f}"),
     "bias": ("bias [levels]", "{:+.2f}"),
-    "ms_per_image": ("ms per image", "{:.1f}"),
+    "latency_ms": ("ms per image", "{:.1f}"),
 }
 VERDICTS = DROP | {"verdict": ("verdict", "{}")}
 ANSWERS = {

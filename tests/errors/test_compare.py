@@ -285,6 +285,14 @@ def test_a_loss_is_refused_by_the_end_of_its_interval_and_a_shift_of_colour_too(
     assert compare.recommend(table, max_colour_shift=0.51).dtype == "int8"
 
 
+def test_of_equal_ones_the_simplest_is_taken():
+    """Where a processor has no bf16, int8_bf16 runs as int8 does, and its time is a hair shorter or longer."""
+    choice = compare.recommend(
+        [timed("fp32", 30.0), timed("int8", 10.0, 0.05), timed("int8_bf16", 9.95, 0.05)]
+    )
+    assert choice.dtype == "int8" and "loses as much" in choice.others["int8_bf16"]
+
+
 def test_of_equally_fast_ones_the_more_accurate_is_taken():
     table = [timed("fp32", 30.0), timed("bf16", 10.5, 0.01, 0.6), timed("int8", 10.0, 0.05, 0.2)]
     choice = compare.recommend(table)
