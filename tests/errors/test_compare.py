@@ -286,7 +286,7 @@ def test_a_loss_is_refused_by_the_end_of_its_interval_and_a_shift_of_colour_too(
 
 
 def test_of_equal_ones_the_simplest_is_taken():
-    """Where a processor has no bf16, int8_bf16 runs as int8 does, and its time is a hair shorter or longer."""
+    """Where a processor has no bf16, int8_bf16 runs as int8 does, a hair faster or slower."""
     choice = compare.recommend(
         [timed("fp32", 30.0), timed("int8", 10.0, 0.05), timed("int8_bf16", 9.95, 0.05)]
     )
