@@ -112,23 +112,25 @@ def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
     return figure
 
 
-def forms_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the time of each form of each layer over that of its first form, from the rows of a tuning."""
+def forms_figure(rows: Sequence[Row], gain: float) -> Figure:
+    """Draw each form's time over that of the layer's first; one is taken that is faster by ``gain``."""
     layers = style.grouped(rows, "layer")
     figure, axis = style.panels(1, height=1.4 + 0.34 * len(layers))
-    changed = 0
-    for place, forms in enumerate(layers.values()):
-        first = forms[0]["ms"]
-        for row in forms:
+    ratios = {name: [row["ms"] / forms[0]["ms"] for row in forms] for name, forms in layers.items()}
+    for place, (name, forms) in enumerate(layers.items()):
+        for row, ratio in zip(forms, ratios[name], strict=True):
             colour, marker = FORMS[row["form"]]
             face = colour if row["chosen"] else "none"
-            axis.plot(row["ms"] / first, place, marker, color=colour, mfc=face, mec=colour, mew=1.8, ms=8)
-        changed += not forms[0]["chosen"]
-    style.name_rows(axis, [f"{style.short_layer(n)}  {f[0]['ms']:.1f} ms" for n, f in layers.items()])
+            axis.plot(ratio, place, marker, color=colour, mfc=face, mec=colour, mew=1.8, ms=8)
+    style.name_rows(axis, [style.short_layer(name) for name in layers])
     axis.axvline(1, color=style.BASELINE_COLOUR, linewidth=1, zorder=0)
+    axis.axvline(1 / gain, color=style.INK, ls="--", lw=1, zorder=0, label="taken below")
+    best, least = min(((name, min(each)) for name, each in ratios.items()), key=lambda pair: pair[1])
+    saved = f"the best saves {1 - least:.1%} on {style.short_layer(best)}" if least < 1 else "all take longer"
+    changed = sum(not forms[0]["chosen"] for forms in layers.values())
     title = f"Clearly faster in another form: {changed} of {len(layers)} large layers"
-    title = title if changed else f"The first form is the fastest of all {len(layers)} large layers"
-    style.label(axis, title, "time over that of the first form (given in ms); filled: taken")
+    title = title if changed else f"No other form is clearly faster ({saved}): the first is kept"
+    style.label(axis, title, "time of the layer alone, as a share of its first form's; filled: taken")
     for form in dict.fromkeys(row["form"] for row in rows):
         colour, marker = FORMS[form]
         axis.plot([], [], marker, color=colour, mfc="none", mew=1.8, ms=8, label=form)

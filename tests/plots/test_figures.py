@@ -208,7 +208,7 @@ SAMPLES = {
     **dict.fromkeys((compile.latency_figure,), lambda c: (c.artefacts(),)),
     compile.parity_figure: lambda c: (c.artefacts(), LEAST_PSNR),
     compile.layer_figure: lambda c: (c.layers(),),
-    compile.forms_figure: lambda c: (c.forms(),),
+    compile.forms_figure: lambda c: (c.forms(), 1.05),
     compile.calibration_figure: lambda c: (c.layers(), c.histograms(), "percentile"),
     compile.sensitivity_figure: lambda c: (c.layers(), c.steps(), 0.1),
     compile.times_figure: lambda c: (c.times(),),
@@ -421,3 +421,16 @@ def test_what_is_said_of_the_choice_is_computed():
     assert compile.best_within(rows, 0.3) is rows[1]
     assert "int8 loses +0.200 dB as it was built, and -0.030 dB with other" in compile.draws_note(rows)
     assert "not known" in compile.draws_note(rows[:3])
+
+
+def test_titles_of_forms_follow_the_times():
+    def title(*times, taken=0):
+        rows = [
+            {"layer": "generator.convs.7.conv", "form": form, "ms": ms, "chosen": place == taken}
+            for place, (form, ms) in enumerate(zip(FORMS["Conv"], times, strict=True))
+        ]
+        return compile.forms_figure(rows, 1.05).axes[0].get_title("left")
+
+    assert "(the best saves 3.0% on convs.7)" in title(10.0, 9.7)
+    assert "all take longer" in title(10.0, 11.0)
+    assert "another form: 1 of 1" in title(10.0, 8.0, taken=1)
