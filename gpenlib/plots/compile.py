@@ -19,7 +19,6 @@ from gpenlib.settings import REFERENCE
 MOVING = ("element-wise", "concatenation", "depthwise filter", "rounding and layout")  # kinds
 MIB = 2**20
 MOST_NAMED = 14  # points that have a name: more would run out of the figure
-EQUAL_DB = 100.0  # beyond it outputs differ by rounding alone: drawn at the edge
 OPERATORS = {"Conv": ("#117733", "o"), "ConvTranspose": ("#AA4499", "s")}  # not the colours of the dtypes
 FORMS = {  # of a layer: colour, marker
     "rounded": ("#117733", "o"), "transposed": ("#AA4499", "s"), "wide": ("#999933", "D"),
@@ -42,6 +41,11 @@ def _dtype_lines(rows: Sequence[Row], height: float, title: str, unit: str) -> t
     style.name_rows(axis, [row["dtype"] for row in rows])
     style.label(axis, title, unit)
     return figure, axis
+
+
+def change(drop: float) -> str:
+    """Return a loss of PSNR in words: one below zero is a gain."""
+    return f"{abs(drop):.3f} dB {'lost' if drop > -0.0005 else 'gained'}"
 
 
 def artefact_rows(artefacts: Mapping[str, Row]) -> list[dict[str, Any]]:
@@ -84,30 +88,27 @@ def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
     """Draw ``psnr_mean`` and ``psnr_worst`` against the float network (None: equal), and the limits."""
     margins = {row["dtype"]: row["psnr_worst"] - limits[row["dtype"]] for row in rows if row["psnr_worst"]}
     least = min(margins, key=margins.__getitem__, default="")
-    title = (
-        f"No dtype comes nearer to its limit than {least}: {margins.get(least, 0):.0f} dB on its worst face"
-    )
-    unit = "PSNR to the float network on faces that calibration did not see [dB]"
-    figure, axis = _dtype_lines(
-        rows, 1.5 + 0.42 * len(rows), title if least else "All outputs are equal", unit
-    )
+    title = "All outputs are equal"
+    if least:
+        title = f"Every precision clears its limit by at least {int(margins[least])} dB ({least}, worst)"
+        title = title if margins[least] >= 0 else f"{least} is below the limit by {-margins[least]:.1f} dB"
+    unit = "PSNR of unrounded outputs to the float network's, on faces that calibration did not see [dB]"
+    figure, axis = _dtype_lines(rows, 1.5 + 0.42 * len(rows), title, unit)
     for place, row in enumerate(rows):
         colour, limit = style.DTYPE_COLOURS[row["dtype"]], limits[row["dtype"]]
         axis.plot([limit, limit], [place - 0.28, place + 0.28], color="black", linewidth=2.2)
         if row["psnr_worst"] is None:
             style.note(axis, "equal outputs", (limit, place), (8, 0), fontsize=10)
             continue
-        worst, mean = (min(row[f"psnr_{which}"], EQUAL_DB) for which in ("worst", "mean"))
+        worst, mean = row["psnr_worst"], row["psnr_mean"]
         axis.hlines(place, worst, mean, color=colour, linewidth=2.5)
         axis.plot(worst, place, "o", color="white", mec=colour, mew=2, ms=9)
         axis.plot(mean, place, "o", color=colour, ms=9)
-        text = f"{row['psnr_mean']:.1f} (worst {row['psnr_worst']:.1f})"
-        style.note(axis, text, (max(mean, limit), place), (11, 0))
+        style.note(axis, f"{mean:.1f} (worst {worst:.1f})", (max(mean, limit), place), (11, 0))
     axis.plot([], [], "o", color=style.BASELINE_COLOUR, ms=9, label="mean")
     axis.plot([], [], "o", color="white", mec=style.BASELINE_COLOUR, mew=2, ms=9, label="worst face")
     axis.plot([], [], "|", color="black", ms=13, mew=2.2, label="refused below")
-    axis.set_xlim(0, 1.3 * EQUAL_DB)
-    axis.set_xticks(range(0, int(EQUAL_DB) + 1, 20))
+    axis.set_xlim(0, 1.3 * axis.dataLim.x1)
     style.legend_below(figure, ncols=3, fontsize=10)
     return figure
 
@@ -223,11 +224,11 @@ def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db
     left.plot(scores, range(len(shown)), "o", color=colour, ms=7)
     left.margins(x=0.08)
     title = f"{style.short_layer(shown[0]['name'])} alone costs most"
-    style.label(left, title, "one layer in int8: PSNR of the output to fp32's [dB]")
+    style.label(left, title, "int8 there alone: PSNR of unrounded outputs\nto fp32's, calibration faces [dB]")
     counts, drops = ([row[key] for row in steps] for key in ("excluded", "drop_db"))
     right.plot(counts, drops, "o-", color=colour)
     right.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
-    title = f"All in int8: {drops[0]:+.3f} dB (budget {max_drop_db:g})"
+    title = f"All in int8: {change(drops[0])} (budget: {max_drop_db:g} dB lost)"
     style.label(right, title, "layers left in float, the most sensitive first", "PSNR lost to the truth [dB]")
     if max_drop_db < 4 * max(map(abs, drops)):
         right.axhline(max_drop_db, color=style.INK, ls="--", lw=1.2, label="budget")

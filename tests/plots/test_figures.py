@@ -421,6 +421,7 @@ def test_what_is_said_of_the_choice_is_computed():
     assert compile.best_within(rows, 0.3) is rows[1]
     assert "int8 loses +0.200 dB as it was built, and -0.030 dB with other" in compile.draws_note(rows)
     assert "not known" in compile.draws_note(rows[:3])
+    assert [compile.change(drop) for drop in (0.2, -0.025)] == ["0.200 dB lost", "0.025 dB gained"]
 
 
 def test_titles_of_forms_follow_the_times():
@@ -434,3 +435,13 @@ def test_titles_of_forms_follow_the_times():
     assert "(the best saves 3.0% on convs.7)" in title(10.0, 9.7)
     assert "all take longer" in title(10.0, 11.0)
     assert "another form: 1 of 1" in title(10.0, 8.0, taken=1)
+
+
+def test_parity_is_drawn_at_its_place_and_its_margin_is_computed():
+    rows = [{"dtype": "fp32", "psnr_mean": 134.7, "psnr_worst": 133.6},
+            {"dtype": "fp16", "psnr_mean": 81.2, "psnr_worst": 80.7}]  # fmt: skip
+    axis = compile.parity_figure(rows, LEAST_PSNR).axes[0]
+    assert "by at least 30 dB" in axis.get_title("left") and axis.get_xlim()[1] > 150
+    assert any(line.get_xdata() == [134.7] for line in axis.lines if len(line.get_xdata()) == 1)
+    rows[1]["psnr_worst"] = 45.0
+    assert "below the limit by 5.0 dB" in compile.parity_figure(rows, LEAST_PSNR).axes[0].get_title("left")
