@@ -155,7 +155,7 @@ def exclude_layers(build: Build) -> None:
         probe = open_probe(build.deploy, build.data, options.sensitivity_images)
         ranking = rank_layers(probe, layers)
         excluded, steps = choose_exclusions(
-            lambda names: probe.drop({name: layers[name] for name in names}),
+            lambda names: probe.measure({name: layers[name] for name in names})["drop_db"],
             [row.name for row in ranking],
             options.max_drop_db,
         )

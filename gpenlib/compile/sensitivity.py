@@ -48,20 +48,14 @@ class Probe:
         """Return the mean squared difference from the float network."""
         return self._error(self.run(layers))
 
-    def drop(self, layers: Mapping[str, RoundedLayer]) -> float:
-        """Return the mean loss of PSNR against the truths in dB (negative: a gain)."""
-        return self._drop(self.run(layers))
-
     def measure(self, layers: Mapping[str, RoundedLayer]) -> dict[str, float]:
-        """Return ``psnr`` against the float network and ``drop_db`` against the truths, from one run."""
+        """Return ``psnr`` against the float network and ``drop_db`` against the truths (negative: a gain)."""
         outputs = self.run(layers)
-        return {"psnr": decibels(self._error(outputs)), "drop_db": self._drop(outputs)}
+        drops = self._scores - self._score(outputs)
+        return {"psnr": decibels(self._error(outputs)), "drop_db": float(np.mean(drops))}
 
     def _error(self, outputs: Tensor) -> float:
         return float((outputs - self.reference).double().square().mean())
-
-    def _drop(self, outputs: Tensor) -> float:
-        return float(np.mean(self._scores - self._score(outputs)))
 
     def _score(self, outputs: Tensor) -> np.ndarray:
         if not self.truths:

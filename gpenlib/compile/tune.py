@@ -46,21 +46,9 @@ def tune(
 ) -> Tuning:
     """Time every form of the large layers in OpenVINO, one layer at a time, and choose the fastest.
 
-    Parameters
-    ----------
-    graph : ModelProto
-        The float graph in halves, batch size open or 1.
-    layers : mapping
-        The rounded layers by module path.
-    hint : str
-        OpenVINO's inference precision around the int8 layers.
-    path : Path, optional
-        File that keeps times, by processor, version and shape: another network's layer of the same shape
-        needs no new measurement.
-
-    Returns
-    -------
-    Tuning
+    ``graph`` is the float one in halves, batch size open or 1; ``layers`` are by module path; ``hint`` is
+    OpenVINO's inference precision around them. The file ``path`` keeps times, by processor, version and
+    shape: another network's layer of the same shape needs no new measurement.
     """
     begun, result = time.perf_counter(), Tuning(processor())
     known = read_times(path)

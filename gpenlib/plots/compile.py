@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -19,7 +18,6 @@ from gpenlib.settings import REFERENCE
 MOVING = ("element-wise", "concatenation", "depthwise filter", "rounding and layout")  # kinds
 MIB = 2**20
 MOST_NAMED = 14  # points that have a name: more would run out of the figure
-EQUAL_DB = 100.0  # beyond it outputs differ by rounding alone: drawn at the edge
 OPERATORS = {"Conv": ("#117733", "o"), "ConvTranspose": ("#AA4499", "s")}  # not the colours of the dtypes
 FORMS = {  # of a layer: colour, marker
     "rounded": ("#117733", "o"), "transposed": ("#AA4499", "s"), "wide": ("#999933", "D"),
@@ -36,12 +34,14 @@ KIND_COLOURS = {
 }  # fmt: skip
 
 
-def _dtype_lines(rows: Sequence[Row], height: float, title: str, unit: str) -> tuple[Figure, Axes]:
-    """Return a figure with one named line per row's dtype."""
-    figure, axis = style.panels(1, height=height)
-    style.name_rows(axis, [row["dtype"] for row in rows])
-    style.label(axis, title, unit)
-    return figure, axis
+def change(drop: float) -> str:
+    """Return a loss of PSNR in words: one below zero is a gain."""
+    return f"{abs(drop):.3f} dB {'lost' if drop > -0.0005 else 'gained'}"
+
+
+def unless_zero(rows: Sequence[Row], key: str, title: Any) -> dict[str, Any]:
+    """Return a column of a table, or none where it would hold zeros only."""
+    return {key: title} if any(row[key] for row in rows) else {}
 
 
 def artefact_rows(artefacts: Mapping[str, Row]) -> list[dict[str, Any]]:
@@ -67,9 +67,10 @@ def latency_figure(rows: Sequence[Row]) -> Figure:
     title = f"{fastest} is {times.get(REFERENCE, times[fastest]) / times[fastest]:.1f} times as fast as fp32"
     title = title if fastest != REFERENCE else "Nothing is faster than fp32 here"
     unit = f"ms per call of {batch}: median of {repeats} calls, whiskers 10th to 90th percentile"
-    figure, axis = _dtype_lines(rows, 1.0 + 0.48 * len(rows), title, unit)
+    figure, axis = style.panels(1, height=1.0 + 0.48 * len(rows))
+    style.label(axis, title, unit)
     names = [f"{row['dtype']}\nran in {row['executed_precision']}" for row in rows]
-    axis.set_yticks(range(len(rows)), names, fontsize=8.5)
+    style.name_rows(axis, names, fontsize=8.5)
     for place, row in enumerate(rows):
         low, median, high = (row[f"{name}_ms"] for name in ("p10", "median", "p90"))
         axis.barh(place, median, 0.62, color=style.DTYPE_COLOURS[row["dtype"]], alpha=0.85)
@@ -84,51 +85,52 @@ def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
     """Draw ``psnr_mean`` and ``psnr_worst`` against the float network (None: equal), and the limits."""
     margins = {row["dtype"]: row["psnr_worst"] - limits[row["dtype"]] for row in rows if row["psnr_worst"]}
     least = min(margins, key=margins.__getitem__, default="")
-    title = (
-        f"No dtype comes nearer to its limit than {least}: {margins.get(least, 0):.0f} dB on its worst face"
-    )
-    unit = "PSNR to the float network on faces that calibration did not see [dB]"
-    figure, axis = _dtype_lines(
-        rows, 1.5 + 0.42 * len(rows), title if least else "All outputs are equal", unit
-    )
+    title = "All outputs are equal"
+    if least:
+        title = f"Every precision clears its limit by at least {int(margins[least])} dB ({least}, worst)"
+        title = title if margins[least] >= 0 else f"{least} is below the limit by {-margins[least]:.1f} dB"
+    unit = "PSNR of unrounded outputs to the float network's, on faces that calibration did not see [dB]"
+    figure, axis = style.panels(1, height=1.5 + 0.42 * len(rows))
+    style.name_rows(axis, [row["dtype"] for row in rows])
+    style.label(axis, title, unit)
     for place, row in enumerate(rows):
         colour, limit = style.DTYPE_COLOURS[row["dtype"]], limits[row["dtype"]]
         axis.plot([limit, limit], [place - 0.28, place + 0.28], color="black", linewidth=2.2)
         if row["psnr_worst"] is None:
             style.note(axis, "equal outputs", (limit, place), (8, 0), fontsize=10)
             continue
-        worst, mean = (min(row[f"psnr_{which}"], EQUAL_DB) for which in ("worst", "mean"))
+        worst, mean = row["psnr_worst"], row["psnr_mean"]
         axis.hlines(place, worst, mean, color=colour, linewidth=2.5)
         axis.plot(worst, place, "o", color="white", mec=colour, mew=2, ms=9)
         axis.plot(mean, place, "o", color=colour, ms=9)
-        text = f"{row['psnr_mean']:.1f} (worst {row['psnr_worst']:.1f})"
-        style.note(axis, text, (max(mean, limit), place), (11, 0))
+        style.note(axis, f"{mean:.1f} (worst {worst:.1f})", (max(mean, limit), place), (11, 0))
     axis.plot([], [], "o", color=style.BASELINE_COLOUR, ms=9, label="mean")
     axis.plot([], [], "o", color="white", mec=style.BASELINE_COLOUR, mew=2, ms=9, label="worst face")
     axis.plot([], [], "|", color="black", ms=13, mew=2.2, label="refused below")
-    axis.set_xlim(0, 1.3 * EQUAL_DB)
-    axis.set_xticks(range(0, int(EQUAL_DB) + 1, 20))
+    axis.set_xlim(0, 1.3 * axis.dataLim.x1)
     style.legend_below(figure, ncols=3, fontsize=10)
     return figure
 
 
-def forms_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the time of each form of each layer over that of its first form, from the rows of a tuning."""
+def forms_figure(rows: Sequence[Row], gain: float) -> Figure:
+    """Draw each form's time over that of the layer's first; one is taken that is faster by ``gain``."""
     layers = style.grouped(rows, "layer")
     figure, axis = style.panels(1, height=1.4 + 0.34 * len(layers))
-    changed = 0
-    for place, forms in enumerate(layers.values()):
-        first = forms[0]["ms"]
-        for row in forms:
+    ratios = {name: [row["ms"] / forms[0]["ms"] for row in forms] for name, forms in layers.items()}
+    for place, (name, forms) in enumerate(layers.items()):
+        for row, ratio in zip(forms, ratios[name], strict=True):
             colour, marker = FORMS[row["form"]]
             face = colour if row["chosen"] else "none"
-            axis.plot(row["ms"] / first, place, marker, color=colour, mfc=face, mec=colour, mew=1.8, ms=8)
-        changed += not forms[0]["chosen"]
-    style.name_rows(axis, [f"{style.short_layer(n)}  {f[0]['ms']:.1f} ms" for n, f in layers.items()])
+            axis.plot(ratio, place, marker, color=colour, mfc=face, mec=colour, mew=1.8, ms=8)
+    style.name_rows(axis, [style.short_layer(name) for name in layers])
     axis.axvline(1, color=style.BASELINE_COLOUR, linewidth=1, zorder=0)
+    axis.axvline(1 / gain, color=style.INK, ls="--", lw=1, zorder=0, label="taken below")
+    best, least = min(((name, min(each)) for name, each in ratios.items()), key=lambda pair: pair[1])
+    saved = f"the best saves {1 - least:.1%} on {style.short_layer(best)}" if least < 1 else "all take longer"
+    changed = sum(not forms[0]["chosen"] for forms in layers.values())
     title = f"Clearly faster in another form: {changed} of {len(layers)} large layers"
-    title = title if changed else f"The first form is the fastest of all {len(layers)} large layers"
-    style.label(axis, title, "time over that of the first form (given in ms); filled: taken")
+    title = title if changed else f"No other form is clearly faster ({saved}): the first is kept"
+    style.label(axis, title, "time of the layer alone, as a share of its first form's; filled: taken")
     for form in dict.fromkeys(row["form"] for row in rows):
         colour, marker = FORMS[form]
         axis.plot([], [], marker, color=colour, mfc="none", mew=1.8, ms=8, label=form)
@@ -221,11 +223,11 @@ def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db
     left.plot(scores, range(len(shown)), "o", color=colour, ms=7)
     left.margins(x=0.08)
     title = f"{style.short_layer(shown[0]['name'])} alone costs most"
-    style.label(left, title, "one layer in int8: PSNR of the output to fp32's [dB]")
+    style.label(left, title, "int8 there alone: PSNR of unrounded outputs\nto fp32's, calibration faces [dB]")
     counts, drops = ([row[key] for row in steps] for key in ("excluded", "drop_db"))
     right.plot(counts, drops, "o-", color=colour)
     right.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
-    title = f"All in int8: {drops[0]:+.3f} dB (budget {max_drop_db:g})"
+    title = f"All in int8: {change(drops[0])} (budget: {max_drop_db:g} dB lost)"
     style.label(right, title, "layers left in float, the most sensitive first", "PSNR lost to the truth [dB]")
     if max_drop_db < 4 * max(map(abs, drops)):
         right.axhline(max_drop_db, color=style.INK, ls="--", lw=1.2, label="budget")
@@ -242,12 +244,15 @@ def times_note(times: Mapping[str, Sequence[Row]], latency: Sequence[Row]) -> st
         return "no dtype ran on a backend whose layers are timed"
     moved = {dtype: sum(row["ms"] for row in times[dtype] if row["kind"] in MOVING) for dtype in sums}
     each = ", ".join(f"{dtype} {ms:.1f} ms of {sums[dtype]:.1f}" for dtype, ms in moved.items())
-    span = f"{min(ratios):.1f} to {max(ratios):.1f}"
+    span = " to ".join(dict.fromkeys(f"{end(ratios):.1f}" for end in (min, max)))
     return f"Layers of a profiled call add up to {span} times the latency above.\nMoving data takes {each}."
 
 
-def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
-    """Draw where the time goes, from ``layer_times``: by kind per dtype, and the slowest layers."""
+def times_figure(times: Mapping[str, Sequence[Row]], quantised: Sequence[Row] = ()) -> Figure:
+    """Draw where the time goes, from ``layer_times``: by kind per dtype, and the slowest layers.
+
+    What prepares the input of a ``quantised`` layer is named after the layer, not after the tensor.
+    """
     if not times:  # PyTorch's backends have no profile
         figure, axis = style.panels(1, height=1.2)
         axis.set_axis_off()
@@ -274,7 +279,10 @@ def times_figure(times: Mapping[str, Sequence[Row]]) -> Figure:
         heads[dtype] = f"{kinds.filter(like='convolution').sum() / kinds.sum():.0%} of {dtype}"
     title = f"Convolutions take {', '.join(heads.values())}"
     style.label(above, title if len(title) < 100 else "Time by kind of operation", "ms, sum over all layers")
-    names = [f"{style.shorten(style.short_layer(row['name']), 32)}  ({row['precision']})" for row in shown]
+    read = {tensor: layer["name"] for layer in quantised for tensor in layer["tensors"]}
+    named = {f"{t}_quantised": f"{n}, {'skip ' * t.endswith('.skip')}input" for t, n in read.items()}
+    paths = [style.short_layer(str(named.get(row["name"], row["name"]))) for row in shown]
+    names = [f"{style.shorten(p, 32)}  ({row['precision']})" for p, row in zip(paths, shown, strict=True)]
     style.name_rows(below, names, fontsize=8)
     colours = [KIND_COLOURS[row["kind"]] for row in shown]
     below.barh(range(len(shown)), [row["ms"] for row in shown], 0.7, color=colours)
@@ -298,17 +306,15 @@ def draws_note(rows: Sequence[Row]) -> str:
     if first is None:
         return "No other calibration images are at hand, so that the spread over draws is not known."
     losses = sorted(f"{row['psnr_drop']:+.3f}" for row in drawn)
-    return (
-        f"{first['dtype']} loses {first['psnr_drop']:+.3f} dB as it was built, and {' and '.join(losses)} dB "
-        "with other draws of the calibration images (hollow in the figure)."
-    )
+    told = f"{first['dtype']} loses {first['psnr_drop']:+.3f} dB as it was built, and {' and '.join(losses)}"
+    return f"{told} dB with other draws of the calibration images (hollow in the figure)."
 
 
 def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_db: float = 0.0) -> Figure:
     """Draw latency against the loss of quality of every dtype, calibration ``mode`` and ``draw``.
 
     The ``recommended`` dtype is ringed, and what loses more than ``max_drop_db`` lies in the shade (0: none).
-    Other draws of calibration images are hollow and have no name.
+    Other draws of calibration images are hollow and have no name; modes close together have one.
     """
     figure, left, right = style.panels(2, 10.0, 4.4)
     most = max((row["psnr_to_fp32"] for row in rows if row["psnr_to_fp32"] < PSNR_CEILING), default=60.0)
@@ -316,29 +322,37 @@ def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_
     equal = most + max(0.12 * (most - least), 3.0)  # equal pictures stand on a line of their own
     chosen = next((row for row in rows if row["dtype"] == recommended), None)
     for axis, key in ((left, "psnr_drop"), (right, "psnr_to_fp32")):
-        points = []
         for row in rows:
-            colour, mode, place = style.DTYPE_COLOURS[row["dtype"]], row["mode"], min(row[key], equal)
+            colour, place = style.DTYPE_COLOURS[row["dtype"]], min(row[key], equal)
             if row.get("draw"):
                 axis.plot(row["median_ms"], place, "o", color=colour, ms=7, mfc="none", alpha=0.7)
                 continue
             axis.hlines(place, row["p10_ms"], row["p90_ms"], color=colour, alpha=0.35, linewidth=1.5)
-            axis.plot(row["median_ms"], place, "o", color=colour, ms=8, mec="white", linestyle="none")
+            rank = list(style.DTYPE_COLOURS).index(row["dtype"])  # smaller and on top: none hides another
+            axis.plot(row["median_ms"], place, "o", color=colour, ms=16 - 2.7 * rank, mew=0, zorder=3 + rank)
             if row is chosen:
-                axis.plot(row["median_ms"], place, "o", ms=15, mfc="none", mec=style.INK, mew=1.8)
-            text = row["dtype"] if mode is None else f"{row['dtype']}, {mode}"
-            points.append((row["median_ms"], place, f"{text} ◎" if row is chosen else text, colour))
+                axis.plot(row["median_ms"], place, "o", ms=20, mfc="none", mec=style.INK, mew=1.8)
         axis.set_xlim(left=0)
         axis.margins(y=0.12)
         if key == "psnr_drop":
             axis.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
             axis.invert_yaxis()
             if max_drop_db:
-                below = max(axis.get_ylim()[0], 1.3 * max_drop_db)
+                below, above = max(axis.get_ylim()[0], 1.3 * max_drop_db), axis.get_ylim()[1]
+                axis.set_ylim(below, min(above, -0.1 * max_drop_db))
                 axis.axhspan(max_drop_db, below, color="#888888", alpha=0.15, linewidth=0)
-                style.note(
-                    axis, f"beyond the budget of {max_drop_db:g} dB", (0, max_drop_db), (4, -7), fontsize=8
-                )
+                text = f"beyond the budget of {max_drop_db:g} dB"
+                style.note(axis, text, (0, max_drop_db), (4, -7), fontsize=8)
+        points, near = [], 0.07 * abs(float(np.subtract(*axis.get_ylim())))  # the height of a label
+        named = sorted((row for row in rows if not row.get("draw")), key=lambda row: row[key])
+        for dtype, members in style.grouped(named, "dtype").items():
+            cuts = np.flatnonzero(np.diff([row[key] for row in members]) > near) + 1
+            for group in np.split(np.array(members, object), cuts):
+                modes = [row["mode"] for row in group if row["mode"]]
+                text = ", ".join([dtype, *(modes if len(modes) < 3 else [f"{len(modes)} modes"])])
+                text += " ◎" * any(row is chosen for row in group)
+                place = min(np.mean([row[key] for row in group]), equal)
+                points.append((group[0]["median_ms"], place, text, style.DTYPE_COLOURS[dtype]))
         style.label_points(axis, points)
     if least < PSNR_CEILING and any(row["psnr_to_fp32"] >= PSNR_CEILING for row in rows):
         right.axhline(equal, color=style.BASELINE_COLOUR, linewidth=1, linestyle=":")
@@ -348,8 +362,12 @@ def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_
     style.label(left, "Against the truth: up and left is better", time, "loss of PSNR [dB]")
     style.label(right, "Against fp32's pictures", time, "PSNR [dB]")
     if chosen is not None:
-        told = f"◎ {chosen['dtype']}: {chosen['median_ms']:.1f} ms, {chosen['psnr_drop']:+.3f} dB lost"
-        figure.suptitle(told, x=0.01, ha="left", fontsize=11)
+        title = f"◎ {chosen['dtype']}: {chosen['median_ms']:.1f} ms, {change(chosen['psnr_drop'])}"
+        modes = [row for row in rows if row["dtype"] == recommended and not row.get("draw")]
+        best = min(modes, key=lambda row: row["psnr_drop"])
+        if (less := chosen["psnr_drop"] - best["psnr_drop"]) > 0.0005:
+            title += f" (built with {chosen['mode']}: {best['mode']} is {less:.3f} dB better)"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
 

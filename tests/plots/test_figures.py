@@ -208,7 +208,7 @@ SAMPLES = {
     **dict.fromkeys((compile.latency_figure,), lambda c: (c.artefacts(),)),
     compile.parity_figure: lambda c: (c.artefacts(), LEAST_PSNR),
     compile.layer_figure: lambda c: (c.layers(),),
-    compile.forms_figure: lambda c: (c.forms(),),
+    compile.forms_figure: lambda c: (c.forms(), 1.05),
     compile.calibration_figure: lambda c: (c.layers(), c.histograms(), "percentile"),
     compile.sensitivity_figure: lambda c: (c.layers(), c.steps(), 0.1),
     compile.times_figure: lambda c: (c.times(),),
@@ -421,3 +421,50 @@ def test_what_is_said_of_the_choice_is_computed():
     assert compile.best_within(rows, 0.3) is rows[1]
     assert "int8 loses +0.200 dB as it was built, and -0.030 dB with other" in compile.draws_note(rows)
     assert "not known" in compile.draws_note(rows[:3])
+    assert [compile.change(drop) for drop in (0.2, -0.025)] == ["0.200 dB lost", "0.025 dB gained"]
+
+
+def test_titles_of_forms_follow_the_times():
+    def title(*times, taken=0):
+        rows = [
+            {"layer": "generator.convs.7.conv", "form": form, "ms": ms, "chosen": place == taken}
+            for place, (form, ms) in enumerate(zip(FORMS["Conv"], times, strict=True))
+        ]
+        return compile.forms_figure(rows, 1.05).axes[0].get_title("left")
+
+    assert "(the best saves 3.0% on convs.7)" in title(10.0, 9.7)
+    assert "all take longer" in title(10.0, 11.0)
+    assert "another form: 1 of 1" in title(10.0, 8.0, taken=1)
+
+
+def test_parity_is_drawn_at_its_place_and_its_margin_is_computed():
+    rows = [{"dtype": "fp32", "psnr_mean": 134.7, "psnr_worst": 133.6},
+            {"dtype": "fp16", "psnr_mean": 81.2, "psnr_worst": 80.7}]  # fmt: skip
+    axis = compile.parity_figure(rows, LEAST_PSNR).axes[0]
+    assert "by at least 30 dB" in axis.get_title("left") and axis.get_xlim()[1] > 150
+    assert any(line.get_xdata() == [134.7] for line in axis.lines if len(line.get_xdata()) == 1)
+    rows[1]["psnr_worst"] = 45.0
+    assert "below the limit by 5.0 dB" in compile.parity_figure(rows, LEAST_PSNR).axes[0].get_title("left")
+
+
+def test_modes_close_together_share_a_label_and_the_better_one_is_told():
+    losses = {"max": 0.03, "percentile": 0.021, "mse": 0.022}
+    fp32 = {"dtype": "fp32", **MEASURED, "psnr_drop": 0.0, "psnr_to_fp32": 100.0}
+    rows = [fp32, *(INT8 | {"mode": mode, "psnr_drop": drop} for mode, drop in losses.items())]
+    figure = compile.pareto_figure(rows, "int8", 0.1)
+    assert figure.get_suptitle().endswith("0.030 dB lost (built with max: percentile is 0.009 dB better)")
+    assert "int8, 3 modes ◎" in [text.get_text() for text in figure.axes[0].texts]
+    assert figure.axes[0].patches[0].get_extents().y0 <= figure.axes[0].bbox.y0 + 1, "the shade ends early"
+    figure = compile.pareto_figure([fp32, INT8 | {"mode": "max", "psnr_drop": 0.2}, rows[2]], "int8", 0.1)
+    assert {"int8, max ◎", "int8, percentile"} <= {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_times_are_told_once_and_inputs_named_after_their_layer():
+    row = {"name": "mul_7.skip_quantised", "kind": "element-wise", "precision": "f32", "ms": 11.0}
+    note = compile.times_note({"int8": [row], "fp32": [row]}, [INT8 | {"median_ms": 10.0}])
+    assert "add up to 1.1 times" in note
+    layer = {"name": "generator.convs.8.conv", "tensors": ["mul_7.main", "mul_7.skip"]}
+    labels = compile.times_figure({"int8": [row]}, [layer]).axes[1].get_yticklabels()
+    assert [text.get_text() for text in labels] == ["convs.8, skip input  (f32)"]
+    assert compile.unless_zero([row | {"draw": 0}], "draw", "draw") == {}
+    assert compile.unless_zero([row], "ms", "time") == {"ms": "time"}
