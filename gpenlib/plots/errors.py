@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from gpenlib import plots as style
-from gpenlib.errors.compare import ZOOM_SIDE
+from gpenlib.errors.compare import TRAITS, ZOOM_SIDE
 from gpenlib.plots import Region, Row
 
 if TYPE_CHECKING:
@@ -48,16 +48,6 @@ ANSWERS = {
 }
 GROUPS = {name: (name, "{}") for name in ("trait", "group", "dtype", "faces")}
 GROUPS |= {"fp32": ("fp32 [dB]", "{:.2f}")} | VERDICTS | {"drop": ("drop [dB]", "{:+.3f}")}
-LAYERS = {
-    "layer": ("layer", "{}"),
-    "output_psnr_alone": ("picture, alone [dB]", "{:.1f}"),
-    "output_psnr_without": ("picture, without [dB]", "{:.1f}"),
-    "isolated_sqnr_db": ("SQNR isolated [dB]", "{:.1f}"),
-    "sqnr_db": ("SQNR accumulated [dB]", "{:.1f}"),
-    "cosine": ("cosine accumulated", "{:.4f}"),
-    "clipped_share": ("clipped", "{:.1e}"),
-    "saturation": ("saturated", "{:.1e}"),
-}
 RUNS = {
     "images": ("images", "{:.0f}"),
     "value": ("value", "{:.4f}"),
@@ -261,7 +251,12 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     style.name_rows(axis, [TITLES[trait] for trait in traits])
     _marks(axis, rows, "trait", traits, "correlation", ("low", "high"), "x")
     axis.axvline(0, color=style.INK, linewidth=1)
-    title = f"Does the drop in {SCORES[score].split(' [')[0]} follow a property of the face?"
+    stands = sorted((row for row in rows if row["shown"]), key=lambda row: -abs(row["correlation"]))
+    name, more = SCORES[score].split(" [")[0], f", and {len(stands) - 1} more" if len(stands) > 1 else ""
+    title = f"No precision's drop in {name} is shown to follow a property of the face"
+    for row in stands[:1]:
+        title = f"{row['dtype']}'s drop in {name} follows {TRAITS[row['trait']]}, ρ = "
+        title += style.minus(f"{row['correlation']:+.2f}") + more
     axis.set(xlim=(-1.02, 1.02), title=title)
     axis.set_xlabel("Spearman's rank correlation (positive: loses more where there is more of it)")
     axis.legend(**{**BESIDE, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)})
@@ -271,18 +266,20 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
 def _marks(
     axis: Axes, rows: Sequence[Row], by: str, names: Sequence[str], key: str, ends: Sequence[str], along: str
 ) -> None:
-    """Draw every dtype's values at the places of the groups' names; hollow, without interval, if unsure."""
+    """Draw values at the places of groups; hollow are trends that are not shown, groups without interval."""
     dtypes = style.grouped(rows, "dtype", style.DTYPE_COLOURS)
     for shift, (dtype, members) in zip(_spread(len(dtypes), 0.45), dtypes.items(), strict=True):
         colour = style.DTYPE_COLOURS[dtype]
         label: str | None = dtype  # of the first marks that are drawn
         for sure in (True, False):
-            marks = [row for row in members if all(row[end] is not None for end in ends) == sure]
+            marks = [row for row in members if row.get("shown", row[ends[0]] is not None) == sure]
             if not marks:
                 continue
             points = [names.index(row[by]) + shift for row in marks], [row[key] for row in marks]
-            lengths = [[abs(row[key] - row[end]) if sure else 0.0 for row in marks] for end in ends]
-            look: Any = {"ms": 6, "mfc": colour if sure else "white", "capsize": 3 if sure else 0}
+            lengths = [
+                [abs(row[key] - (np.nan if row[e] is None else row[e])) for row in marks] for e in ends
+            ]
+            look: Any = {"ms": 6, "mfc": colour if sure else "white", "capsize": 3}
             look |= {f"{along}err": lengths, "elinewidth": 1.6, "color": colour, "label": label}
             axis.errorbar(*(points if along == "y" else points[::-1]), marker="o", linestyle="none", **look)
             label = None
