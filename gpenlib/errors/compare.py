@@ -258,6 +258,15 @@ def face_traits(pairs: Pairs | Pack) -> list[dict[str, Any]]:
     return list(progress(measured, total=len(pairs), desc="traits", unit="image", leave=False))
 
 
+def copies(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the dtypes whose figures, but time, equal an earlier one's for every face, and that one."""
+    faces: dict[str, list[Row]] = {}
+    for row in rows:
+        faces.setdefault(row["dtype"], []).append({k: row[k] for k in row if k not in ("dtype", "ms")})
+    first = {dtype: next(other for other in faces if faces[other] == faces[dtype]) for dtype in faces}
+    return {dtype: other for dtype, other in first.items() if other != dtype}
+
+
 def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:
     """Return each dtype's loss in every group of faces; verdicts, not intervals, are corrected over all."""
     faces = _faces_with_traits(rows, traits)
@@ -278,19 +287,22 @@ def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, A
     ]  # fmt: skip
 
 
-def groups_note(groups: Sequence[Row]) -> str:
+def groups_note(groups: Sequence[Row], rows: Sequence[Row]) -> str:
     """Return the sentences that belong beside the verdicts of :func:`group_losses`."""
+    listed = {row["dtype"] for row in groups}
+    again = [f"{dtype} (of {first}'s)" for dtype, first in copies(rows).items() if dtype not in listed]
+    left_out = f" Left out as exact copies of another's outputs: {', '.join(again)}." if again else ""
     tested = [row for row in groups if row["p_holm"] is not None]
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
     shown = [row["score"] for row in tested if row["verdict"] in ("drop", "gain")]
     if not tested:
-        return f"Nothing is tested: every group has fewer than {FEWEST} faces."
+        return f"Nothing is tested: every group has fewer than {FEWEST} faces.{left_out}"
     return (
         f"{len(tested)} means, of every score, are compared with zero. Each interval is a single "
         f"{CONFIDENCE:.0%} interval, not corrected for that number; {alone} of them leave out zero. The "
         f"verdicts are corrected (Holm): the chance of even one false drop or gain is at most "
         f"{1 - CONFIDENCE:.0%}. {len(shown)} stand, of which {shown.count('psnr')} in PSNR. "
-        f"Groups of fewer than {FEWEST} faces are not tested."
+        f"Groups of fewer than {FEWEST} faces are not tested.{left_out}"
     )
 
 
@@ -318,6 +330,10 @@ def _faces_with_traits(rows: Sequence[Row], traits: Sequence[Row]) -> pd.DataFra
     for dtype, of_dtype in scores.groupby("dtype", sort=False):
         if differing := sorted(names ^ set(of_dtype["name"])):
             raise ValueError(f"{dtype}: scores and traits are of different faces: {', '.join(differing[:5])}")
+    own = scores[
+        ~scores["dtype"].isin(copies(rows))
+    ]  # tested again, copies make Holm's correction too strict
+    scores = own if own["dtype"].nunique() > 1 else scores
     faces = pd.DataFrame(traits)[["name", *TRAITS]].astype(dict.fromkeys(TRAITS, float))
     tones = pd.cut(faces["ita"], ITA_LIMITS, labels=ITA_GROUPS)
     order = (*reversed(ITA_GROUPS), NOT_MEASURED)

@@ -163,7 +163,7 @@ def test_an_angle_on_a_limit_belongs_to_the_darker_group():
     }  # fmt: skip
     for angle, group in groups.items():
         traits = [{"name": "face", "ita": angle, "lightness": 50.0, "colourfulness": 20.0}]
-        losses = compare.group_losses(make_scores(traits, lambda _: 0.0), traits)
+        losses = compare.group_losses(make_scores(traits, lambda _: 0.1), traits)
         assert {row["group"] for row in only(losses, trait="ita")} == {group}
 
 
@@ -247,8 +247,30 @@ def test_the_verdicts_of_all_groups_are_corrected_together_and_the_note_counts_t
     table = compare.group_losses(scores, traits)
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in table)
     assert alone > 0 and {row["verdict"] for row in table} == {NOT_SHOWN}
-    note = compare.groups_note(table)
+    note = compare.groups_note(table, scores)
     assert note.startswith(f"{len(table)} ") and f" {alone} of " in note and " 0 stand" in note
+    assert "Left out" not in note
+
+
+def test_what_gives_the_very_outputs_of_another_is_neither_tested_nor_listed_again():
+    traits, random = make_traits(12), np.random.default_rng(0)
+    scores = make_scores(traits, lambda _: random.normal())
+    again = [row | {"dtype": copy, "ms": i} for copy, dtype in (("bf16", "fp32"), ("int8_bf16", "int8"))
+             for i, row in enumerate(only(scores, dtype=dtype))]  # fmt: skip
+    assert compare.copies(scores + again) == {"bf16": "fp32", "int8_bf16": "int8"}
+    table = compare.group_losses(scores, traits)
+    assert compare.group_losses(scores + again, traits) == table
+    assert compare.trends(scores + again, traits) == compare.trends(scores, traits)
+    note = compare.groups_note(table, scores + again)
+    assert note.endswith(
+        " Left out as exact copies of another's outputs: bf16 (of fp32's), int8_bf16 (of int8's)."
+    )
+    equal = [row for row in scores + again if row["dtype"] in ("fp32", "bf16")]
+    table = compare.group_losses(equal, traits)
+    assert {row["dtype"] for row in table} == {"bf16"}, "there is nothing else to be told"
+    assert "Left out" not in compare.groups_note(table, equal)
+    again[-1]["psnr_drop"] += 1e-9
+    assert compare.copies(scores + again) == {"bf16": "fp32"}
 
 
 def timed(dtype, ms, high=0.0, spread=0.1, shift=0.0, images=40, **changes):
