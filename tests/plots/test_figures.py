@@ -411,6 +411,16 @@ def test_colours_of_dtypes_mean_nothing_else():
             assert not used or '"fp32": ' in line, f"{path.name}:{number}: {used}"
 
 
+def test_a_veil_is_named_only_where_one_can_be_seen():
+    rows = [
+        {"dtype": d, "colour_shift_to_fp32": 0.1, "bias": b} for d in ("fp16", "int8") for b in (0.1, -0.3)
+    ]
+    axis = errors.colour_figure(rows).axes[1]
+    assert axis.get_title() == "No precision leaves a visible veil: 0.30 levels at most"
+    axis = errors.colour_figure([*rows, rows[-1] | {"bias": -3.4}]).axes[1]
+    assert axis.get_title() == "int8 leaves the widest veil: −1.20 levels"
+
+
 def test_a_filled_mark_is_a_trend_that_stands_and_the_title_names_the_strongest():
     row = {"trait": "lightness", "score": "psnr", "low": 0.1, "high": 0.9, "shown": True}
     rows = [row | {"dtype": d, "correlation": r} for d, r in (("fp16", 0.2), ("int8", -0.75), ("bf16", 0.5))]
