@@ -276,7 +276,8 @@ def test_what_gives_the_very_outputs_of_another_is_neither_tested_nor_listed_aga
 def timed(dtype, ms, high=0.0, spread=0.1, shift=0.0, images=40, **changes):
     return {
         "dtype": dtype, "images": images, "psnr_drop": high / 2, "psnr_drop_low": 0.0, "psnr_drop_high": high,
-        "colour_shift_to_fp32": shift, "executed_precision": f"{dtype} units", "ms_per_image": 100.0,
+        "worst_psnr_drop": 3 * high, "colour_shift_to_fp32": shift,
+        "executed_precision": f"{dtype} units", "ms_per_image": 100.0,
         "latency_ms": ms, "latency_p10_ms": ms - spread, "latency_p90_ms": ms + spread,
     } | changes  # fmt: skip
 
@@ -285,13 +286,15 @@ def test_the_fastest_within_the_budget_is_taken():
     table = [timed("fp32", 30.0), timed("bf16", 15.0, 0.02), timed("int8", 10.0, 0.05, shift=0.2)]
     choice = compare.recommend(table)
     assert choice.dtype == "int8" and choice.cautions == () and choice.others.keys() == {"fp32", "bf16"}
-    for figure in ("10.0 ms", "3.0 times", "30.0 ms", "0.025 dB", "0.050 dB", "ΔE 0.20", "int8 units"):
+    for figure in ("10.0 ms", "3.0 times", "30.0 ms", "0.025 dB", "ΔE 0.20", "int8 units"):
         assert figure in choice.reason
+    assert "mean loss 0.000 to 0.050 dB; budget" in choice.reason and "0.150 dB on the worst" in choice.reason
+    assert "at most" not in choice.reason, "an interval of the mean bounds no face"
     assert "15.0 ms" in choice.others["bf16"] and "1.5 times" in choice.others["bf16"]
-    gain = compare.recommend([table[0], timed("int8", 10.0, -0.004, psnr_drop=-0.016)]).reason
-    assert "gains 0.016 dB" in gain and "at least 0.004 dB" in gain and "-" not in gain
+    gain = compare.recommend([table[0], timed("int8", 10.0, -0.004, psnr_drop_low=-0.03)]).reason
+    assert "gains 0.002 dB" in gain and "−0.030 to −0.004 dB" in gain and "-" not in gain
     tiny = compare.recommend([table[0], timed("int8", 10.0, 0.02, psnr_drop=2e-5)]).reason
-    assert "loses 2e-05 dB" in tiny
+    assert "loses 2e−05 dB" in tiny
 
 
 def test_a_loss_is_refused_by_the_end_of_its_interval_and_a_shift_of_colour_too():
