@@ -70,6 +70,7 @@ def write_report(
         achieved=achieved(table),
         traits=compare.TRAITS,
         groups=[row for row in results["groups"] if row["score"] == SHOWN_SCORE],
+        copies=compare.copies(results["rows"]),
         groups_note=compare.groups_note(results["groups"], results["rows"]),
         budget=f"{budget:g}" if budget else "",
         gallery_dtype=dtype,
