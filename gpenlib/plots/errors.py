@@ -26,14 +26,14 @@ BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.005, 1), "fontsize": 9,
 DOTS: Any = {"edgecolors": "white", "zorder": 3}
 
 # Columns of the notebook's tables, see ``gpenlib.plots.table``.
-DROP = {"drop": ("drop", "{:+.4f}"), "drop_low": ("from", "{:+.4f}"), "drop_high": ("to", "{:+.4f}")}
+DROP = {"drop": ("drop", "{:+.3g}"), "drop_low": ("from", "{:+.3g}"), "drop_high": ("to", "{:+.3g}")}
 LOSSES = {
     "executed_precision": ("executed as", "{}"),
     "psnr": ("PSNR [dB]", "{:.3f}"),
-    "psnr_drop": ("drop [dB]", "{:+.3f}"),
-    "worst_psnr_drop": ("largest drop [dB]", "{:+.3f}"),
+    "psnr_drop": ("drop [dB]", "{:+.3g}"),
+    "worst_psnr_drop": ("largest drop [dB]", "{:+.3g}"),
     "ssim": ("SSIM", "{:.4f}"),
-    "ssim_drop": ("SSIM drop", "{:+.4f}"),
+    "ssim_drop": ("SSIM drop", "{:+.3g}"),
     "psnr_to_fp32": ("PSNR to fp32 [dB]", "{:.1f}"),
     "colour_shift_to_fp32": ("colour shift [ΔE]", "{:.2f}"),
     "bias": ("bias [levels]", "{:+.2f}"),
@@ -47,7 +47,7 @@ ANSWERS = {
     "chroma_error": ("chroma error", "{:.2f}"),
 }
 GROUPS = {name: (name, "{}") for name in ("trait", "group", "dtype", "faces")}
-GROUPS |= {"fp32": ("fp32 [dB]", "{:.2f}")} | VERDICTS | {"drop": ("drop [dB]", "{:+.3f}")}
+GROUPS |= {"fp32": ("fp32 [dB]", "{:.2f}")} | VERDICTS | {"drop": ("drop [dB]", "{:+.3g}")}
 RUNS = {
     "images": ("images", "{:.0f}"),
     "value": ("value", "{:.4f}"),
@@ -116,9 +116,8 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
         if key == "bias" and widest < 0.5:  # rounds to the same grey level
             title = f"No precision leaves a visible veil: {widest:.2f} levels at most"
         boxes = axis.boxplot(
-            [[row[key] for row in members] for members in groups.values()],
-            positions=range(len(groups)), widths=0.5, showfliers=False, patch_artist=True,
-            medianprops={"color": style.INK, "linewidth": 1.8},
+            [[row[key] for row in members] for members in groups.values()], positions=range(len(groups)),
+            widths=0.5, showfliers=False, patch_artist=True, medianprops={"color": style.INK, "lw": 1.8},
         )  # fmt: skip
         for box, dtype in zip(boxes["boxes"], groups, strict=True):
             box.set(facecolor=f"{style.DTYPE_COLOURS[dtype]}40", edgecolor=style.DTYPE_COLOURS[dtype])
@@ -247,10 +246,9 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     stands = sorted((row for row in rows if row["shown"]), key=lambda row: -abs(row["correlation"]))
     name, more = SCORES[score].split(" [")[0], f", and {len(stands) - 1} more" if len(stands) > 1 else ""
     title = f"No precision's drop in {name} is shown to follow a property of the face"
-    for row in stands[:1]:
-        title = f"{row['dtype']}'s drop in {name} follows {TRAITS[row['trait']]}, ρ = "
-        title += style.minus(f"{row['correlation']:+.2f}") + more
-    axis.set(xlim=(-1.02, 1.02), title=title)
+    for r in stands[:1]:
+        title = f"{r['dtype']}'s drop in {name} follows {TRAITS[r['trait']]}, ρ = {r['correlation']:+.2f}"
+    axis.set(xlim=(-1.02, 1.02), title=title.replace("-", "−") + more)
     axis.set_xlabel("Spearman's rank correlation (positive: loses more where there is more of it)")
     axis.legend(**{**BESIDE, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)})
     return figure
