@@ -111,7 +111,7 @@ def test_its_tables_are_those_of_the_summary(run, page):
 
 def test_it_shows_the_corrected_verdicts_of_the_groups(run, page):
     groups, texts = run[1]["metrics"]["groups"], cells(page)
-    assert groups_note(groups) in html.unescape(page)
+    assert groups_note(groups, run[1]["metrics"]["rows"]) in html.unescape(page)
     shown = [row for row in groups if row["score"] == "psnr"]
     start = texts.index("skin tone") - 1
     lines = [texts[start + 8 * i : start + 8 * i + 8] for i in range(len(shown))]
@@ -123,6 +123,9 @@ def test_own_faces_carry_no_warning_and_embedded_ones_do(run, page, tmp_path):
     assert "do not judge a network" not in page
     run, manifest = run
     results = manifest["metrics"] | {"facts": manifest["metrics"]["facts"] | {"made_here": True}}
+    assert "very outputs" not in page
+    own = [row for row in results["rows"] if row["dtype"] == "fp32"]
+    results["rows"] = own + [row | {"dtype": "int8"} for row in own]
     readers = {dtype: run.output_reader(dtype) for dtype in ("fp32", "int8")}
     faces = open_face_errors(worst_faces(results["rows"], "int8", 1), readers, readers["fp32"])
     row = {"dtype": "int8", "score": "psnr", "images": 6, "difference": 0.5, "low": None, "high": None}
@@ -133,6 +136,7 @@ def test_own_faces_carry_no_warning_and_embedded_ones_do(run, page, tmp_path):
     path = write_report(tmp_path / "page.html", results, choice, ("int8", faces), "command", comparison)
     text = path.read_text(encoding="utf-8")
     assert "do not judge a network" in text and "too few" in text
+    assert "int8 gave fp32's very outputs: nothing more was rounded." in html.unescape(text)
     assert "int8 PSNR [dB] b 6 20.000 20.500 +0.5000 – – new" in " ".join(cells(text))
 
 

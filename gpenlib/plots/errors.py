@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from gpenlib import plots as style
-from gpenlib.errors.compare import ZOOM_SIDE
+from gpenlib.errors.compare import TRAITS, ZOOM_SIDE
 from gpenlib.plots import Region, Row
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.005, 1), "fontsize": 9,
 DOTS: Any = {"edgecolors": "white", "zorder": 3}
 
 # Columns of the notebook's tables, see ``gpenlib.plots.table``.
-DROP = {"drop": ("drop", "{:+.4f}"), "drop_low": ("from", "{:+.4f}"), "drop_high": ("to", "{:+.4f}")}
+DROP = {"drop": ("drop", "{:+.3g}"), "drop_low": ("from", "{:+.3g}"), "drop_high": ("to", "{:+.3g}")}
 LOSSES = {
     "executed_precision": ("executed as", "{}"),
     "psnr": ("PSNR [dB]", "{:.3f}"),
-    "psnr_drop": ("drop [dB]", "{:+.3f}"),
-    "worst_psnr_drop": ("largest drop [dB]", "{:+.3f}"),
+    "psnr_drop": ("drop [dB]", "{:+.3g}"),
+    "worst_psnr_drop": ("largest drop [dB]", "{:+.3g}"),
     "ssim": ("SSIM", "{:.4f}"),
-    "ssim_drop": ("SSIM drop", "{:+.4f}"),
+    "ssim_drop": ("SSIM drop", "{:+.3g}"),
     "psnr_to_fp32": ("PSNR to fp32 [dB]", "{:.1f}"),
     "colour_shift_to_fp32": ("colour shift [ΔE]", "{:.2f}"),
     "bias": ("bias [levels]", "{:+.2f}"),
@@ -47,17 +47,7 @@ ANSWERS = {
     "chroma_error": ("chroma error", "{:.2f}"),
 }
 GROUPS = {name: (name, "{}") for name in ("trait", "group", "dtype", "faces")}
-GROUPS |= {"fp32": ("fp32 [dB]", "{:.2f}")} | VERDICTS | {"drop": ("drop [dB]", "{:+.3f}")}
-LAYERS = {
-    "layer": ("layer", "{}"),
-    "output_psnr_alone": ("picture, alone [dB]", "{:.1f}"),
-    "output_psnr_without": ("picture, without [dB]", "{:.1f}"),
-    "isolated_sqnr_db": ("SQNR isolated [dB]", "{:.1f}"),
-    "sqnr_db": ("SQNR accumulated [dB]", "{:.1f}"),
-    "cosine": ("cosine accumulated", "{:.4f}"),
-    "clipped_share": ("clipped", "{:.1e}"),
-    "saturation": ("saturated", "{:.1e}"),
-}
+GROUPS |= {"fp32": ("fp32 [dB]", "{:.2f}")} | VERDICTS | {"drop": ("drop [dB]", "{:+.3g}")}
 RUNS = {
     "images": ("images", "{:.0f}"),
     "value": ("value", "{:.4f}"),
@@ -103,16 +93,11 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 lengths = [[abs(row[key] - end)] for end in ends]
                 look: Any = {"fmt": "none", "elinewidth": 2, "capsize": 7, "capthick": 2, "zorder": 4}
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
-        labels = [
-            f"{dtype}\n{style.minus(f'{mean:+.{digits}f}')}{unit}"
-            for dtype, mean in zip(groups, means, strict=True)
-        ]
+        labels = [f"{d}\n{style.minus(f'{m:+.{digits}f}')}{unit}" for d, m in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
         most, loss = max(zip(groups, means, strict=True), key=lambda pair: pair[1])
-        axis.set_title(
-            f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
-        )
-        axis.set_ylabel(f"{name}, fp32 minus dtype{' [dB]' if unit else ''}")
+        title = f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
+        axis.set(title=title, ylabel=f"{name}, fp32 minus dtype{' [dB]' if unit else ''}")
     return figure
 
 
@@ -121,32 +106,29 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     panels = (
-        (
-            "colour_shift_to_fp32",
-            "{} moves the mean colour most: ΔE {:.2f}",
-            "shift of the mean colour [ΔE 1976]",
-        ),
+        ("colour_shift_to_fp32", "{} moves mean colour most: ΔE {:.2f}", "shift of mean colour [ΔE 1976]"),
         ("bias", "{} leaves the widest veil: {:+.2f} levels", "mean of dtype minus fp32 [grey levels]"),
     )
     for axis, (key, title, label) in zip(axes[0], panels, strict=True):
         means = {dtype: float(np.mean([row[key] for row in members])) for dtype, members in groups.items()}
         most = max(means, key=lambda dtype: abs(means[dtype]))
+        widest = max(abs(row[key]) for members in groups.values() for row in members)
+        if key == "bias" and widest < 0.5:  # rounds to the same grey level
+            title = f"No precision leaves a visible veil: {widest:.2f} levels at most"
         boxes = axis.boxplot(
-            [[row[key] for row in members] for members in groups.values()],
-            positions=range(len(groups)), widths=0.5, showfliers=False, patch_artist=True,
-            medianprops={"color": style.INK, "linewidth": 1.8},
+            [[row[key] for row in members] for members in groups.values()], positions=range(len(groups)),
+            widths=0.5, showfliers=False, patch_artist=True, medianprops={"color": style.INK, "lw": 1.8},
         )  # fmt: skip
         for box, dtype in zip(boxes["boxes"], groups, strict=True):
             box.set(facecolor=f"{style.DTYPE_COLOURS[dtype]}40", edgecolor=style.DTYPE_COLOURS[dtype])
         _dots(axis, groups, key)
         axis.set_xticks(range(len(groups)), list(groups))
-        axis.set(title=style.minus(title.format(most, means[most])), ylabel=label)
+        axis.set(title=title.format(most, means[most]).replace(" -", " −"), ylabel=label)
     axes[0, 0].set_ylim(bottom=0)
     return figure
 
 
 FEW_LEVELS = 8
-SCALE = "difference from fp32, largest of the channels [grey levels of 255]"
 
 
 def _scale(faces: Sequence[FaceErrors]) -> dict[str, Any]:
@@ -157,7 +139,7 @@ def _scale(faces: Sequence[FaceErrors]) -> dict[str, Any]:
     return {"norm": BoundaryNorm(edges, 256, extend="max"), "cmap": "inferno"}
 
 
-def _scale_bar(figure: Figure, scale: Mapping[str, Any], label: str, **options: Any) -> None:
+def _scale_bar(figure: Figure, scale: Mapping[str, Any], **options: Any) -> None:
     """Put the colour bar of error maps below them."""
     edges = scale["norm"].boundaries
     bar = figure.colorbar(ScalarMappable(**scale), location="bottom", **options)
@@ -165,7 +147,7 @@ def _scale_bar(figure: Figure, scale: Mapping[str, Any], label: str, **options: 
     names = [f"{low}" if low == high else f"{low}–{high}" for low, high in ends]
     bar.set_ticks((edges[:-1] + edges[1:]) / 2, labels=names)
     bar.ax.tick_params(which="minor", length=0)
-    bar.set_label(label)
+    bar.set_label("difference from fp32, largest of the channels [grey levels of 255]")
 
 
 def _title(error: np.ndarray) -> str:
@@ -192,7 +174,7 @@ def error_maps_figure(
             style.mark_region(axis, face.expected.shape[0], region)
         above[0].set_ylabel(style.face_title(face.name, photographs), fontsize=9)
         below[0].set_ylabel(region.called(face.name, photographs), fontsize=9)
-    _scale_bar(figure, scale, SCALE, ax=figure.axes, shrink=0.8, aspect=50)
+    _scale_bar(figure, scale, ax=figure.axes, shrink=0.8, aspect=50)
     return figure
 
 
@@ -218,7 +200,7 @@ def worst_figure(faces: Sequence[FaceErrors], dtype: str, photographs: Sequence[
             style.show_zoom(axis, pictures[name], region, f"{name}, enlarged" if first else "")
         style.show_zoom(row[6], error, region, "error, enlarged" if first else "", **scale)
         row[0].set_ylabel(f"{style.face_title(face.name, photographs)}\n{face.role}", fontsize=7.5)
-    _scale_bar(figure, scale, SCALE, ax=axes, shrink=0.4, aspect=45)
+    _scale_bar(figure, scale, ax=axes, shrink=0.4, aspect=45)
     return figure
 
 
@@ -261,8 +243,12 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     style.name_rows(axis, [TITLES[trait] for trait in traits])
     _marks(axis, rows, "trait", traits, "correlation", ("low", "high"), "x")
     axis.axvline(0, color=style.INK, linewidth=1)
-    title = f"Does the drop in {SCORES[score].split(' [')[0]} follow a property of the face?"
-    axis.set(xlim=(-1.02, 1.02), title=title)
+    stands = sorted((row for row in rows if row["shown"]), key=lambda row: -abs(row["correlation"]))
+    name, more = SCORES[score].split(" [")[0], f", and {len(stands) - 1} more" if len(stands) > 1 else ""
+    title = f"No precision's drop in {name} is shown to follow a property of the face"
+    for r in stands[:1]:
+        title = f"{r['dtype']}'s drop in {name} follows {TRAITS[r['trait']]}, ρ = {r['correlation']:+.2f}"
+    axis.set(xlim=(-1.02, 1.02), title=title.replace("-", "−") + more)
     axis.set_xlabel("Spearman's rank correlation (positive: loses more where there is more of it)")
     axis.legend(**{**BESIDE, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)})
     return figure
@@ -271,18 +257,20 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
 def _marks(
     axis: Axes, rows: Sequence[Row], by: str, names: Sequence[str], key: str, ends: Sequence[str], along: str
 ) -> None:
-    """Draw every dtype's values at the places of the groups' names; hollow, without interval, if unsure."""
+    """Draw values at the places of groups; hollow are trends that are not shown, groups without interval."""
     dtypes = style.grouped(rows, "dtype", style.DTYPE_COLOURS)
     for shift, (dtype, members) in zip(_spread(len(dtypes), 0.45), dtypes.items(), strict=True):
         colour = style.DTYPE_COLOURS[dtype]
         label: str | None = dtype  # of the first marks that are drawn
         for sure in (True, False):
-            marks = [row for row in members if all(row[end] is not None for end in ends) == sure]
+            marks = [row for row in members if row.get("shown", row[ends[0]] is not None) == sure]
             if not marks:
                 continue
             points = [names.index(row[by]) + shift for row in marks], [row[key] for row in marks]
-            lengths = [[abs(row[key] - row[end]) if sure else 0.0 for row in marks] for end in ends]
-            look: Any = {"ms": 6, "mfc": colour if sure else "white", "capsize": 3 if sure else 0}
+            lengths = [
+                [abs(row[key] - (np.nan if row[e] is None else row[e])) for row in marks] for e in ends
+            ]
+            look: Any = {"ms": 6, "mfc": colour if sure else "white", "capsize": 3}
             look |= {f"{along}err": lengths, "elinewidth": 1.6, "color": colour, "label": label}
             axis.errorbar(*(points if along == "y" else points[::-1]), marker="o", linestyle="none", **look)
             label = None
@@ -313,15 +301,12 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
         quantised.sort_values(key, kind="stable").iloc[0].to_dict()
         for key in ("isolated_sqnr_db", "output_psnr_alone")
     )
-    title = (
-        f"Alone, {style.short_layer(weakest['module'])} is the noisiest: {weakest['isolated_sqnr_db']:.0f} dB"
-    )
+    name = style.short_layer
+    title = f"Alone, {name(weakest['module'])} is the noisiest: {weakest['isolated_sqnr_db']:.0f} dB"
     style.label(noise, title, y="signal to noise of the map [dB]", pad=18)
     noise.legend(loc="lower left", ncols=2, fontsize=9)
     output.plot(quantised["x"], quantised["output_psnr_alone"], "D", **look)
-    title = (
-        f"{style.short_layer(worst['module'])} costs the picture most: {worst['output_psnr_alone']:.0f} dB"
-    )
+    title = f"{name(worst['module'])} costs the picture most: {worst['output_psnr_alone']:.0f} dB"
     style.label(output, title, y="PSNR of the picture [dB]")
     _name_stages(axes[:, 0], names, [shape[1] for shape in stages["shape"].last()])
     in_float = stages["layer"].any() & ~stages["quantised"].any()
@@ -336,12 +321,9 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
 def _name_stages(axes: Sequence[Axes], names: Sequence[str], sides: Sequence[int]) -> None:
     """Name the stages under the last panel; shade every other resolution, and part encoder and decoder."""
     decoder = next((i for i, name in enumerate(names) if name.startswith("generator")), 0)
-    runs = [  # stages of one resolution beside each other, all in the encoder or all in the decoder
-        (side, list(columns))
-        for (side, _), columns in itertools.groupby(
-            range(len(sides)), lambda column: (sides[column], column < decoder)
-        )
-    ]
+    # Runs are stages of one resolution beside each other, all in the encoder or all in the decoder
+    keys = [(side, column < decoder) for column, side in enumerate(sides)]
+    runs = [(key[0], list(run)) for key, run in itertools.groupby(range(len(sides)), keys.__getitem__)]
     for axis in axes:
         style.name_columns(axis, [""] * len(names))
         for _, columns in runs[1::2]:
@@ -357,11 +339,6 @@ def _name_stages(axes: Sequence[Axes], names: Sequence[str], sides: Sequence[int
         axes[0].text(decoder + offset, 0.98, text, ha=end, va="top", **look)
     slanted: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 8.5}
     axes[-1].set_xticks(range(len(names)), map(style.short_layer, names), **slanted)
-
-
-def _write_beside(axis: Axes, lines: Sequence[str], colour: str) -> None:
-    """Write lines to the right of a panel, from its lower end."""
-    axis.text(1.012, 0.02, "\n".join(lines), transform=axis.transAxes, fontsize=9, color=colour, va="bottom")
 
 
 def half_stress_figure(rows: Sequence[Row]) -> Figure:
@@ -386,7 +363,8 @@ def half_stress_figure(rows: Sequence[Row]) -> Figure:
             text = f"{module.removeprefix('Gpen.')},\n    {operator.removeprefix('aten.')}"
             lines.append(f"{len(lines)}  {text}")
     if len(lines) > 1:
-        _write_beside(axis, lines, style.INK)
+        beside: Any = {"transform": axis.transAxes, "fontsize": 9, "color": style.INK, "va": "bottom"}
+        axis.text(1.012, 0.02, "\n".join(lines), **beside)
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(factors))
     axis.xaxis.set_minor_locator(NullLocator())

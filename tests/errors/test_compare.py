@@ -163,7 +163,7 @@ def test_an_angle_on_a_limit_belongs_to_the_darker_group():
     }  # fmt: skip
     for angle, group in groups.items():
         traits = [{"name": "face", "ita": angle, "lightness": 50.0, "colourfulness": 20.0}]
-        losses = compare.group_losses(make_scores(traits, lambda _: 0.0), traits)
+        losses = compare.group_losses(make_scores(traits, lambda _: 0.1), traits)
         assert {row["group"] for row in only(losses, trait="ita")} == {group}
 
 
@@ -247,14 +247,37 @@ def test_the_verdicts_of_all_groups_are_corrected_together_and_the_note_counts_t
     table = compare.group_losses(scores, traits)
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in table)
     assert alone > 0 and {row["verdict"] for row in table} == {NOT_SHOWN}
-    note = compare.groups_note(table)
+    note = compare.groups_note(table, scores)
     assert note.startswith(f"{len(table)} ") and f" {alone} of " in note and " 0 stand" in note
+    assert "Left out" not in note
+
+
+def test_what_gives_the_very_outputs_of_another_is_neither_tested_nor_listed_again():
+    traits, random = make_traits(12), np.random.default_rng(0)
+    scores = make_scores(traits, lambda _: random.normal())
+    again = [row | {"dtype": copy, "ms": i} for copy, dtype in (("bf16", "fp32"), ("int8_bf16", "int8"))
+             for i, row in enumerate(only(scores, dtype=dtype))]  # fmt: skip
+    assert compare.copies(scores + again) == {"bf16": "fp32", "int8_bf16": "int8"}
+    table = compare.group_losses(scores, traits)
+    assert compare.group_losses(scores + again, traits) == table
+    assert compare.trends(scores + again, traits) == compare.trends(scores, traits)
+    note = compare.groups_note(table, scores + again)
+    assert note.endswith(
+        " Left out as exact copies of another's outputs: bf16 (of fp32's), int8_bf16 (of int8's)."
+    )
+    equal = [row for row in scores + again if row["dtype"] in ("fp32", "bf16")]
+    table = compare.group_losses(equal, traits)
+    assert {row["dtype"] for row in table} == {"bf16"}, "there is nothing else to be told"
+    assert "Left out" not in compare.groups_note(table, equal)
+    again[-1]["psnr_drop"] += 1e-9
+    assert compare.copies(scores + again) == {"bf16": "fp32"}
 
 
 def timed(dtype, ms, high=0.0, spread=0.1, shift=0.0, images=40, **changes):
     return {
         "dtype": dtype, "images": images, "psnr_drop": high / 2, "psnr_drop_low": 0.0, "psnr_drop_high": high,
-        "colour_shift_to_fp32": shift, "executed_precision": f"{dtype} units", "ms_per_image": 100.0,
+        "worst_psnr_drop": 3 * high, "colour_shift_to_fp32": shift,
+        "executed_precision": f"{dtype} units", "ms_per_image": 100.0,
         "latency_ms": ms, "latency_p10_ms": ms - spread, "latency_p90_ms": ms + spread,
     } | changes  # fmt: skip
 
@@ -263,13 +286,15 @@ def test_the_fastest_within_the_budget_is_taken():
     table = [timed("fp32", 30.0), timed("bf16", 15.0, 0.02), timed("int8", 10.0, 0.05, shift=0.2)]
     choice = compare.recommend(table)
     assert choice.dtype == "int8" and choice.cautions == () and choice.others.keys() == {"fp32", "bf16"}
-    for figure in ("10.0 ms", "3.0 times", "30.0 ms", "0.025 dB", "0.050 dB", "ΔE 0.20", "int8 units"):
+    for figure in ("10.0 ms", "3.0 times", "30.0 ms", "0.025 dB", "ΔE 0.20", "int8 units"):
         assert figure in choice.reason
+    assert "mean loss 0.000 to 0.050 dB; budget" in choice.reason and "0.150 dB on the worst" in choice.reason
+    assert "at most" not in choice.reason, "an interval of the mean bounds no face"
     assert "15.0 ms" in choice.others["bf16"] and "1.5 times" in choice.others["bf16"]
-    gain = compare.recommend([table[0], timed("int8", 10.0, -0.004, psnr_drop=-0.016)]).reason
-    assert "gains 0.016 dB" in gain and "at least 0.004 dB" in gain and "-" not in gain
+    gain = compare.recommend([table[0], timed("int8", 10.0, -0.004, psnr_drop_low=-0.03)]).reason
+    assert "gains 0.002 dB" in gain and "−0.030 to −0.004 dB" in gain and "-" not in gain
     tiny = compare.recommend([table[0], timed("int8", 10.0, 0.02, psnr_drop=2e-5)]).reason
-    assert "loses 2e-05 dB" in tiny
+    assert "loses 2e−05 dB" in tiny
 
 
 def test_a_loss_is_refused_by_the_end_of_its_interval_and_a_shift_of_colour_too():

@@ -238,7 +238,8 @@ SAMPLES = {
     **dict.fromkeys((errors.colour_figure,), lambda c: (c.compared(),)),
     errors.error_maps_figure: lambda c: (c.maps(),),
     errors.worst_figure: lambda c: (c.maps(), "int8_bf16"),
-    **dict.fromkeys((errors.groups_figure, errors.trends_figure), lambda c: (c.groups(),)),
+    errors.groups_figure: lambda c: (c.groups(),),
+    errors.trends_figure: lambda c: ([row | {"shown": row["drop_low"] is not None} for row in c.groups()],),
     errors.depth_figure: lambda c: (c.feature_maps(),),
     errors.half_stress_figure: lambda c: (c.stress(),),
     train.losses_figure: lambda c: (c.log(), c.name("prior")),
@@ -408,6 +409,28 @@ def test_colours_of_dtypes_mean_nothing_else():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             used = [colour for colour in plots.DTYPE_COLOURS.values() if colour.lower() in line.lower()]
             assert not used or '"fp32": ' in line, f"{path.name}:{number}: {used}"
+
+
+def test_a_veil_is_named_only_where_one_can_be_seen():
+    rows = [
+        {"dtype": d, "colour_shift_to_fp32": 0.1, "bias": b} for d in ("fp16", "int8") for b in (0.1, -0.3)
+    ]
+    axis = errors.colour_figure(rows).axes[1]
+    assert axis.get_title() == "No precision leaves a visible veil: 0.30 levels at most"
+    axis = errors.colour_figure([*rows, rows[-1] | {"bias": -3.4}]).axes[1]
+    assert axis.get_title() == "int8 leaves the widest veil: −1.20 levels"
+
+
+def test_a_filled_mark_is_a_trend_that_stands_and_the_title_names_the_strongest():
+    row = {"trait": "lightness", "score": "psnr", "low": 0.1, "high": 0.9, "shown": True}
+    rows = [row | {"dtype": d, "correlation": r} for d, r in (("fp16", 0.2), ("int8", -0.75), ("bf16", 0.5))]
+    rows[0]["shown"] = False  # its interval leaves out zero, but it does not stand once corrected
+    axis = errors.trends_figure(rows).axes[0]
+    looks = {marks.get_label(): marks.lines[0].get_markerfacecolor() for marks in axis.containers}
+    assert looks == {d: "white" if d == "fp16" else plots.DTYPE_COLOURS[d] for d in ("fp16", "int8", "bf16")}
+    assert axis.get_title() == "int8's drop in PSNR follows brightness, ρ = −0.75, and 1 more"
+    none = errors.trends_figure([row | {"shown": False} for row in rows]).axes[0]
+    assert none.get_title().startswith("No precision's drop in PSNR is shown")
 
 
 def test_what_is_said_of_the_choice_is_computed():
