@@ -24,6 +24,11 @@ MIB = 2**20
 # Paul Tol's "muted" scheme (colour-blind safe), apart from the colours of the dtypes.
 PART_COLOURS = {"encoder": "#332288", "mapping": "#999933", "decoder": "#44AA99"}
 RGB_COLOUR = "#AA4499"
+SHAPE = {  # of a network, in words
+    "in_size": "side of the input [px]", "out_size": "side of the output [px]",
+    "channel_multiplier": "factor on the channels from 64 px up (channel multiplier)",
+    "narrow": "factor on all channels (narrow)",
+}  # fmt: skip
 BLOCKS = {  # columns of the notebook's table, see ``gpenlib.plots.table``
     "name": ("block", "{}"),
     "operation": ("operation", "{}"),
