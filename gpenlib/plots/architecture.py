@@ -24,6 +24,11 @@ MIB = 2**20
 # Paul Tol's "muted" scheme (colour-blind safe), apart from the colours of the dtypes.
 PART_COLOURS = {"encoder": "#332288", "mapping": "#999933", "decoder": "#44AA99"}
 RGB_COLOUR = "#AA4499"
+SHAPE = {  # of a network, in words
+    "in_size": "side of the input [px]", "out_size": "side of the output [px]",
+    "channel_multiplier": "factor on the channels from 64 px up (channel multiplier)",
+    "narrow": "factor on all channels (narrow)",
+}  # fmt: skip
 BLOCKS = {  # columns of the notebook's table, see ``gpenlib.plots.table``
     "name": ("block", "{}"),
     "operation": ("operation", "{}"),
@@ -134,7 +139,7 @@ def cost_growth(
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         growth = cost(totals[-1]) / cost(totals[0])
-        told = f"{title}: × {growth:.1f}" if len(totals) > 1 else title
+        told = f"{title}: × {growth:.1f}\nfrom {sizes[0]} to {sizes[-1]} px" if len(totals) > 1 else title
         style.label(axis, told, "image side in pixels", unit, fontsize=10.5)
     style.legend_below(figure, axes[0, 2], ncols=3)
     return figure
@@ -167,12 +172,11 @@ def feature_grid(
 def growing_image(grown: Mapping[int, Image], added: Mapping[int, Image]) -> Figure:
     """Show the RGB skip image at every side in pixels, and what each level added, uint8 [side, side, 3]."""
     sides = sorted(grown)
-    figure, _ = style.picture_grid(
+    return style.picture_grid(
         [[grown[side] for side in sides], [added[side] for side in sides]],
         [[f"{side} px" for side in sides]], ["image so far", "added by this level\n(own scale, grey is 0)"],
         width=10.0, height=min(2 * 9.8 / len(sides) + 0.15, 5.5), interpolation="nearest",
-    )  # fmt: skip
-    return figure
+    )[0]  # fmt: skip
 
 
 def before_and_after(image: Image, output: Image) -> Figure:

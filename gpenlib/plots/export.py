@@ -52,8 +52,9 @@ def operator_figure(graphs: Mapping[str, Row], kinds: int = 14) -> Figure:
         axis.bar_label(bars, [str(count or "") for count in shown[file]], fontsize=7, padding=1)
     style.name_columns(axis, list(shown.index), rotation=35, ha="right", rotation_mode="anchor")
     axis.tick_params(axis="x", length=0)
-    most = max(graphs[file]["nodes"] for file in files)
-    style.label(axis, f"Operators in the exported graphs, of up to {most} nodes", y="nodes")
+    least, most = (end((graphs[file]["nodes"], label_of(file)) for file in files) for end in (min, max))
+    title = f"Most nodes, {most[0]}: {most[1]}; fewest, {least[0]}: {least[1]}"
+    style.label(axis, title, y="nodes", fontsize=11)
     style.legend_below(figure, axis, ncols=2)
     return figure
 
@@ -74,9 +75,9 @@ def convolution_figure(graphs: Mapping[str, Row]) -> Figure:
         axis.bar_label(bars, texts, label_type="center", color="white", fontweight="bold")
         before += counts
     axis.set_xlim(0, 1.03 * before.max())
-    computed = max(graphs[file]["runtime_convolutions"] for file in files)
-    title = f"Up to {computed} of {before.max():.0f} convolutions compute their weights anew in every call"
-    style.label(axis, title if computed else "All convolutions have constant weights", "convolutions")
+    computed = " → ".join(dict.fromkeys(str(graphs[file]["runtime_convolutions"]) for file in files))
+    title = f"Convolutions that compute their weights anew in every call: {computed} of {before.max():.0f}"
+    style.label(axis, title, "convolutions", fontsize=11)
     style.legend_below(figure, ncols=2, fontsize=10)
     return figure
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gpenlib import plots as style
 from gpenlib.images import Image, from_tensor, to_tensor
+from gpenlib.infer.performance import timing_doubts
 from gpenlib.plots import Region, Row
 from gpenlib.plots.before_after import BeforeAfter, before_after
 from gpenlib.settings import REFERENCE
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
     from gpenlib.infer.scoring import Face
 
 SCORES = {"psnr": "PSNR against the truth [dB]", "ssim": "SSIM against the truth"}
-DO_NOTHING = "input (do nothing)"
+DO_NOTHING = "unchanged input"
 FILLED = 0.72  # part of a histogram's height that the bars take; the legend stands above
 DOTS: Any = {"s": 32, "edgecolors": "white", "alpha": 0.85}
 MEAN_LINE: Any = {"color": style.INK, "linewidth": 1.5, "linestyle": "--"}
 LEGEND: Any = {"fontsize": 8.5, "frameon": False}
+DETAIL = """Left: the variance of the Laplacian, large for sharp pictures and for noisy ones: an input above
+its output may just be noise; outputs far below the line are blurred. Middle: how much of the truth's fine
+detail is there, whatever lies over it (the slope of a line from the truth's detail, finer than about 2
+pixels, to the picture's); points below the line lost detail that the input had. Right: what is hardly
+degraded has little to gain, and faces below zero were better left alone."""
 
 
 def first_look(source: Image, truth: Image, network: torch.nn.Module) -> Figure:
@@ -47,11 +53,11 @@ def strips_figure(
     for strip, face in zip(figure.subfigures(len(faces), 1, squeeze=False)[:, 0], faces, strict=True):
         row = face.row
         text = (
-            f"{face.role + ': ' if face.role else ''}{style.face_title(face.name, photographs, 32)}     "
-            f"PSNR {row['psnr']:.2f} dB (input {row['psnr_input']:.2f})     "
+            f"{face.role + ': ' if face.role else ''}{style.face_title(face.name, photographs, 32)}  ·  "
+            f"PSNR {row['psnr']:.2f} dB (input {row['psnr_input']:.2f}), "
             f"SSIM {row['ssim']:.3f} (input {row['ssim_input']:.3f})"
         )
-        strip.suptitle(text, x=0.005, ha="left", fontsize=9.5)
+        strip.suptitle(text, x=0.005, ha="left", fontsize=9.5, weight="bold")
         whole, parts = strip.subfigures(1, 2, width_ratios=(1.7, 1))
         pictures = {"input": face.source, "output": face.output, "truth": face.truth}
         for axis, (name, image) in zip(whole.subplots(1, 3), pictures.items(), strict=True):
@@ -78,20 +84,19 @@ def under_divider(faces: Sequence[Face], dtype: str, fp32: Sequence[Image]) -> B
 
 def chroma_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot PSNR against colourfulness for factors on the chroma of the outputs."""
-    figure, axes = style.new_figure(1, 1, 7.0, 3.8)
-    axis, best = axes[0, 0], max(rows, key=lambda row: row["psnr"])
+    figure, axis = style.panels(1, 10.0, 3.8)
+    best = max(rows, key=lambda row: row["psnr"])
     shares, psnr = ([row[name] for row in rows] for name in ("colourfulness", "psnr"))
     axis.plot([100 * share for share in shares], psnr, "o-", color=style.DTYPE_COLOURS[dtype], markersize=6)
     for row in rows:
-        place = 100 * row["colourfulness"], row["psnr"]
-        axis.annotate(
-            f"{row['factor']:g}", place, (0, 7), textcoords="offset points", ha="center", fontsize=9
-        )
+        share = row["colourfulness"]
+        side = "center" if abs(share - 1) > 0.1 else "left" if share >= 1 else "right"  # beside the line
+        style.note(axis, f"{row['factor']:g}", (100 * share, row["psnr"]), (0, 7), va="baseline", ha=side)
     axis.axvline(100, color=style.BASELINE_COLOUR, linewidth=1, linestyle=":")
     axis.margins(0.08, 0.18)
     one = next(row for row in rows if row["factor"] == 1)
-    share = f"{one['colourfulness']:.0%} of the truth's colour"
-    title = f"PSNR is highest at chroma {best['factor']:g}; at 1 there is {share}"
+    title = f"PSNR is highest at chroma {best['factor']:g}; at 1 there is "
+    title += f"{one['colourfulness']:.0%} of the truth's colour"
     style.label(axis, title, "colourfulness, % of the truth's", "PSNR [dB]")
     return figure
 
@@ -123,46 +128,35 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face], photographs: Se
 
 def distribution_figure(rows: Sequence[Row], dtype: str) -> Figure:
     """Plot histograms of PSNR and SSIM of the outputs, with those of the do-nothing input beside them."""
-    figure, axes = style.new_figure(1, 2, width=10.0, height=3.5)
-    for axis, (key, label) in zip(axes[0], SCORES.items(), strict=True):
-        before, after = both = style.columns(rows, f"{key}_input", key)
-        bins = _common_bins(both)
-        for values, kind, colour in (
-            (before, DO_NOTHING, style.BASELINE_COLOUR),
-            (after, dtype, style.DTYPE_COLOURS[dtype]),
-        ):
-            counts, edges = np.histogram(values, bins)
-            _draw_counts(axis, key, kind, colour, counts, edges, float(np.mean(values)))
-        axis.set(title=label.split(" [")[0], xlabel=label)
-        _count_faces(axis)
-    return figure
+    figures: dict[str, Row] = {}
+    for names in ((f"{key}_input", key) for key in SCORES):
+        both = style.columns(rows, *names)
+        for name, values in zip(names, both, strict=True):
+            counts, edges = np.histogram(values, _common_bins(both))
+            figures[name] = {"counts": counts, "edges": edges, "mean": float(np.mean(values))}
+    return merged_figure(figures, (dtype, style.DTYPE_COLOURS[dtype]))
 
 
-def merged_figure(figures: Mapping[str, Mapping[str, Any]]) -> Figure:
+def merged_figure(figures: Mapping[str, Row], output: tuple[str, str] = ("output", style.ACCENT)) -> Figure:
     """Plot what :func:`distribution_figure` does from counts between edges, of any number of faces."""
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.5)
     for axis, (key, label) in zip(axes[0], SCORES.items(), strict=True):
-        kinds = {f"{key}_input": (DO_NOTHING, style.BASELINE_COLOUR), key: ("output", style.ACCENT)}
-        for name, (kind, colour) in kinds.items():
-            one = figures[name]
-            _draw_counts(axis, key, kind, colour, one["counts"], one["edges"], one["mean"])
+        kinds = {f"{key}_input": (DO_NOTHING, style.BASELINE_COLOUR), key: output}
+        for one, (kind, colour) in ((figures[name], look) for name, look in kinds.items()):
+            mean = f"{one['mean']:.2f} dB" if key == "psnr" else f"{one['mean']:.3f}"
+            line: Any = {"color": colour, "linewidth": 1.8}
+            axis.stairs(one["counts"], one["edges"], fill=True, color=colour, alpha=0.35)
+            axis.stairs(one["counts"], one["edges"], **line)
+            axis.axvline(one["mean"], ymax=FILLED, linestyle="--", label=f"{kind}, mean {mean}", **line)
         axis.set(title=label.split(" [")[0], xlabel=label)
         _count_faces(axis)
     return figure
-
-
-def _draw_counts(axis: Axes, key: str, kind: str, colour: str, counts: Any, edges: Any, mean: float) -> None:
-    """Draw one score's histogram and its mean."""
-    text = f"{kind}, mean {mean:.2f} dB" if key == "psnr" else f"{kind}, mean {mean:.3f}"
-    axis.stairs(counts, edges, fill=True, color=colour, alpha=0.35)
-    axis.stairs(counts, edges, color=colour, linewidth=1.6)
-    axis.axvline(mean, ymax=FILLED, color=colour, linewidth=2, linestyle="--", label=text)
 
 
 def latency_figure(rows: Sequence[Row], dtype: str, where: str) -> Figure:
     """Plot ``ms`` (an image's share of its batch's time) as a histogram and in the order of the run."""
     times = np.array([row["ms"] for row in rows])
-    median, high = float(np.median(times)), float(np.percentile(times, 90))
+    low, median, high = np.percentile(times, (10, 50, 90)).tolist()
     figure, histogram, course = style.panels(2, 10.0, 3.3)
     colour = style.DTYPE_COLOURS[dtype]
     histogram.hist(times, bins=_common_bins(times), color=colour, alpha=0.55, edgecolor="white")
@@ -175,7 +169,9 @@ def latency_figure(rows: Sequence[Row], dtype: str, where: str) -> Figure:
     course.axhline(median, color=style.INK, linewidth=2)
     halves = times[: (len(times) + 1) // 2], times[-max(1, len(times) // 2) :]
     early, late = (float(np.median(half)) for half in halves)
-    course.set_title(f"Second half of the run: {style.minus(f'{late / early - 1:+.0%}')}")
+    doubts = timing_doubts([dict(label=dtype, median_ms=late, p10_ms=low, p90_ms=high)], {dtype: early})
+    steady = f"Second half of the run: {style.minus(f'{late / early - 1:+.0%}')}"
+    course.set_title(f"Timed on a busy machine:\n{doubts[0]}" if doubts else steady)
     course.set(xlabel="image, in the order of the run", ylabel="ms per image")
     course.xaxis.set_major_locator(MaxNLocator(integer=True))
     course.set_ylim(0, 1.15 * times.max())

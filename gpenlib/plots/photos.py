@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from gpenlib.photos.folder import ShownPhoto
 
 GAIN = 8  # by which differences of precisions are enlarged
-STEPS = {
-    "read_s": "read", "find_s": "find faces", "run_s": "run the network", "upscale_s": "enlarge",
-    "paste_s": "put back", "write_s": "write",
+STEPS = {  # what a step is called, and its colour, which no dtype has
+    "read_s": ("read", "#332288"), "find_s": ("find faces", "#44AA99"),
+    "run_s": ("run the network", "#882255"), "upscale_s": ("enlarge", "#DDCC77"),
+    "paste_s": ("put back", style.ACCENT), "write_s": ("write all results", style.SECOND),
 }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def faces_figure(faces: Sequence[Row], folder: Path, most: int = 8) -> Figure:
     """Show the first faces as strips: aligned input, output in every dtype, what separates the dtypes."""
     dtypes = list(dict.fromkeys(face["dtype"] for face in faces))
     crops = list(dict.fromkeys(face["crops"] for face in faces))[:most]
-    names = {face["crops"]: f"{face['photo']}, face {face['face']}" for face in faces}
+    names = {face["crops"]: (Path(face["photo"]).stem, f"face {face['face']}") for face in faces}
     last = f"{dtypes[0]} and {dtypes[-1]}: difference × {GAIN}" if len(dtypes) > 1 else "what was changed"
     pictures = []
     for crop in crops:
@@ -57,19 +58,16 @@ def faces_figure(faces: Sequence[Row], folder: Path, most: int = 8) -> Figure:
         pictures.append([*shown.values(), _difference(shown, dtypes)])
     titles = [["aligned input", *dtypes, last], *[[""] * (2 + len(dtypes))] * (len(crops) - 1)]
     each = min(1.9, style.WIDEST / (2 + len(dtypes)))
-    figure, axes = style.picture_grid(
-        pictures, titles, (), each * (2 + len(dtypes)), (each + 0.05) * len(crops)
-    )
+    size = each * (2 + len(dtypes)), (each + 0.05) * len(crops)
+    figure, axes = style.picture_grid(pictures, titles, (), *size)
     for line, crop in zip(axes, crops, strict=True):
-        line[0].set_ylabel(style.shorten(names[crop], 26), fontsize=8)
+        line[0].set_ylabel("\n".join(style.shorten(text, 30) for text in names[crop]), fontsize=7.5)
     return figure
 
 
 def _difference(shown: Mapping[str, Image], dtypes: Sequence[str]) -> Image:
     """Return where two outputs, or input and output, differ, around a middle grey."""
-    first, second = (
-        (shown[dtypes[0]], shown[dtypes[-1]]) if len(dtypes) > 1 else (shown["input"], shown[dtypes[0]])
-    )
+    first, second = shown[dtypes[0] if len(dtypes) > 1 else "input"], shown[dtypes[-1]]
     if first.shape != second.shape:
         return np.full_like(second, 128)
     gain = GAIN if len(dtypes) > 1 else 1
@@ -77,25 +75,28 @@ def _difference(shown: Mapping[str, Image], dtypes: Sequence[str]) -> Image:
 
 
 def time_figure(photos: Sequence[Row]) -> Figure:
-    """Plot the time of every step, one bar per photograph (first dtype)."""
-    first = [photo for photo in photos if photo["dtype"] == photos[0]["dtype"]][:12]
-    figure, axes = style.new_figure(1, 1, 9.0, 1.4 + 0.32 * len(first))
-    axis, left = axes[0, 0], np.zeros(len(first))
-    for number, (step, name) in enumerate(STEPS.items()):
-        spent = np.array([float(photo.get(step, 0)) for photo in first])
-        axis.barh(range(len(first)), spent, left=left, label=name, color=f"C{number}", height=0.7)
-        left += spent
-    style.name_rows(axis, [style.shorten(photo["photo"], 30) for photo in first], fontsize=8)
-    total = float(np.median(left))
-    style.label(axis, f"Half take less than {total:.2f} s; the steps of several overlap", "seconds")
+    """Plot the seconds of every step that took time in the first dtype, a bar for each of 12 photographs."""
+    dtype = photos[0]["dtype"]
+    first = [photo for photo in photos if photo["dtype"] == dtype][:12]
+    figure, axis = style.panels(1, 10.0, 1.4 + 0.32 * len(first))
+    spent = {step: np.array([float(photo.get(step, 0)) for photo in first]) for step in STEPS}
+    total = np.sum(list(spent.values()))
+    share = {step: seconds.sum() / total for step, seconds in spent.items()}
+    left, most = np.zeros(len(first)), max(STEPS, key=lambda step: share[step])
+    for step in (step for step in STEPS if share[step] > 0.001):
+        name, colour = STEPS[step]
+        axis.barh(range(len(first)), spent[step], left=left, label=name, color=colour, height=0.7)
+        left += spent[step]
+    style.name_rows(axis, [style.shorten(photo["photo"], 36) for photo in first], fontsize=8)
+    title = f"The longest step is “{STEPS[most][0]}”: {share[most]:.0%} of the time, in {dtype}"
+    style.label(axis, title, "seconds; steps of several photographs overlap")
     style.legend_below(figure, axis, ncols=len(STEPS))
     return figure
 
 
 def reach_figure(pictures: Mapping[str, Image]) -> Figure:
     """Show one photograph coloured to several reaches, side by side."""
-    figure, _ = style.picture_grid([list(pictures.values())], [list(pictures)], (), 10.0, 4.0)
-    return figure
+    return style.picture_grid([list(pictures.values())], [list(pictures)], (), 10.0, 4.0)[0]
 
 
 def upload_field(enhance: Callable[[Path], Any]) -> Any | None:

@@ -15,8 +15,6 @@ from gpenlib.train.trainer import LogRow, beginning_and_end, series, smooth
 
 BLUE = "#332288"
 TERM_COLOURS = {"real_logit": "#44AA99", "fake_logit": style.SECOND}
-
-
 LOGITS = {"real_logit": "training faces", "fake_logit": "generated", "held_out_logit": "held-out faces"}
 PANELS = (  # title, unit, logged terms with their legend texts
     ("content: distance to the truth", "pixels in [-1, 1]", {"content": ""}),
@@ -52,10 +50,9 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
             axis.set_yscale("log")
         if len(terms) > 1:
             axis.legend(fontsize=8)
-    if title and panels:
-        heading, _, terms = panels[0]
-        first, last = beginning_and_end(rows, next(term for term in terms if term in logged))
-        title = f"{title}: {heading} {first:.3g} → {last:.3g}"
+    if "content" in logged:  # an adversarial loss tells nothing of how good the faces are
+        first, last = beginning_and_end(rows, "content")
+        title = f"{title}: {PANELS[0][0]} {first:.3g} → {last:.3g}"
     figure.suptitle(title, fontsize=12)
     return figure
 

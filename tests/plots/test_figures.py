@@ -20,7 +20,7 @@ from gpenlib.compile.write import FORMS
 from gpenlib.errors.compare import FaceErrors
 from gpenlib.files import repository_root
 from gpenlib.infer.scoring import Face
-from gpenlib.plots import architecture, compile, data, errors, export, infer, train
+from gpenlib.plots import architecture, compile, data, errors, export, infer, photos, train
 
 FACE = re.findall(
     r"\w+",
@@ -249,7 +249,7 @@ SAMPLES = {
 }  # fmt: skip
 
 UNITS = re.compile(
-    r"\[.+\]|\b(ms|dB|MiB|GFLOPs|millions|pixels|images?|nodes|convolutions|layers|step|L1|latent)\b|"
+    r"\[.+\]|\b(ms|seconds|dB|MiB|GFLOPs|millions|pixels|images?|nodes|convolutions|layers|step|L1|latent)\b|"
     r"share|loss|part of|SSIM|CIELAB|ΔE|correlation|deviation|factor|units|magnitude|variance|olourful|logit|"
     r"cosine|gradient|softplus|J'y"
 )  # a unit, or a number without one
@@ -491,3 +491,43 @@ def test_times_are_told_once_and_inputs_named_after_their_layer():
     assert [text.get_text() for text in labels] == ["convs.8, skip input  (f32)"]
     assert compile.unless_zero([row | {"draw": 0}], "draw", "draw") == {}
     assert compile.unless_zero([row], "ms", "time") == {"ms": "time"}
+
+
+def title_of(axis):
+    return axis.get_title() or axis.get_title("left")
+
+
+@pytest.mark.parametrize(
+    ("times", "title"),
+    [
+        ([10.0] * 8 + [9.7] * 8, "Second half of the run: −3%"),
+        ([90.0] * 12 + [53.0] * 4, "Timed on a busy machine:\ntimes of fp32 differ up to 1.7-fold"),
+        ([10.0] * 8 + [20.0] * 8, "Timed on a busy machine:\ntimes of fp32 differ up to 2.0-fold"),
+    ],
+)
+def test_a_disturbed_run_is_said_to_be_one(times, title):
+    course = infer.latency_figure([{"ms": ms} for ms in times], "fp32", "here").axes[1]
+    assert title_of(course) == title
+
+
+def test_time_of_photographs_names_the_longest_step_and_draws_those_that_took_time(monkeypatch):
+    row = {"photo": "a.png", "dtype": "int8", "find_s": 3.0, "run_s": 0.9, "write_s": 0.1, "upscale_s": 1e-4}
+    figure = photos.time_figure([row, row | {"photo": "b.png"}, row | {"dtype": "fp32", "run_s": 99.0}])
+    assert title_of(figure.axes[0]) == "The longest step is “find faces”: 75% of the time, in int8"
+    steps = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert steps == ["find faces", "run the network", "write all results"]
+    assert faults(figure, monkeypatch) == []
+
+
+def test_titles_of_graphs_and_of_losses_are_findings():
+    graph = {"operators": {"Conv": 3}, "nodes": 400, "constant_convolutions": 16, "runtime_convolutions": 22}
+    deploy = graph | {"nodes": 410, "constant_convolutions": 38, "runtime_convolutions": 0}
+    graphs = {"deploy.onnx": deploy, "training.onnx": graph}
+    assert title_of(export.convolution_figure(graphs).axes[0]).endswith("in every call: 22 → 0 of 38")
+    title = title_of(export.operator_figure(graphs).axes[0])
+    assert (
+        title == "Most nodes, 410: deploy form, dynamo exporter; fewest, 400: training form, dynamo exporter"
+    )
+    rows = [{"step": step, "adversarial": 1.0 * step} for step in range(1, 9)]
+    assert train.losses_figure(rows, "prior").get_suptitle() == "prior"
+    assert "0.5 → 0.5" in train.losses_figure([r | {"content": 0.5} for r in rows], "x").get_suptitle()
