@@ -134,7 +134,10 @@ def test_layers_are_excluded_automatically(build, calibrated, monkeypatch):
     automatic = manifest["quantisation"]["automatic"]
     assert {row["name"] for row in automatic["ranking"]} == set(names)
     assert (automatic["excluded"], automatic["images"], len(manifest["layers"])) == ([], 2, len(names))
-    monkeypatch.setattr(Probe, "drop", lambda self, layers: 60.0 if len(layers) > len(names) - 2 else 1.0)
+    many = {"psnr": 50.0, "drop_db": 60.0}
+    monkeypatch.setattr(
+        Probe, "measure", lambda _, layers: many | ({} if len(layers) > len(names) - 2 else {"drop_db": 1.0})
+    )
     manifest = read(build("int8", quantize={**quantize, "max_drop_db": 49.0}))
     excluded = [row["name"] for row in automatic["ranking"][:2]]
     assert manifest["quantisation"]["automatic"]["excluded"] == excluded
