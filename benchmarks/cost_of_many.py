@@ -28,7 +28,7 @@ from cluster import DISTINCT, Rates, repeated, write_faces
 from pipeline import processor_time
 
 from gpenlib import open_runtime
-from gpenlib.cluster.engine import OBJECT_STORE
+from gpenlib.cluster.engine import connect
 from gpenlib.cluster.photos import main as photos
 from gpenlib.cluster.score import even_colour
 from gpenlib.cluster.score import main as score
@@ -241,11 +241,8 @@ def pictures(folder: Path, given: Path | None, side: int, count: int) -> Path:
 
 def check(costs: Costs, artefact: Path, given: Path | None, task: str, most: int) -> list[dict[str, float]]:
     """Run the job on a local cluster; return measured and reckoned rates by number of workers."""
-    import ray
-
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-    quiet = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": OBJECT_STORE}
-    ray.init("local", num_cpus=max(*WORKERS, processors()), **quiet)  # more workers than processors, too
+    os.environ.pop("RAY_ADDRESS", None)  # a cluster of this machine
+    ray = connect(max(*WORKERS, processors()))  # more workers than processors, too
     rows = []
     for workers in WORKERS:
         count = most * workers // max(WORKERS)

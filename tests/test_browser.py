@@ -261,15 +261,17 @@ NOTEBOOK = "jupyterapp.shell.currentWidget"
 IDLE = f"window.jupyterapp && {NOTEBOOK}?.sessionContext?.session?.kernel?.status === 'idle'"
 
 
+def cells_of(page):
+    return page.evaluate(f"{NOTEBOOK}.content.model.toJSON().cells")
+
+
 def outputs_of(page):
-    cells = page.evaluate(f"{NOTEBOOK}.content.model.toJSON().cells")
-    return [output for cell in cells for output in cell.get("outputs", [])]
+    return [output for cell in cells_of(page) for output in cell.get("outputs", [])]
 
 
 def first_picture(page):
     """Number of the first cell that shows a picture."""
-    cells = page.evaluate(f"{NOTEBOOK}.content.model.toJSON().cells")
-    shown = [json.dumps(cell.get("outputs", [])) for cell in cells]
+    shown = [json.dumps(cell.get("outputs", [])) for cell in cells_of(page)]
     return next(number for number, text in enumerate(shown) if "<img" in text or "image/" in text)
 
 

@@ -55,9 +55,9 @@ def ray():
     required = os.environ.get("GPEN_RAY_REQUIRED") == "1"
     ray = __import__("ray") if required else pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "processors", lambda: 2)
         patch.setattr(engine, "OBJECT_STORE", 256 << 20)
-        engine.connect()
+        patch.delenv("RAY_ADDRESS", raising=False)
+        engine.connect(2)
         yield ray
         ray.shutdown()
 

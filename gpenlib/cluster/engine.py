@@ -230,8 +230,8 @@ def _spread_on_ray(job: Open, make: Callable[[], Any], cluster: Cluster, ordered
         ray.kill(steward)
 
 
-def connect() -> Any:
-    """Connect to the cluster that RAY_ADDRESS names, or start one on this machine; return the module."""
+def connect(cores: int = 0) -> Any:
+    """Connect to the cluster of RAY_ADDRESS, or start one of all processors or ``cores`` here; return Ray."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is run here is nobody else's business
     try:
         import ray
@@ -244,7 +244,7 @@ def connect() -> Any:
         address = os.environ.get("RAY_ADDRESS") or "local"
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == "local":
-            options |= {"num_cpus": processors(), "object_store_memory": OBJECT_STORE}
+            options |= {"num_cpus": cores or processors(), "object_store_memory": OBJECT_STORE}
             options["include_dashboard"] = False
         attempts = 2 if address == "local" else 1  # Ray gives its own start 30 s, also on a busy machine
         for left in reversed(range(attempts)):

@@ -330,9 +330,8 @@ def _faces_with_traits(rows: Sequence[Row], traits: Sequence[Row]) -> pd.DataFra
     for dtype, of_dtype in scores.groupby("dtype", sort=False):
         if differing := sorted(names ^ set(of_dtype["name"])):
             raise ValueError(f"{dtype}: scores and traits are of different faces: {', '.join(differing[:5])}")
-    own = scores[
-        ~scores["dtype"].isin(copies(rows))
-    ]  # tested again, copies make Holm's correction too strict
+    # Copies are not tested again: that would make Holm's correction too strict
+    own = scores[~scores["dtype"].isin(copies(rows))]
     scores = own if own["dtype"].nunique() > 1 else scores
     faces = pd.DataFrame(traits)[["name", *TRAITS]].astype(dict.fromkeys(TRAITS, float))
     tones = pd.cut(faces["ita"], ITA_LIMITS, labels=ITA_GROUPS)

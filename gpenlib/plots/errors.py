@@ -246,9 +246,10 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     stands = sorted((row for row in rows if row["shown"]), key=lambda row: -abs(row["correlation"]))
     name, more = SCORES[score].split(" [")[0], f", and {len(stands) - 1} more" if len(stands) > 1 else ""
     title = f"No precision's drop in {name} is shown to follow a property of the face"
-    for r in stands[:1]:
-        title = f"{r['dtype']}'s drop in {name} follows {TRAITS[r['trait']]}, ρ = {r['correlation']:+.2f}"
-    axis.set(xlim=(-1.02, 1.02), title=title.replace("-", "−") + more)
+    if stands:
+        first, rho = stands[0], style.minus(f"{stands[0]['correlation']:+.2f}")
+        title = f"{first['dtype']}'s drop in {name} follows {TRAITS[first['trait']]}, ρ = {rho}"
+    axis.set(xlim=(-1.02, 1.02), title=title + more)
     axis.set_xlabel("Spearman's rank correlation (positive: loses more where there is more of it)")
     axis.legend(**{**BESIDE, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)})
     return figure
