@@ -127,8 +127,14 @@ class Rates:
     def steady(self) -> float:
         """Return faces per second between the first part and the last but some."""
         rows = [(seconds, parts) for seconds, parts, _ in self.seen if parts]
-        most = rows[-1][1]
-        (first, before), (last, after) = rows[0], next(row for row in rows if row[1] >= most - self.workers)
+        most = rows[-1][1] if rows else 0
+        begin, end = rows[:1], [row for row in rows if row[1] >= most - self.workers][:1]
+        if begin == end:
+            raise ValueError(
+                f"{self.total} faces were {most} parts in {self._seconds:.0f} s, too few for a steady "
+                f"rate of {self.workers} workers; give more faces"
+            )
+        [(first, before)], [(last, after)] = begin, end
         return (after - before) * (self.total / most) / (last - first)
 
     def quarters(self) -> list[float]:

@@ -45,6 +45,17 @@ def test_what_is_reckoned(program):
     assert few["limit"] == many["limit"] == "write" and few["hours"] == many["hours"]
 
 
+def test_a_steady_rate_needs_faces_enough(program, tmp_path):
+    rates = program.Rates(tmp_path, 100, workers=1)
+    rates.stop()
+    for seen in ([], [(1.0, 0, 0.0), (2.0, 1, 0.0)], [(1.0, 1, 0.0), (2.0, 2, 0.0)]):
+        rates.seen = seen
+        with pytest.raises(ValueError, match="100 faces were . parts .* more faces"):
+            rates.steady()
+    rates.seen = [(10.0, 2, 0.0), (20.0, 4, 0.0), (30.0, 9, 0.0), (31.0, 10, 0.0)]
+    assert rates.steady() == pytest.approx(7 * 10 / 20), "ten faces a part"
+
+
 def test_the_page_reckons_as_the_program_does(program, page_file, opened):  # noqa: F811
     page, faults = opened(1280, "light", "file:")
     page.goto(page_file.as_uri())
