@@ -201,6 +201,11 @@ def headings(page: str) -> list[tuple[str, str, str]]:
     return re.findall(r'<h([1-6]) id="([^"]*)">(.*?)<a class="anchor-link"', page, re.DOTALL)
 
 
+def without_places(stderr: str) -> str:
+    """Return what a kernel wrote, its warnings without the file, line and source from which they came."""
+    return re.sub(r"(?m)^.*:\d+: (\w*Warning: .*)\n  .*$", r"\1", stderr)
+
+
 def thumbnail(png: str) -> str:
     """Return a figure, made small, as a data URI."""
     figure = Pillow.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
@@ -212,7 +217,8 @@ def write_pages(run_folder: Path, selected: Iterable[Path], name: str) -> Path:
     from gpenlib.errors.report import templates  # with matplotlib, which a refused command need not wait for
 
     environment = templates()
-    environment.filters |= {each.__name__: each for each in (markdown, headings, thumbnail, ansi2html)}
+    filters = (markdown, headings, thumbnail, ansi2html, without_places)
+    environment.filters |= {each.__name__: each for each in filters}
     environment.filters["highlight"] = Highlight2HTML(pygments_lexer="ipython3")
     executed, folder = run_folder / "notebooks", run_folder / "html"
     names = sorted({path.name for path in (*executed.glob(PATTERN), *selected)})

@@ -182,6 +182,29 @@ def test_a_card_tells_what_was_found(pages):
     assert small.shape == (150, 480, 3) and small[10, 10, 2] > 240 > 20 > small[10, 10, 0], "red above"
 
 
+def test_a_page_opens_with_what_was_found(pages):
+    """It stands behind the title, and once; a page of a notebook that failed promises nothing."""
+    markdown = result("int8 is **2 times** as fast", "text/markdown")
+    found = code("", markdown, printed("more"), figure(), tags=["finding"])
+    texts = pages(
+        n00_a=notebook("A", nbformat.v4.new_markdown_cell("## How"), found),
+        n01_b=notebook("B", found, exception=True),
+        n02_c=notebook("C", code("", printed("last"))),
+    )
+    told = "int8 is <strong>2 times</strong> as fast"
+    assert texts["00_a"].count(told) == 1 and "more" in texts["00_a"]
+    marks = ('<section class="summary"', ">A<a", ">How<a")
+    summary, title, how = (texts["00_a"].index(mark) for mark in marks)
+    assert title < summary < texts["00_a"].index(told) < how
+    assert texts["01_b"].count(told) == 1 and '<section class="summary"' not in texts["01_b"] + texts["02_c"]
+
+
+def test_warnings_come_without_the_place_in_our_code(pages):
+    warning = "/a b/c.py:193: UserWarning: no bf16: f32 computes\n  runtime = open_it(folder)\nplain\n"
+    page = pages(n00_a=notebook("A", code("", printed(warning, "stderr"))))["00_a"]
+    assert "UserWarning: no bf16: f32 computes\nplain" in html.unescape(page) and "open_it" not in page
+
+
 def test_the_index_opens_with_the_recommendation_of_this_run(pages, tmp_path):
     assert "ecommend" not in pages(n05_errors=notebook("Errors"))["index"]
     choice = {"dtype": "int8", "reason": "It is <fast>.", "others": {}, "cautions": ["Only 6 faces."]}

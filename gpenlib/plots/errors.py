@@ -46,8 +46,8 @@ ANSWERS = {
     "delta_e2000": ("ΔE 2000", "{:.2f}"),
     "chroma_error": ("chroma error", "{:.2f}"),
 }
-GROUPS = {name: (name, "{}") for name in ("trait", "group", "dtype", "faces")}
-GROUPS |= {"fp32": ("fp32 [dB]", "{:.2f}")} | VERDICTS | {"drop": ("drop [dB]", "{:+.3g}")}
+GROUPS = {name: (name, "{}") for name in ("trait", "group", "dtype", "score", "faces")}
+GROUPS |= {"fp32": ("fp32", "{:.4g}")} | VERDICTS
 RUNS = {
     "images": ("images", "{:.0f}"),
     "value": ("value", "{:.4f}"),

@@ -482,6 +482,17 @@ def test_modes_close_together_share_a_label_and_the_better_one_is_told():
     assert {"int8, max ◎", "int8, percentile"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
+def test_names_that_a_runtime_gave_are_words():
+    names = {
+        "generator.convs.9.conv": "convs.9",
+        "generator.to_rgbs.4.conv.skip": "to_rgbs.4, skip half",
+        "node_leaky_relu_25.skip": "leaky relu 25, skip half",
+        "ecd1.blur.conv_abcd_acdb_ecd1.conv/WithoutBiases": "ecd1, layout",
+        "encoder.node_2": "encoder.node_2",
+    }
+    assert {name: plots.short_layer(name) for name in names} == names
+
+
 def test_times_are_told_once_and_inputs_named_after_their_layer():
     row = {"name": "mul_7.skip_quantised", "kind": "element-wise", "precision": "f32", "ms": 11.0}
     note = compile.times_note({"int8": [row], "fp32": [row]}, [INT8 | {"median_ms": 10.0}])
