@@ -266,9 +266,17 @@ def _kernel_shell() -> Any:
     return shell if hasattr(shell, "get_parent") else None
 
 
-def keep_memory() -> bool:
-    """Let this process keep what it frees for its next arrays; return whether the C library can do that."""
-    # By default glibc maps every array of more than 32 MiB anew, and the system fills its pages with zeros.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-    options = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
-    return mallopt is not None and all(mallopt(option, value) for option, value in options)
+def keep_memory(keep: bool = True) -> bool:
+    """Let this process keep what it frees for its next arrays, or give it back; return whether it can.
+
+    By default glibc maps every array of more than 32 MiB anew, and the system fills its pages with zeros. Who
+    makes the same large arrays again and again keeps them; who makes other ones would need more and more.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):  # musl
+        return False
+    options = ((M_MMAP_MAX, 0 if keep else 2**16), (M_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**17))
+    done = all(library.mallopt(option, value) for option, value in options)
+    if not keep:
+        library.malloc_trim(0)
+    return done

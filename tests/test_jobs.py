@@ -1,5 +1,8 @@
 """Progress bars by place; the live and headless kernels are stand-ins with the real interface."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,3 +61,31 @@ def test_a_reader_sees_the_last_state_and_needs_no_kernel_for_it(notebook, capsy
     assert len(states) > 20 and all("\r" not in state and "\n" not in state for state in states)
     assert states[-1].startswith("counting: 100%") if leave else states[-1] == "", "or clears itself"
     assert capsys.readouterr() == ("", "")
+
+
+KEEPING = """
+import numpy as np
+from gpenlib.jobs import keep_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+def grown(keep):
+    told = keep_memory(keep)
+    before = resident()
+    arrays = [np.ones(2**20, np.uint8) for _ in range(200)]
+    last = np.ones(2**20, np.uint8)  # lies behind them on the heap
+    del arrays
+    return (resident() - before) // 2**20 if told else None
+
+print(grown(True), grown(False), keep_memory(False))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="no /proc")
+def test_what_is_freed_is_kept_or_given_back():
+    done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
+    kept, given_back, told = done.stdout.split()
+    if told == "False":
+        pytest.skip("this C library cannot be told")
+    assert int(kept) > 150 and int(given_back) < 50

@@ -281,15 +281,13 @@ def has_bf16() -> bool:
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def open_graph(model: Any, hint: str) -> Callable[..., Any]:
-    """Compile an ONNX graph of fixed shapes in OpenVINO; ``hint`` is its precision: f32, bf16."""
+def open_graph(model: bytes, hint: str) -> Callable[..., Any]:
+    """Compile an ONNX file's graph of fixed shapes in OpenVINO; ``hint`` is its precision: f32, bf16."""
     import openvino
 
     core = openvino.Core()
     options = OPENVINO_OPTIONS | {"INFERENCE_PRECISION_HINT": hint}
-    compiled: Callable[..., Any] = core.compile_model(
-        core.read_model(model.SerializeToString()), "CPU", options
-    )
+    compiled: Callable[..., Any] = core.compile_model(core.read_model(model), "CPU", options)
     return compiled
 
 
