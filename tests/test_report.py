@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from gpenlib.data.faces import embedded_faces
-from gpenlib.errors.compare import Recommendation, groups_note, open_face_errors, worst_faces
+from gpenlib.errors.compare import Recommendation, groups_note, open_face_errors, trends_note, worst_faces
 from gpenlib.errors.report import NOTEBOOK_05, gallery_dtype, papermill_command, signed, write_report
 from gpenlib.files import read_json, repository_root, sha256
 from gpenlib.images import write_image
@@ -112,6 +112,7 @@ def test_its_tables_are_those_of_the_summary(run, page):
 def test_it_shows_the_corrected_verdicts_of_the_groups(run, page):
     groups, texts = run[1]["metrics"]["groups"], cells(page)
     assert groups_note(groups, run[1]["metrics"]["rows"]) in html.unescape(page)
+    assert trends_note(run[1]["metrics"]["trends"]) in html.unescape(page)
     shown = [row for row in groups if row["score"] == "psnr"]
     start = texts.index("skin tone") - 1
     lines = [texts[start + 8 * i : start + 8 * i + 8] for i in range(len(shown))]

@@ -225,7 +225,12 @@ ITA_GROUPS = ("dark", "brown", "tan", "intermediate", "light", "very light")
 NOT_MEASURED = "no skin colour found"
 THIRDS = ("lowest third", "middle third", "highest third")
 TRAITS = {"ita": "skin tone", "lightness": "brightness", "colourfulness": "colourfulness"}
-GROUP_SCORES = ("psnr", "ssim", "delta_e2000")
+FACES = {  # at the low and at the high end of each trait
+    "ita": ("darker skin", "lighter skin"),
+    "lightness": ("darker faces", "brighter faces"),
+    "colourfulness": ("greyer faces", "more colourful faces"),
+}
+GROUP_SCORES = {"psnr": "PSNR", "ssim": "SSIM", "delta_e2000": "ΔE 2000"}
 
 
 def typology_angle(lab: LabArray) -> float | None:
@@ -294,16 +299,31 @@ def groups_note(groups: Sequence[Row], rows: Sequence[Row]) -> str:
     left_out = f" Left out as exact copies of another's outputs: {', '.join(again)}." if again else ""
     tested = [row for row in groups if row["p_holm"] is not None]
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
-    shown = [row["score"] for row in tested if row["verdict"] in ("drop", "gain")]
+    stand = [
+        f"{row['dtype']}'s {GROUP_SCORES[row['score']]} ({TRAITS[row['trait']]}: {row['group']})"
+        for row in tested
+        if row["verdict"] in ("drop", "gain")
+    ]
     if not tested:
         return f"Nothing is tested: every group has fewer than {FEWEST} faces.{left_out}"
     return (
-        f"{len(tested)} means, of every score, are compared with zero. Each interval is a single "
-        f"{CONFIDENCE:.0%} interval, not corrected for that number; {alone} of them leave out zero. The "
-        f"verdicts are corrected (Holm): the chance of even one false drop or gain is at most "
-        f"{1 - CONFIDENCE:.0%}. {len(shown)} stand, of which {shown.count('psnr')} in PSNR. "
+        f"{len(tested)} means, of {', '.join(GROUP_SCORES.values())}, are compared with zero. Each interval "
+        f"is a single {CONFIDENCE:.0%} one, not corrected for that number; {alone} of them leave out zero. "
+        f"The verdicts are corrected (Holm): the chance of even one false drop or gain is at most "
+        f"{1 - CONFIDENCE:.0%}. {len(stand)} stand{': ' if stand else ''}{', '.join(stand)}. "
         f"Groups of fewer than {FEWEST} faces are not tested.{left_out}"
     )
+
+
+def trends_note(trends: Sequence[Row]) -> str:
+    """Return which of the :func:`trends` stand, the strongest first."""
+    shown = sorted((row for row in trends if row["shown"]), key=lambda row: -abs(row["correlation"]))
+    told = [
+        f"{row['dtype']} loses more {GROUP_SCORES[row['score']]} on "
+        f"{FACES[row['trait']][row['correlation'] > 0]} (rank correlation {abs(row['correlation']):.2f})"
+        for row in shown
+    ]
+    return f"{'; '.join(told) or 'no loss is shown to follow a property of the face'}."
 
 
 def trends(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:
@@ -480,6 +500,8 @@ def _why_not(row: Row, chosen: Row, equally_fast: bool) -> str:
         )
     times = _times(row)[1] / _times(chosen)[1]
     loss = "It loses nothing" if row["dtype"] == REFERENCE else "Its loss is within the budget"
+    if row["dtype"] != REFERENCE and row["psnr_drop"] == row["worst_psnr_drop"] == 0:
+        loss = f"It gives {REFERENCE}'s pictures"
     return f"{loss}, but it takes {_ms(row)}, {times:.1f} times {chosen['dtype']}'s time{_executed(row)}."
 
 

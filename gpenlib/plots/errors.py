@@ -46,8 +46,6 @@ ANSWERS = {
     "delta_e2000": ("ΔE 2000", "{:.2f}"),
     "chroma_error": ("chroma error", "{:.2f}"),
 }
-GROUPS = {name: (name, "{}") for name in ("trait", "group", "dtype", "score", "faces")}
-GROUPS |= {"fp32": ("fp32", "{:.4g}")} | VERDICTS
 RUNS = {
     "images": ("images", "{:.0f}"),
     "value": ("value", "{:.4f}"),
@@ -95,8 +93,10 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
         labels = [f"{d}\n{style.minus(f'{m:+.{digits}f}')}{unit}" for d, m in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
-        most, loss = max(zip(groups, means, strict=True), key=lambda pair: pair[1])
-        title = f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
+        loss = max(means)
+        most = [dtype for dtype, mean in zip(groups, means, strict=True) if mean == loss]
+        named = f"{' and '.join(most)} lose{'s' if len(most) == 1 else ''} most {name}"  # copies lose alike
+        title = f"{named}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
         axis.set(title=title, ylabel=f"{name}, fp32 minus dtype{' [dB]' if unit else ''}")
     return figure
 
@@ -106,12 +106,13 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     panels = (
-        ("colour_shift_to_fp32", "{} moves mean colour most: ΔE {:.2f}", "shift of mean colour [ΔE 1976]"),
-        ("bias", "{} leaves the widest veil: {:+.2f} levels", "mean of dtype minus fp32 [grey levels]"),
+        ("colour_shift_to_fp32", "Mean colour moves most in {}: ΔE {:.2f}", "shift of mean colour [ΔE 1976]"),
+        ("bias", "The widest veil is that of {}: {:+.2f} levels", "mean of dtype minus fp32 [grey levels]"),
     )
     for axis, (key, title, label) in zip(axes[0], panels, strict=True):
         means = {dtype: float(np.mean([row[key] for row in members])) for dtype, members in groups.items()}
-        most = max(means, key=lambda dtype: abs(means[dtype]))
+        size = max(map(abs, means.values()))
+        most = [dtype for dtype in means if abs(means[dtype]) == size]
         widest = max(abs(row[key]) for members in groups.values() for row in members)
         if key == "bias" and widest < 0.5:  # rounds to the same grey level
             title = f"No precision leaves a visible veil: {widest:.2f} levels at most"
@@ -123,7 +124,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
             box.set(facecolor=f"{style.DTYPE_COLOURS[dtype]}40", edgecolor=style.DTYPE_COLOURS[dtype])
         _dots(axis, groups, key)
         axis.set_xticks(range(len(groups)), list(groups))
-        axis.set(title=title.format(most, means[most]).replace(" -", " −"), ylabel=label)
+        axis.set(title=title.format(" and ".join(most), means[most[0]]).replace(" -", " −"), ylabel=label)
     axes[0, 0].set_ylim(bottom=0)
     return figure
 
@@ -293,9 +294,11 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
     figure, axes = style.new_figure(2, 1, width=10.0, height=6.4, height_ratios=[1.5, 1])
     noise, output = axes[:, 0]
     colour = style.DTYPE_COLOURS["int8"]
-    last = stages.tail(1)  # what a stage hands on
-    last = last[last["sqnr_db"] < EQUAL_SQNR]
-    noise.plot(last["x"], last["sqnr_db"], "o-", color=colour, ms=5, lw=1, label="all layers in int8")
+    noise.plot(
+        quantised["x"], quantised["sqnr_db"], "o-", color=colour, ms=5, lw=1, label="all layers in int8"
+    )
+    rgb = stages.tail(1).query("module.str.contains('rgb') and sqnr_db < @EQUAL_SQNR")  # not beside diamonds
+    noise.plot(rgb["x"], rgb["sqnr_db"], "o", color=colour, ms=5, mfc="none", label="the picture so far")
     look: Any = {"color": ISOLATED, "ms": 6}
     noise.plot(quantised["x"], quantised["isolated_sqnr_db"], "D", **look, label="this layer alone in int8")
     weakest, worst = (
@@ -305,7 +308,7 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
     name = style.short_layer
     title = f"Alone, {name(weakest['module'])} is the noisiest: {weakest['isolated_sqnr_db']:.0f} dB"
     style.label(noise, title, y="signal to noise of the map [dB]", pad=18)
-    noise.legend(loc="lower left", ncols=2, fontsize=9)
+    noise.legend(loc="lower left", ncols=3, fontsize=9)
     output.plot(quantised["x"], quantised["output_psnr_alone"], "D", **look)
     title = f"{name(worst['module'])} costs the picture most: {worst['output_psnr_alone']:.0f} dB"
     style.label(output, title, y="PSNR of the picture [dB]")

@@ -248,8 +248,22 @@ def test_the_verdicts_of_all_groups_are_corrected_together_and_the_note_counts_t
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in table)
     assert alone > 0 and {row["verdict"] for row in table} == {NOT_SHOWN}
     note = compare.groups_note(table, scores)
-    assert note.startswith(f"{len(table)} ") and f" {alone} of " in note and " 0 stand" in note
+    assert note.startswith(f"{len(table)} means, of PSNR, SSIM, ΔE 2000, are")
+    assert f" {alone} of " in note and " 0 stand. " in note
+    table[0]["verdict"], named = "drop", compare.TRAITS[table[0]["trait"]]
+    assert f"1 stand: bf16's PSNR ({named}: {table[0]['group']}). " in compare.groups_note(table, scores)
     assert "Left out" not in note
+
+
+def test_trends_of_every_score_are_told_the_strongest_first():
+    row = {"trait": "lightness", "score": "psnr", "dtype": "int8", "correlation": 0.754, "shown": True}
+    dark = row | {"trait": "ita", "score": "ssim", "correlation": -0.8}
+    note = compare.trends_note([row, dark, row | {"dtype": "fp16", "shown": False}])
+    assert note == (
+        "int8 loses more SSIM on darker skin (rank correlation 0.80); "
+        "int8 loses more PSNR on brighter faces (rank correlation 0.75)."
+    )
+    assert compare.trends_note([row | {"shown": False}]).startswith("no loss is shown")
 
 
 def test_what_gives_the_very_outputs_of_another_is_neither_tested_nor_listed_again():

@@ -418,7 +418,7 @@ def test_a_veil_is_named_only_where_one_can_be_seen():
     axis = errors.colour_figure(rows).axes[1]
     assert axis.get_title() == "No precision leaves a visible veil: 0.30 levels at most"
     axis = errors.colour_figure([*rows, rows[-1] | {"bias": -3.4}]).axes[1]
-    assert axis.get_title() == "int8 leaves the widest veil: −1.20 levels"
+    assert axis.get_title() == "The widest veil is that of int8: −1.20 levels"
 
 
 def test_a_filled_mark_is_a_trend_that_stands_and_the_title_names_the_strongest():
@@ -431,6 +431,27 @@ def test_a_filled_mark_is_a_trend_that_stands_and_the_title_names_the_strongest(
     assert axis.get_title() == "int8's drop in PSNR follows brightness, ρ = −0.75, and 1 more"
     none = errors.trends_figure([row | {"shown": False} for row in rows]).axes[0]
     assert none.get_title().startswith("No precision's drop in PSNR is shown")
+
+
+def test_precisions_that_lose_alike_are_named_together():
+    rows = [{"dtype": d, "psnr_drop": 0.02, "ssim_drop": s, "colour_shift_to_fp32": s, "bias": 2 * s}
+            for d, s in (("fp16", 0.001), ("int8", 0.2), ("int8_bf16", 0.2))]  # fmt: skip
+    left, right = errors.drops_figure(rows, []).axes[:2]
+    assert title_of(left).startswith("fp16 and int8 and int8_bf16 lose most PSNR: 0.02")
+    assert title_of(right).startswith("int8 and int8_bf16 lose most SSIM")
+    shift, bias = errors.colour_figure(rows).axes[:2]
+    assert title_of(shift) == "Mean colour moves most in int8 and int8_bf16: ΔE 0.20"
+    assert title_of(bias).startswith("No precision")
+
+
+def test_int8_is_drawn_at_the_very_maps_that_are_measured_alone():
+    row = {"module": "convs.9", "layer": None, "shape": [8, 4, 4], "quantised": False, "sqnr_db": 20.0}
+    row |= dict.fromkeys(("isolated_sqnr_db", "output_psnr_alone"))
+    conv = row | {"layer": "convs.9.conv", "quantised": True, "sqnr_db": 31.0, "isolated_sqnr_db": 33.0}
+    rows = [conv | {"output_psnr_alone": 60.0}, row, row | {"module": "to_rgbs.4", "sqnr_db": 50.0}]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in errors.depth_figure(rows).axes[0].lines}
+    assert lines["all layers in int8"] == [31] and lines["this layer alone in int8"] == [33]
+    assert lines["the picture so far"] == [50]
 
 
 def test_what_is_said_of_the_choice_is_computed():
