@@ -76,6 +76,12 @@ def resolve_path(path: str | Path) -> Path:
     return path if path.is_absolute() else repository_root() / path
 
 
+def from_root(path: Path) -> str:
+    """Return a path as texts show it: from the repository's root, where it lies there."""
+    root = repository_root()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
 def check_utf8(path: Path, error_type: type[Exception]) -> None:
     """Raise an error for a file whose name is not UTF-8: no result could tell it."""
     try:

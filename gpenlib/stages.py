@@ -27,6 +27,7 @@ from typing import Any, Self
 from gpenlib.files import (
     StorageError,
     fingerprint,
+    from_root,
     hash_outputs,
     keep_aside,
     links_in,
@@ -318,7 +319,7 @@ class Stages:
         in_place: bool = False,
         goes_on: bool = False,
     ) -> Manifest:
-        """Return the standing manifest of a stage, or build it; adds ``folder`` and ``built``."""
+        """Return the standing manifest of a stage, or build it; adds ``folder``, ``where`` and ``built``."""
         folder = self.folder / name
         self._refuse_inputs_inside(folder)
         with self._usable():
@@ -329,7 +330,7 @@ class Stages:
                     if manifest is None:
                         return self._build(name, key, build, used or {}, why, in_place, goes_on)
         # A copy: what a caller changes in its manifest must not be what the next one is told.
-        return copy.deepcopy(manifest) | {"folder": str(folder), "built": False}
+        return copy.deepcopy(manifest) | {"folder": str(folder), "where": from_root(folder), "built": False}
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -404,7 +405,7 @@ class Stages:
                 if not (goes_on and (work / JOURNAL).is_file()):
                     shutil.rmtree(work, ignore_errors=True)
         self._memory.pop(folder, None)
-        return manifest | {"folder": str(folder), "built": True}
+        return manifest | {"folder": str(folder), "where": from_root(folder), "built": True}
 
     def _refuse_inputs_inside(self, folder: Path) -> None:
         """Raise SettingsError if something that the user gave lies inside a stage folder."""

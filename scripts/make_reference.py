@@ -93,7 +93,8 @@ one is half a result, and is built again. Every manifest has these fields:
 
 A stage stands while `settings`, `inputs`, `packages`, `code` and the files are the same; otherwise it is
 built again, and the log says which of them changed. In Python every method of `gpenlib.Run` below returns
-its manifest, with `folder` and `built` (whether it was built just now) added.
+its manifest, with `folder`, `where` (the same from the root of the repository) and `built` (whether it was
+built just now) added.
 
 Beside the stages a run's folder holds `report.html` (notebook 05), `notebooks/` and `html/` (executed
 copies and pages, of `make run`), and `00_architecture/results.json`, the counts of notebook 00.

@@ -12,6 +12,7 @@ import pytest
 from gpenlib.files import (
     choice_error,
     fingerprint,
+    from_root,
     nearest,
     repository_root,
     resolve_path,
@@ -86,6 +87,7 @@ def test_paths_are_resolved_from_the_repository(tmp_path, monkeypatch):
     assert (root / "gpenlib" / "run.py").is_file()
     assert resolve_path("params/demo.yaml") == root / "params" / "demo.yaml"
     assert resolve_path(tmp_path) == tmp_path
+    assert from_root(root / "outputs" / "a") == "outputs/a" and from_root(tmp_path) == str(tmp_path)
 
 
 def test_messages_name_the_nearest():

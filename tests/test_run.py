@@ -64,7 +64,7 @@ def one(outputs_root):
 
 def test_a_stage_is_built_once_and_records_what_it_is(one):
     again = toy().one()
-    assert again["built"] is False and again["folder"] == str(one)
+    assert again["built"] is False and again["folder"] == again["where"] == str(one)
     assert (again["stage"], again["metrics"]) == ("one", {"size": 512})
     assert set(again["outputs"]) == {"deep/size.txt", "same.txt"}
     assert again["packages"]["torch"] and again["settings"] == {"size": 512}

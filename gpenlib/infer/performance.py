@@ -102,7 +102,7 @@ def timing_doubts(rows: Iterable[Mapping[str, Any]], earlier: Mapping[str, float
     for row in rows:
         label, median, before = row["label"], row["median_ms"], earlier.get(row["label"], row["median_ms"])
         if (spread := row["p90_ms"] / row["p10_ms"]) > UNSTEADY:
-            doubts.append(f"times of {label} differ up to {spread:.1f}-fold")
+            doubts.append(f"8 of 10 times of {label} span a factor of {spread:.1f}")
         if max(median / before, before / median) > UNSTEADY:
             doubts.append(f"{label} took {before:.1f} ms earlier, {median:.1f} ms now")
     return doubts

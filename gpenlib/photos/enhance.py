@@ -549,10 +549,7 @@ def _note(faces: Sequence[EnhancedFace], reach: float, chosen: Any = "all") -> s
         count = sum(face.done == done for face in faces)
         parts.append(f"{count} face{'s' if count > 1 else ''} {done}")
     if any(face.done == "coloured" for face in faces):
-        outside = (
-            "what lies outside the faces' squares has the colours that it had"
-            if reach == 1
-            else f"colour fades out at {reach:g} sides of a face's square; beyond, nothing is coloured"
-        )
-        parts.append(outside)
+        near = "what lies outside the faces' squares has the colours that it had"
+        far = f"colour fades out at {reach:g} sides of a face's square; beyond, nothing is coloured"
+        parts.append(near if reach == 1 else far)
     return "; ".join(parts)

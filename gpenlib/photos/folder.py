@@ -351,8 +351,7 @@ def entry_of(result: PhotoResult, folder: Path) -> dict[str, Any]:
     if result.error:
         failure = {"photo": str(result.path), "reason": result.error}
         return {"photos": [], "faces": [], "failures": [failure], "state": result.state}
-    photos: list[dict[str, Any]] = []
-    faces: list[dict[str, Any]] = []
+    photos, faces = list[dict[str, Any]](), list[dict[str, Any]]()
 
     def place(path: Path) -> str:
         return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
@@ -364,19 +363,10 @@ def entry_of(result: PhotoResult, folder: Path) -> dict[str, Any]:
         paths = {"source": place(result.path), "file": place(result.files[dtype])}
         photos.append({**head, **paths, "faces": len(made.faces), "note": made.note, **spent, **times})
         for number, face in enumerate(made.faces):
-            faces.append(
-                {
-                    **head,
-                    "file": paths["file"],
-                    "face": number,
-                    "done": face.done,
-                    "side_px": round(face.side, 1),
-                    "score": round(face.score, 3),
-                    "square": face.square.round(1).tolist(),
-                    "points": face.points.round(1).tolist(),
-                    "crops": f"{FACES}/{result.name}_{number}",
-                }
-            )
+            row = {**head, "file": paths["file"], "face": number, "done": face.done}
+            row |= {"side_px": round(face.side, 1), "score": round(face.score, 3)}
+            row |= {name: getattr(face, name).round(1).tolist() for name in ("square", "points")}
+            faces.append(row | {"crops": f"{FACES}/{result.name}_{number}"})
     return {"photos": photos, "faces": faces, "failures": [], "state": result.state}
 
 

@@ -213,9 +213,9 @@ def calibration_figure(layers: Sequence[Row], histograms: Mapping[str, Row], cho
     return figure
 
 
-def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db: float) -> Figure:
+def sensitivity_figure(measured: Row) -> Figure:
     """Draw what rounding a layer alone costs (the 16 worst), and what leaving the first so many heals."""
-    shown, colour = ranking[:16], style.DTYPE_COLOURS["int8"]
+    shown, colour, budget = measured["ranking"][:16], style.DTYPE_COLOURS["int8"], measured["max_drop_db"]
     figure, left, right = style.panels(2, 10.0, max(3.0, 1.3 + 0.24 * len(shown)))
     scores = [row["psnr"] for row in shown]
     style.name_rows(left, [style.short_layer(row["name"]) for row in shown], fontsize=8.5)
@@ -224,13 +224,14 @@ def sensitivity_figure(ranking: Sequence[Row], steps: Sequence[Row], max_drop_db
     left.margins(x=0.08)
     title = f"{style.short_layer(shown[0]['name'])} alone costs most"
     style.label(left, title, "int8 there alone: PSNR of unrounded outputs\nto fp32's, calibration faces [dB]")
-    counts, drops = ([row[key] for row in steps] for key in ("excluded", "drop_db"))
+    counts, drops = ([row[key] for row in measured["steps"]] for key in ("excluded", "drop_db"))
     right.plot(counts, drops, "o-", color=colour)
     right.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
-    title = f"All in int8: {change(drops[0])} (budget: {max_drop_db:g} dB lost)"
+    said = change(drops[0]) if drops[0] >= 0.0005 else "no loss shown"  # on so few, a gain is luck
+    title = f"All in int8: {said} on {measured['images']} calibration faces"
     style.label(right, title, "layers left in float, the most sensitive first", "PSNR lost to the truth [dB]")
-    if max_drop_db < 4 * max(map(abs, drops)):
-        right.axhline(max_drop_db, color=style.INK, ls="--", lw=1.2, label="budget")
+    if budget < 4 * max(map(abs, drops)):
+        right.axhline(budget, color=style.INK, ls="--", lw=1.2, label=f"budget: {budget:g} dB lost")
         right.legend(loc="best", frameon=False)
     right.set_xticks(counts)
     return figure

@@ -118,9 +118,8 @@ def baseline_figure(scores: Sequence[Row], colours: Sequence[Row]) -> Figure:
         chroma, values = [row["chroma"] for row in colours], [row[key] for row in scores]
         axis.scatter(chroma, values, color=style.BASELINE_COLOUR)
         axis.set(xlabel="mean CIELAB chroma of the truth", ylabel=f"{key.upper()} of the input{unit}")
-        axis.set_title(
-            f"Doing nothing: {key.upper()} {np.mean(values):.3g}{unit.strip(' []') and ' dB'} on average"
-        )
+        score = f"{np.mean(values):.2f} dB" if unit else f"{np.mean(values):.3f}"
+        axis.set_title(f"Doing nothing: {key.upper()} {score} on average")
     axes[0, 1].set_ylim(0, 1.02)
     return figure
 

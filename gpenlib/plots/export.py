@@ -18,7 +18,7 @@ from gpenlib.plots import Row
 LABELS = {
     "training.onnx": "training form, dynamo exporter",
     "deploy.onnx": "deploy form, dynamo exporter",
-    "deploy_torchscript_exporter.onnx": "deploy form, TorchScript-based exporter",
+    "deploy_torchscript_exporter.onnx": "deploy form, TorchScript exporter",
     "deploy.pt": "deploy form, TorchScript file",
 }
 COLOURS = dict(zip(LABELS, (style.BASELINE_COLOUR, style.ACCENT, style.SECOND, "#332288"), strict=True))

@@ -119,8 +119,7 @@ def extremes_figure(best: Sequence[Face], worst: Sequence[Face], photographs: Se
             for axis, image in zip(column, (face.source, face.output, face.truth), strict=True):
                 style.show_image(axis, image)
             scores = f"{face.row['psnr']:.2f} dB, {face.row['ssim']:.3f}"
-            heading = f"{style.face_title(face.name, photographs)}\n{scores}"
-            column[0].set_title(heading, fontsize=8.5)
+            column[0].set_title(f"{style.face_title(face.name, photographs)}\n{scores}", fontsize=8.5)
         for axis, name in zip(grid[:, 0], ("input", "output", "truth"), strict=True):
             axis.set_ylabel(name, fontsize=9)
     return figure
@@ -201,14 +200,15 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
     style.equal_axes(scatter, [0, limit], "as colourful as the truth")
     scatter.scatter(truth, output, color=style.DTYPE_COLOURS[dtype], **DOTS)
     ratio = output.mean() / truth.mean() if truth.mean() > 0 else float("nan")
-    scatter.set(title=f"Colourfulness: {ratio:.0%} of the truth's")
+    middle = np.median(output / np.maximum(truth, 1e-9))
+    scatter.set(title=f"Of the truth's colour: median {middle:.0%}, mean {ratio:.0%}")
     scatter.set(xlabel="colourfulness of the truth (Hasler, Süsstrunk)")
     scatter.set(ylabel=f"colourfulness of the output, {dtype}")
     scatter.legend(loc="upper left", **LEGEND)
     shifts.scatter(truth, shift, color=style.DTYPE_COLOURS[dtype], **DOTS)
     shifts.axhline(shift.mean(), label=f"mean {shift.mean():.1f}", **MEAN_LINE)
-    shifts.set(title="Distance of the mean colours", xlabel="colourfulness of the truth")
-    shifts.set(ylabel="ΔE 1976 of output and truth", xlim=(0, limit), ylim=(0, 1.2 * max(shift.max(), 1)))
+    shifts.set(title="Distance of the mean colours", xlabel="colourfulness of the truth", xlim=(0, limit))
+    shifts.set(ylabel="ΔE 1976 of output and truth", ylim=(0, 1.2 * max(shift.max(), 1)))
     shifts.legend(loc="upper right", **LEGEND)
     return figure
 

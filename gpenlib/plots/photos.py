@@ -20,7 +20,7 @@ from gpenlib.plots import Row
 if TYPE_CHECKING:
     from gpenlib.photos.folder import ShownPhoto
 
-GAIN = 8  # by which differences of precisions are enlarged
+GAIN = 8  # by which differences of precisions are amplified
 STEPS = {  # what a step is called, and its colour, which no dtype has
     "read_s": ("read", "#332288"), "find_s": ("find faces", "#44AA99"),
     "run_s": ("run the network", "#882255"), "upscale_s": ("enlarge", "#DDCC77"),

@@ -123,6 +123,9 @@ class Case:
         counts = enumerate([None, *self.modules()[1:9]])
         return [{"in_float": i, "excluded": i, "name": n, "psnr": 30.0, "drop_db": 0.3} for i, n in counts]
 
+    def sensitivity(self):
+        return {"ranking": self.layers(), "steps": self.steps(), "max_drop_db": 0.1, "images": 8}
+
     def histograms(self):
         counts = (1e6 * np.exp(-np.arange(128) / 9)).astype(int).tolist()
         limits = dict(zip(compile.MODES, (9.0, 7.0, 5.0, 6.0), strict=True))
@@ -210,7 +213,7 @@ SAMPLES = {
     compile.layer_figure: lambda c: (c.layers(),),
     compile.forms_figure: lambda c: (c.forms(), 1.05),
     compile.calibration_figure: lambda c: (c.layers(), c.histograms(), "percentile"),
-    compile.sensitivity_figure: lambda c: (c.layers(), c.steps(), 0.1),
+    compile.sensitivity_figure: lambda c: (c.sensitivity(),),
     compile.times_figure: lambda c: (c.times(),),
     compile.pareto_figure: lambda c: (
         [*c.artefacts(), *(INT8 | {"mode": mode, "draw": d} for mode in compile.MODES for d in range(2))],
@@ -514,6 +517,29 @@ def test_names_that_a_runtime_gave_are_words():
     assert {name: plots.short_layer(name) for name in names} == names
 
 
+@pytest.mark.parametrize(
+    ("drop", "title"),
+    [(-0.025, "no loss shown on 8 calibration faces"), (0.2, "0.200 dB lost on 8 calibration faces")],
+)
+def test_a_gain_on_few_faces_is_no_loss_shown(drop, title):
+    measured = next(iter(CASES.values())).sensitivity()
+    steps = [row | {"drop_db": drop} for row in measured["steps"]]
+    right = compile.sensitivity_figure(measured | {"steps": steps}).axes[1]
+    assert title_of(right) == f"All in int8: {title}"
+
+
+def test_colour_of_the_middle_face_stands_beside_that_of_the_means():
+    rows = [
+        {"colourfulness": c, "colourfulness_truth": t, "colour_shift": 1.0}
+        for c, t in ((9, 10), (8, 8), (20, 60))
+    ]
+    title = title_of(infer.colourfulness_figure(rows, "fp32").axes[0])
+    assert title == "Of the truth's colour: median 90%, mean 47%"
+    scores = [{"psnr": 22.976, "ssim": 0.9442}] * 2
+    titles = [title_of(axis) for axis in data.baseline_figure(scores, [{"chroma": 9.0}] * 2).axes]
+    assert titles == [f"Doing nothing: {score} on average" for score in ("PSNR 22.98 dB", "SSIM 0.944")]
+
+
 def test_times_are_told_once_and_inputs_named_after_their_layer():
     row = {"name": "mul_7.skip_quantised", "kind": "element-wise", "precision": "f32", "ms": 11.0}
     note = compile.times_note({"int8": [row], "fp32": [row]}, [INT8 | {"median_ms": 10.0}])
@@ -533,8 +559,8 @@ def title_of(axis):
     ("times", "title"),
     [
         ([10.0] * 8 + [9.7] * 8, "Second half of the run: −3%"),
-        ([90.0] * 12 + [53.0] * 4, "Timed on a busy machine:\ntimes of fp32 differ up to 1.7-fold"),
-        ([10.0] * 8 + [20.0] * 8, "Timed on a busy machine:\ntimes of fp32 differ up to 2.0-fold"),
+        ([90.0] * 12 + [53.0] * 4, "Timed on a busy machine:\n8 of 10 times of fp32 span a factor of 1.7"),
+        ([10.0] * 8 + [20.0] * 8, "Timed on a busy machine:\n8 of 10 times of fp32 span a factor of 2.0"),
     ],
 )
 def test_a_disturbed_run_is_said_to_be_one(times, title):
