@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import latex2mathml.converter
 import nbformat
@@ -46,14 +46,7 @@ from gpenlib.files import (
 )
 from gpenlib.images import data_uri
 from gpenlib.jobs import command
-from gpenlib.settings import (
-    RunFolder,
-    parse_overrides,
-    read_yaml,
-)
-
-if TYPE_CHECKING:
-    pass
+from gpenlib.settings import RunFolder, parse_overrides, read_yaml
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 

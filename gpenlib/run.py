@@ -48,6 +48,7 @@ from gpenlib.files import (
     keep_aside,
     package_versions,
     read_json,
+    repository_root,
     resolve_path,
     sha256,
     shown,
@@ -133,6 +134,12 @@ class Run(Stages):
             If a value cannot be used, or papermill was given a parameter that does not exist.
         """
         return cls(kind.of(namespace))
+
+    @property
+    def place(self) -> str:
+        """Folder of the run as it is written from the repository's root, if it lies in there."""
+        inside = self.folder.is_relative_to(repository_root())
+        return str(self.folder.relative_to(repository_root()) if inside else self.folder)
 
     # What stages read
 

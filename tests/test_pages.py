@@ -214,6 +214,12 @@ def test_the_index_opens_with_the_recommendation_of_this_run(pages, tmp_path):
     place = [
         index.index(text) for text in ("<b>int8</b>", "It is &lt;fast&gt;.", "do not judge", "Only 6 faces.")
     ]
+    card_05 = nbformat.v4.new_markdown_cell("## How")
+    told = result("**Take int8.** It is 2.5 times as fast. It loses little.", "text/markdown")
+    chosen = code("", figure("chosen; more"), tags=["thumbnail"])
+    cells = (card_05, code("", told, figure("first"), tags=["finding"]), chosen)
+    shown = pages(n05_errors=notebook("Errors", *cells))["index"]
+    assert card(shown, "05_errors")[0] == "Take int8. It is 2.5 times as fast." and 'alt="chosen"' in shown
     assert (
         place == sorted(place) and 'href="../report.html"' in index and place[-1] < index.index("<ul class")
     )

@@ -20,10 +20,10 @@ from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare
 from gpenlib.files import write_text
 from gpenlib.images import Image
-from gpenlib.plots import face_title, minus
+from gpenlib.plots import face_title, minus, signed
 from gpenlib.plots.before_after import before_after
 from gpenlib.plots.compile import pareto_figure
-from gpenlib.plots.errors import SCORES, drops_figure, groups_figure, worst_figure
+from gpenlib.plots.errors import LOSS_DIGITS, SCORES, drops_figure, groups_figure, worst_figure
 from gpenlib.plots.infer import merged_figure
 from gpenlib.settings import INCEPTION, REFERENCE, RunSettings
 
@@ -62,6 +62,7 @@ def write_report(
         reference=REFERENCE,
         scores=SCORES,
         digits=DIGITS,
+        loss_digits=LOSS_DIGITS,
         table=table,
         others=[row for row in table if row["dtype"] != REFERENCE],
         pareto=pareto,
@@ -177,21 +178,15 @@ def later_runs(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def loss(row: Row, score: str) -> str:
     """Return a loss with its interval in one cell."""
-    value, low, high = (signed(row[f"{score}_drop{end}"], DIGITS[score]) for end in ("", "_low", "_high"))
+    value, low, high = (
+        signed(row[f"{score}_drop{end}"], LOSS_DIGITS[score]) for end in ("", "_low", "_high")
+    )
     return f"{value} (no interval)" if low == NOTHING else f"{value} ({low} to {high})"
 
 
 def fixed(value: float | None, digits: int) -> str:
     """Return a figure, or a dash."""
     return NOTHING if value is None else minus(f"{value:.{digits}f}")
-
-
-def signed(value: float | None, digits: int) -> str:
-    """Return a figure with its sign, or a dash; one that would be rounded to zero keeps its size."""
-    if value is None:
-        return NOTHING
-    vanishes = value != 0 and round(value, digits) == 0
-    return minus(f"{value:+.0e}" if vanishes else f"{value:+.{digits}f}")
 
 
 def papermill_command(settings: RunSettings) -> str:

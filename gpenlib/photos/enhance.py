@@ -45,14 +45,7 @@ from gpenlib.images import (
 )
 from gpenlib.infer import Runtime
 from gpenlib.metrics import colourfulness
-from gpenlib.photos.find import (
-    CenterFace,
-    Detector,
-    PhotoFace,
-    choose_faces,
-    find_faces,
-    square_corners,
-)
+from gpenlib.photos.find import CenterFace, Detector, PhotoFace, choose_faces, find_faces, square_corners
 from gpenlib.photos.upscale import TiledUpscaler
 
 Photo = NDArray[Any]  # uint8 or uint16 [H, W, 3]

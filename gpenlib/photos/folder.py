@@ -34,13 +34,7 @@ from gpenlib.images import (
 )
 from gpenlib.infer import Runtime, open_runtime
 from gpenlib.jobs import AHEAD, Journal, ahead, progress
-from gpenlib.photos.enhance import (
-    EnhancedPhoto,
-    colours,
-    enhance_photo,
-    is_monochrome,
-    split_channels,
-)
+from gpenlib.photos.enhance import EnhancedPhoto, colours, enhance_photo, is_monochrome, split_channels
 from gpenlib.photos.find import (
     CenterFace,
     Detector,

@@ -66,13 +66,19 @@ def png_size(png: bytes) -> tuple[int, int]:
 
 
 def alternative_text(figure: Figure) -> str:
-    """Return what a figure shows, for those who do not see it: its titles, else names of its axes."""
+    """Return what a figure shows, for those who do not see it: titles and axes, of pictures what of whom."""
     axes = [axis for axis in figure.axes if axis.get_visible()]
-    titles = [figure.get_suptitle()]
-    titles += [axis.get_title(place) for axis in axes for place in ("left", "center")]
-    texts = dict.fromkeys(" ".join(text.split()) for text in (*titles, *map(_axes_in_words, axes)))
-    told = "; ".join(text for text in texts if text)
+    titles = [axis.get_title(place).lstrip("◎ ") for axis in axes for place in ("left", "center")]
+    told = _listed([figure.get_suptitle(), *titles, *map(_axes_in_words, axes)])
+    if any(axis.images for axis in axes):
+        rows = [part.get_suptitle() for part in figure.subfigs] or [axis.get_ylabel() for axis in axes]
+        told = _listed([figure.get_suptitle(), *titles]) + (f" of {_listed(rows)}" if any(rows) else "")
     return told if len(told) <= 300 else f"{told[:296]} ..."
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Return texts as a list in words, each once, and each on one line."""
+    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in texts if text.strip()))
 
 
 def _axes_in_words(axis: Axes) -> str:
@@ -289,6 +295,11 @@ def table(
 def plain(value: Any) -> Any:
     """Return a number as a person writes it: columns with gaps make floats of whole numbers."""
     return f"{value:g}" if isinstance(value, float) else value
+
+
+def signed(value: float | None, digits: int) -> str:
+    """Return a figure with its sign, or a dash; one that is rounded to zero is a gain as little as a loss."""
+    return "–" if value is None else minus(f"{value:+z.{digits}f}")
 
 
 def minus(text: str) -> str:

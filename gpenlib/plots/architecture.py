@@ -118,7 +118,7 @@ def cost_growth(
         ("Arithmetic", "GFLOPs", lambda total: total.gflops),
         ("Peak activations", "MiB", lambda total: total.peak_activation_bytes / MIB),
     )
-    family, eager = "full width (multiplier 2, narrow 1)", "the same, PyTorch eager mode"
+    family, eager = "full width (multiplier 2, narrow 1)", "full width, PyTorch eager mode"
     for axis, (title, unit, cost) in zip(axes[0], panels, strict=True):
         lines = [(family, PART_COLOURS["decoder"], "o-", sizes, [cost(total) for total in totals])]
         for name, other in others.items():

@@ -26,32 +26,44 @@ BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1.005, 1), "fontsize": 9,
 DOTS: Any = {"edgecolors": "white", "zorder": 3}
 
 # Columns of the notebook's tables, see ``gpenlib.plots.table``.
-DROP = {"drop": ("drop", "{:+.3g}"), "drop_low": ("from", "{:+.3g}"), "drop_high": ("to", "{:+.3g}")}
+# Those whose digits differ by score hold texts of ``in_words``; "{!s}" puts them right as numbers.
+PRECISION = {"dtype": "precision"}
+SCORED = PRECISION | {"score": "score"}
 LOSSES = {
-    "executed_precision": ("executed as", "{}"),
-    "psnr": ("PSNR [dB]", "{:.3f}"),
-    "psnr_drop": ("drop [dB]", "{:+.3g}"),
-    "worst_psnr_drop": ("largest drop [dB]", "{:+.3g}"),
-    "ssim": ("SSIM", "{:.4f}"),
-    "ssim_drop": ("SSIM drop", "{:+.3g}"),
-    "psnr_to_fp32": ("PSNR to fp32 [dB]", "{:.1f}"),
-    "colour_shift_to_fp32": ("colour shift [ΔE]", "{:.2f}"),
-    "bias": ("bias [levels]", "{:+.2f}"),
-    "latency_ms": ("ms per image", "{:.1f}"),
-}
-VERDICTS = DROP | {"verdict": ("verdict", "{}")}
+    "psnr_drop": ("loss of PSNR [dB]", "{:+z.3f}"), "worst_psnr_drop": ("largest loss [dB]", "{:+z.3f}"),
+    "latency_ms": ("ms per image", "{:.1f}"), "psnr": ("PSNR [dB]", "{:.3f}"), "ssim": ("SSIM", "{:.4f}"),
+    "ssim_drop": ("loss of SSIM", "{:+z.5f}"), "psnr_to_fp32": ("PSNR to fp32 [dB]", "{!s}"),
+    "colour_shift_to_fp32": ("colour shift [ΔE]", "{:.2f}"), "executed_precision": ("executed as", "{}"),
+}  # fmt: skip
+LOST = {"drop": ("mean loss", "{!s}"), "drop_low": ("from", "{!s}"), "drop_high": ("to", "{!s}")}
+VERDICTS = LOST | {"verdict": ("verdict", "{}")}
 ANSWERS = {
+<<<<<<< HEAD
     "psnr": ("PSNR [dB]", "{:.3f}"),
     "ssim": ("SSIM", "{:.4f}"),
     "delta_e2000": ("ΔE 2000", "{:.2f}"),
     "chroma_error": ("chroma error", "{:.2f}"),
 }
+=======
+    "psnr": ("PSNR [dB]", "{:.3f}"), "ssim": ("SSIM", "{:.4f}"),
+    "delta_e2000": ("ΔE 2000", "{:.3f}"), "chroma_error": ("chroma error", "{:.3f}"),
+}  # fmt: skip
+GROUPS = {"trait": ("property", "{}"), "group": ("group", "{}"), "dtype": ("precision", "{}")}
+GROUPS |= {name: (name, "{}") for name in ("score", "faces")} | {"fp32": ("fp32", "{:.4f}")} | VERDICTS
+>>>>>>> a2ffcbdc72dfaf1c30a21a1c7e6d1553b647b6a8
 RUNS = {
-    "images": ("images", "{:.0f}"),
-    "value": ("value", "{:.4f}"),
-    **{name: (name, "{:+.2g}") for name in ("difference", "low", "high")},
-    "verdict": ("verdict", "{}"),
-}
+    "images": ("images", "{:.0f}"), "value": ("value", "{:.4f}"), "difference": ("difference", "{!s}"),
+    "low": ("from", "{!s}"), "high": ("to", "{!s}"), "verdict": ("verdict", "{}"),
+}  # fmt: skip
+SIGNED = ("drop", "drop_low", "drop_high", "difference", "low", "high")
+LOSS_DIGITS = {"psnr": 3, "ssim": 5, "delta_e2000": 3, "chroma_error": 3}
+
+
+def in_words(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return rows of one score each as tables show them: names instead of keys, losses in fixed decimals."""
+    names = [{"score": SCORES[row["score"]], "trait": TITLES.get(row.get("trait", ""))} for row in rows]
+    losses = [{k: style.signed(row.get(k), LOSS_DIGITS[row["score"]]) for k in SIGNED} for row in rows]
+    return [{**row, **words, **lost} for row, words, lost in zip(rows, names, losses, strict=True)]
 
 
 def _by_dtype(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -79,7 +91,7 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     by_dtype = {row["dtype"]: row for row in table}
-    for axis, name, unit, digits in zip(axes[0], ("PSNR", "SSIM"), (" dB", ""), (3, 4), strict=True):
+    for axis, name, unit, digits in zip(axes[0], ("PSNR", "SSIM"), (" dB", ""), (3, 5), strict=True):
         key = f"{name.lower()}_drop"
         means = [float(np.mean([row[key] for row in members])) for members in groups.values()]
         axis.bar(range(len(groups)), means, 0.62, color=[style.DTYPE_COLOURS[d] for d in groups], alpha=0.45)
@@ -91,13 +103,19 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 lengths = [[abs(row[key] - end)] for end in ends]
                 look: Any = {"fmt": "none", "elinewidth": 2, "capsize": 7, "capthick": 2, "zorder": 4}
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
-        labels = [f"{d}\n{style.minus(f'{m:+.{digits}f}')}{unit}" for d, m in zip(groups, means, strict=True)]
+        labels = [f"{d}\n{style.signed(m, digits)}{unit}" for d, m in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
+<<<<<<< HEAD
         loss = max(means)
         most = [dtype for dtype, mean in zip(groups, means, strict=True) if mean == loss]
         named = f"{' and '.join(most)} lose{'s' if len(most) == 1 else ''} most {name}"  # copies lose alike
         title = f"{named}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
         axis.set(title=title, ylabel=f"{name}, fp32 minus dtype{' [dB]' if unit else ''}")
+=======
+        most, loss = max(zip(groups, means, strict=True), key=lambda pair: pair[1])
+        title = f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
+        axis.set(title=title, ylabel=f"loss of {name}{' [dB]' if unit else ''}")
+>>>>>>> a2ffcbdc72dfaf1c30a21a1c7e6d1553b647b6a8
     return figure
 
 
@@ -106,8 +124,13 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     panels = (
+<<<<<<< HEAD
         ("colour_shift_to_fp32", "Mean colour moves most in {}: ΔE {:.2f}", "shift of mean colour [ΔE 1976]"),
         ("bias", "The widest veil is that of {}: {:+.2f} levels", "mean of dtype minus fp32 [grey levels]"),
+=======
+        ("colour_shift_to_fp32", "{} moves mean colour most: ΔE {:.2f}", "shift of mean colour [ΔE 1976]"),
+        ("bias", "{} leaves the widest veil: {:+.2f} levels", "mean difference to fp32 [grey levels]"),
+>>>>>>> a2ffcbdc72dfaf1c30a21a1c7e6d1553b647b6a8
     )
     for axis, (key, title, label) in zip(axes[0], panels, strict=True):
         means = {dtype: float(np.mean([row[key] for row in members])) for dtype, members in groups.items()}
@@ -223,7 +246,7 @@ def groups_figure(groups: Sequence[Row], score: str = "psnr") -> Figure:
         values = [of_group[-1]["fp32"] for of_group in members.values()]
         level.plot(range(len(values)), values, "o", color=style.DTYPE_COLOURS["fp32"], markersize=7)
         for place, value in enumerate(values):
-            style.note(level, f"{value:.4g}", (place, value), (0, 7), ha="center", va="bottom", fontsize=8.5)
+            style.note(level, f"{value:#.4g}", (place, value), (0, 7), ha="center", va="bottom", fontsize=8.5)
         room = np.ptp(values) or 0.05 * abs(values[0]) or 1.0
         level.set_ylim(min(values) - 0.3 * room, max(values) + 0.4 * room)
         labels = [f"{name}\n({group[0]['faces']})".replace(" ", "\n") for name, group in members.items()]
@@ -281,6 +304,7 @@ def _marks(
 # Single layers: where int8 and fp16 hurt along the depth.
 ISOLATED = "#332288"
 EQUAL_SQNR = 199  # dB: maps that are equal have 200
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 RANK: Any = {"ha": "center", "va": "bottom", "weight": "bold"}
 
 
@@ -349,13 +373,15 @@ def half_stress_figure(rows: Sequence[Row]) -> Figure:
     """Draw how both formulations bear styles of any size in fp16; crosses are outputs that are not finite."""
     figure, axis = style.panels(1, 10.0, 4.6)
     factors = [row["factor"] for row in rows]
-    lines = ["first tensor out of fp16's range:"]
+    lines, bears = ["first tensor out of fp16's range:"], list[str]()
     for form, label, look, colour in (
         ("original", "original formulation", "s--", "#882255"),
         ("deploy", "deploy form", "o-", style.DTYPE_COLOURS["fp16"]),
     ):
         scores = pd.Series([row[f"{form}_psnr"] for row in rows], factors, dtype=float)
         alive, dead = scores.dropna(), scores[scores.isna()].fillna(2.0)
+        broken = " and ".join("10" + f"{np.log10(factor):.0f}".translate(RAISED) for factor in dead.index)
+        bears.insert(0, f"{label} " + (f"breaks at {broken}" if broken else f"holds {alive.min():.0f} dB"))
         axis.plot(alive.index, alive, look, color=colour, ms=7, label=label)
         lost = f"{label}: NaN or infinity" if len(dead) else None
         axis.plot(dead.index, dead, "X", color=colour, ms=11, label=lost)
@@ -376,8 +402,7 @@ def half_stress_figure(rows: Sequence[Row]) -> Figure:
     axis.set_xlim(min(factors) / 5, max(factors) * 5)
     lowest = min(row[f"{form}_psnr"] or 0.0 for row in rows for form in ("original", "deploy"))
     axis.set_ylim(lowest - 5 if lowest < 0 else 0, 105)
-    title = "fp16 when styles are larger or smaller than trained"
     across = "factor on the styles of all demodulated layers"
-    style.label(axis, title, across, "PSNR against float32, same styles [dB]")
+    style.label(axis, f"fp16: {'; '.join(bears)}", across, "PSNR against float32, same styles [dB]")
     axis.legend(**{**BESIDE, "fontsize": 10})
     return figure

@@ -50,7 +50,7 @@ def faces_figure(faces: Sequence[Row], folder: Path, most: int = 8) -> Figure:
     """Show the first faces as strips: aligned input, output in every dtype, what separates the dtypes."""
     dtypes = list(dict.fromkeys(face["dtype"] for face in faces))
     crops = list(dict.fromkeys(face["crops"] for face in faces))[:most]
-    names = {face["crops"]: (Path(face["photo"]).stem, f"face {face['face']}") for face in faces}
+    names = {face["crops"]: (Path(face["photo"]).stem, f"face {face['face'] + 1}") for face in faces}
     last = f"{dtypes[0]} and {dtypes[-1]}: difference × {GAIN}" if len(dtypes) > 1 else "what was changed"
     pictures = []
     for crop in crops:

@@ -49,7 +49,9 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
         if min(shown) > 0 and max(shown) > 30 * min(shown):
             axis.set_yscale("log")
         if len(terms) > 1:
-            axis.legend(fontsize=8)
+            low, high = axis.get_ylim()  # above the curves is room for what names them
+            axis.set_ylim(low, high + 0.55 * (high - low))
+            axis.legend(fontsize=8, loc="upper left")
     if "content" in logged:  # an adversarial loss tells nothing of how good the faces are
         first, last = beginning_and_end(rows, "content")
         title = f"{title}: {PANELS[0][0]} {first:.3g} → {last:.3g}"
@@ -60,11 +62,9 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
 def samples_figure(pictures: Mapping[int, Image], row_titles: Sequence[str] = (), title: str = "") -> Figure:
     """Show a training's pictures by step; ``row_titles`` name the rows inside each."""
     height, width = next(iter(pictures.values())).shape[:2]
-    shape = (len(pictures), 1) if width > 1.5 * height else (1, len(pictures))  # lines of faces, or squares
-    inches = min(7.5 if shape[1] == 1 else 3.2, style.WIDEST / shape[1] - 0.2)
-    size = (shape[1] * (inches + 0.2) + 0.6, shape[0] * (inches * height / width + 0.3) + 0.4)
-    figure, axes = style.new_figure(*shape, *size)
-    for axis, (step, picture) in zip(axes.flat, pictures.items(), strict=True):
+    line = 4.6 * height / width + 0.3  # two sheets beside each other: those of few faces show them large
+    figure, axes = style.panel_grid(len(pictures), 2, style.WIDEST, line, 0.4)
+    for axis, (step, picture) in zip(axes.flat, pictures.items(), strict=False):
         style.show_image(axis, picture, f"step {step}", interpolation="nearest")
         side = height / max(1, len(row_titles))
         axis.set_yticks([(row + 0.5) * side for row in range(len(row_titles))], row_titles)
@@ -77,7 +77,7 @@ def interpolation_figure(images: Any) -> Figure:
     """Show walks between two latents, uint8 RGB [R, C, S, S, 3]: one row each, its ends left and right."""
     rows, columns = images.shape[:2]
     titles = [[f"{share:.2f}" for share in np.linspace(0, 1, columns)]]
-    each = min(1.25, 9.8 / columns)
+    each = min(1.25, 9.8 / columns, max(0.8, images.shape[3] / 80))  # pictures of few pixels are small
     size = (each * columns + 0.2, (each + 0.03) * rows + 0.35)
     figure, _ = style.picture_grid(images, titles, (), *size, interpolation="nearest")
     figure.supxlabel("share of the second latent", fontsize=9)

@@ -380,6 +380,11 @@ def test_tables_hold_titles_formats_and_gaps():
             [{"dtype": "a", "drop": -0.5}], {"drop": ("drop [dB]", "{:.1f}")}, {"dtype": "number format"}
         ).to_html()
     )
+    rows = [{"score": s, "drop": -4e-6, "drop_low": None, "trait": "ita"} for s in ("psnr", "ssim")]
+    rows[1]["drop"] = 5.2e-4
+    told = [(row["trait"], row["score"], row["drop"]) for row in errors.in_words(rows)]
+    assert told == [("Skin tone (ITA)", *row) for row in (("PSNR [dB]", "+0.000"), ("SSIM", "+0.00052"))]
+    assert errors.in_words(rows)[0]["drop_low"] == "–"
     assert "one" in plots.facts({"first": {"a": "one"}, "second": {"a": 2}}).to_html()
     assert "two" in plots.facts({"a": "two"}).to_html()
 
@@ -404,6 +409,15 @@ def test_samples_walks_and_mixtures_stand_in_their_places():
     sources = [np.full((*shape, 4, 4, 3), v, np.uint8) for v, shape in ((1, (2,)), (2, (3,)), (3, (2, 3)))]
     shown = [a.images[0].get_array()[0, 0, 0] for a in train.mixing_figure(*sources).axes if a.images]
     assert shown == [2, 2, 2, 1, 3, 3, 3, 1, 3, 3, 3]
+
+
+def test_figures_say_in_words_what_they_show_and_what_was_found():
+    named = plots.picture_grid([[picture()] * 3], [["input", "output", "truth"]], ["ada"])[0]
+    assert plots.alternative_text(named) == "input; output; truth of ada"
+    row = {"original_overflow": None, "deploy_overflow": None, "deploy_psnr": 75.2}
+    rows = [row | {"factor": f, "original_psnr": p} for f, p in ((1e-4, None), (1.0, 72.0), (1e6, None))]
+    title = errors.half_stress_figure(rows).axes[0].get_title("left")
+    assert title == "fp16: deploy form holds 75 dB; original formulation breaks at 10⁻⁴ and 10⁶"
 
 
 def test_colours_of_dtypes_mean_nothing_else():
