@@ -38,19 +38,9 @@ LOSSES = {
 LOST = {"drop": ("mean loss", "{!s}"), "drop_low": ("from", "{!s}"), "drop_high": ("to", "{!s}")}
 VERDICTS = LOST | {"verdict": ("verdict", "{}")}
 ANSWERS = {
-<<<<<<< HEAD
-    "psnr": ("PSNR [dB]", "{:.3f}"),
-    "ssim": ("SSIM", "{:.4f}"),
-    "delta_e2000": ("ΔE 2000", "{:.2f}"),
-    "chroma_error": ("chroma error", "{:.2f}"),
-}
-=======
     "psnr": ("PSNR [dB]", "{:.3f}"), "ssim": ("SSIM", "{:.4f}"),
     "delta_e2000": ("ΔE 2000", "{:.3f}"), "chroma_error": ("chroma error", "{:.3f}"),
 }  # fmt: skip
-GROUPS = {"trait": ("property", "{}"), "group": ("group", "{}"), "dtype": ("precision", "{}")}
-GROUPS |= {name: (name, "{}") for name in ("score", "faces")} | {"fp32": ("fp32", "{:.4f}")} | VERDICTS
->>>>>>> a2ffcbdc72dfaf1c30a21a1c7e6d1553b647b6a8
 RUNS = {
     "images": ("images", "{:.0f}"), "value": ("value", "{:.4f}"), "difference": ("difference", "{!s}"),
     "low": ("from", "{!s}"), "high": ("to", "{!s}"), "verdict": ("verdict", "{}"),
@@ -105,17 +95,11 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
         labels = [f"{d}\n{style.signed(m, digits)}{unit}" for d, m in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
-<<<<<<< HEAD
         loss = max(means)
         most = [dtype for dtype, mean in zip(groups, means, strict=True) if mean == loss]
         named = f"{' and '.join(most)} lose{'s' if len(most) == 1 else ''} most {name}"  # copies lose alike
         title = f"{named}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
-        axis.set(title=title, ylabel=f"{name}, fp32 minus dtype{' [dB]' if unit else ''}")
-=======
-        most, loss = max(zip(groups, means, strict=True), key=lambda pair: pair[1])
-        title = f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
         axis.set(title=title, ylabel=f"loss of {name}{' [dB]' if unit else ''}")
->>>>>>> a2ffcbdc72dfaf1c30a21a1c7e6d1553b647b6a8
     return figure
 
 
@@ -124,13 +108,8 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     panels = (
-<<<<<<< HEAD
         ("colour_shift_to_fp32", "Mean colour moves most in {}: ΔE {:.2f}", "shift of mean colour [ΔE 1976]"),
-        ("bias", "The widest veil is that of {}: {:+.2f} levels", "mean of dtype minus fp32 [grey levels]"),
-=======
-        ("colour_shift_to_fp32", "{} moves mean colour most: ΔE {:.2f}", "shift of mean colour [ΔE 1976]"),
-        ("bias", "{} leaves the widest veil: {:+.2f} levels", "mean difference to fp32 [grey levels]"),
->>>>>>> a2ffcbdc72dfaf1c30a21a1c7e6d1553b647b6a8
+        ("bias", "The widest veil is that of {}: {:+.2f} levels", "mean difference to fp32 [grey levels]"),
     )
     for axis, (key, title, label) in zip(axes[0], panels, strict=True):
         means = {dtype: float(np.mean([row[key] for row in members])) for dtype, members in groups.items()}
