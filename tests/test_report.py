@@ -102,10 +102,10 @@ def test_its_tables_are_those_of_the_summary(run, page):
         start = texts.index(row["dtype"])
         line, texts = texts[start : start + 10], texts[start + 1 :]
         psnr, ssim, delta_e, size, time = (float(row[name]) for name in FIGURES)
-        assert [line[2], *line[4:6]] == [f"{time:.1f}", f"{psnr:.3f}", f"{ssim:.4f}"]
+        assert [line[1], *line[4:6]] == [f"{time:.1f}", f"{psnr:.3f}", f"{ssim:.4f}"]
         assert [line[7], line[9]] == [f"{delta_e:.3f}", f"{size:.1f}"]
         assert html.unescape(page).count(f"by {row['backend']}, {row['backend_reason']}</dd>") >= 1
-    assert f"{signed(float(summary[1]['psnr_drop']), 3)} (" in line[1]
+    assert f"{signed(float(summary[1]['psnr_drop']), 3)} (" in line[2]
     gain = float(summary[0]["psnr"]) - float(summary[0]["psnr_input"])
     assert f"fp32 {'gains' if gain >= 0 else 'loses'} {abs(gain):.3f} dB" in page
 

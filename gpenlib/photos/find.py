@@ -236,11 +236,7 @@ def _overlap(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def _second_look(
-    image: Image,
-    detector: Detector,
-    box: NDArray[Any],
-    points: Points,
-    sides: Sequence[int] = SECOND_SIDES,
+    image: Image, detector: Detector, box: NDArray[Any], points: Points, sides: Sequence[int] = SECOND_SIDES
 ) -> PhotoFace | None:
     """Find the points again, close up and upright; None if what was seen is no face."""
     # The detector's points are best where a face is 100 to 150 pixels wide, and it knows upright faces.
