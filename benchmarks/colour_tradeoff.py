@@ -81,10 +81,7 @@ def score(images: Sequence[Image], truths: Sequence[Image]) -> dict[str, float]:
     """Return mean PSNR in dB and colourfulness in percent of the truths'."""
     colour = [np.mean([colourfulness(image) for image in some]) for some in (images, truths)]
     scores = [psnr(image, truth) for image, truth in zip(images, truths, strict=True)]
-    return {
-        "psnr": float(np.mean(scores)),
-        "colourfulness_percent": float(100 * colour[0] / colour[1]),
-    }
+    return {"psnr": float(np.mean(scores)), "colourfulness_percent": float(100 * colour[0] / colour[1])}
 
 
 if __name__ == "__main__":

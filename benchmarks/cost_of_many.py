@@ -220,12 +220,7 @@ def measure(job: str, artefact: Path, given: Path | None, task: str, rounds: int
         read = statistics.fmean(path.stat().st_size for path in files[UNIT:])
     rest = whole["cpu"] - sum(cpu for _, cpu in steps.values())
     about = {"job": job, "dtype": described.dtype, "side": described.in_size, "processor": processor()}
-    known = {
-        "steps": steps,
-        "rest": rest,
-        "bytes_in": read,
-        "largest": max(steps, key=lambda s: steps[s][1]),
-    }
+    known = {"steps": steps, "rest": rest, "bytes_in": read, "largest": max(steps, key=lambda s: steps[s][1])}
     return {**about, **whole, **known, "processors": processors(), "given": given is not None}
 
 

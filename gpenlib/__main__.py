@@ -10,10 +10,7 @@ COMMANDS = {
     "compile": ("compile.build", "build an artefact from a YAML build file (the vendor's, too)"),
     "train": ("train.trainer", "train, or go on training, what a YAML file describes"),
     "average": ("train.average", "average the weights of several networks"),
-    "score": (
-        "cluster.score",
-        "score npz outputs against a pack, or restore and score any number of faces",
-    ),
+    "score": ("cluster.score", "score npz outputs against a pack, or restore and score any number of faces"),
     "photos": ("cluster.photos", "restore or colour photographs of any number, on a Ray cluster, too"),
     "bench": ("infer.performance", "latency, throughput and memory of an artefact"),
     "notebooks": ("notebooks", "run the notebooks in order, with HTML pages"),

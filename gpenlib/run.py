@@ -20,15 +20,7 @@ from gpenlib.cluster.score import baselines_on_cluster, restore_on_cluster
 from gpenlib.compile.build import TIMES, Build, build_int8, compile_model, measure_sensitivity
 from gpenlib.compile.calibrate import open_calibration_data
 from gpenlib.compile.sensitivity import Label, compare_artefacts
-from gpenlib.data.faces import (
-    DataError,
-    Split,
-    made_here,
-    open_faces,
-    open_folder,
-    pair_up,
-    photographs,
-)
+from gpenlib.data.faces import DataError, Split, made_here, open_faces, open_folder, pair_up, photographs
 from gpenlib.data.pairs import Pairs, write_pack
 from gpenlib.data.tasks import baseline_name
 from gpenlib.errors import compare, layers
@@ -45,10 +37,10 @@ from gpenlib.export.graphs import export_parity
 from gpenlib.files import (
     did_you_mean,
     fingerprint,
+    from_root,
     keep_aside,
     package_versions,
     read_json,
-    repository_root,
     resolve_path,
     sha256,
     shown,
@@ -137,9 +129,8 @@ class Run(Stages):
 
     @property
     def place(self) -> str:
-        """Folder of the run as it is written from the repository's root, if it lies in there."""
-        inside = self.folder.is_relative_to(repository_root())
-        return str(self.folder.relative_to(repository_root()) if inside else self.folder)
+        """Folder of the run as texts show it."""
+        return from_root(self.folder)
 
     # What stages read
 
@@ -278,13 +269,7 @@ class Run(Stages):
         graphs = {path.name: summarise_graph(path).to_dict() for path in sorted(folder.glob("*.onnx"))}
         return {"graphs": graphs, "parity": export_parity(model, folder)}
 
-    @stage(
-        "02_data",
-        "task dataset_size calib_size seed save_packs",
-        DATA,
-        _data_inputs,
-        resolved=_left_out,
-    )
+    @stage("02_data", "task dataset_size calib_size seed save_packs", DATA, _data_inputs, resolved=_left_out)
     def data(self, work: Work) -> Mapping[str, Any]:
         """02_data: which faces are scored and which calibrate; ``save_packs``: the vendor's npz packs, too.
 
@@ -684,11 +669,7 @@ class Run(Stages):
         "layer_faces dtypes",
         ERRORS,
         lambda run: {**run._weights_input(), **run._data_inputs()},
-        lambda run: {
-            "float": run.float_graph(),
-            "compile": run.compile(),
-            "sensitivity": run.sensitivity(),
-        },
+        lambda run: {"float": run.float_graph(), "compile": run.compile(), "sensitivity": run.sensitivity()},
         lambda run: {"stress_factors": STRESS_FACTORS, **run._resolved_build()},
     )
     def _layers(self, work: Work) -> Mapping[str, Any]:

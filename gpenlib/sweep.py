@@ -40,14 +40,7 @@ from gpenlib.notebooks import (
     run_notebooks,
 )
 from gpenlib.photos.folder import source_digests
-from gpenlib.settings import (
-    REFERENCE,
-    PhotoSettings,
-    RunFolder,
-    RunSettings,
-    SettingsError,
-    TrainSettings,
-)
+from gpenlib.settings import REFERENCE, PhotoSettings, RunFolder, RunSettings, SettingsError, TrainSettings
 from gpenlib.stages import code_digest, read_manifest, standing, write_manifest
 
 if TYPE_CHECKING:

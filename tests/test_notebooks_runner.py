@@ -11,13 +11,7 @@ import pytest
 
 from gpenlib import notebooks
 from gpenlib.files import repository_root, write_json
-from gpenlib.notebooks import (
-    NotebookError,
-    declared_parameters,
-    find_notebooks,
-    main,
-    run_notebooks,
-)
+from gpenlib.notebooks import NotebookError, declared_parameters, find_notebooks, main, run_notebooks
 from gpenlib.settings import SettingsError
 
 SEVEN = [f"{number:02d}_step" for number in range(7)]

@@ -105,14 +105,7 @@ def test_dotted_key_through_a_plain_value():
 
 def test_overrides_are_read_as_yaml():
     words = ["a=1", "b=true", "c=text", "d=", "e=[1, 2]", "f=x=y"]
-    assert parse_overrides(words) == {
-        "a": 1,
-        "b": True,
-        "c": "text",
-        "d": None,
-        "e": [1, 2],
-        "f": "x=y",
-    }
+    assert parse_overrides(words) == {"a": 1, "b": True, "c": "text", "d": None, "e": [1, 2], "f": "x=y"}
 
 
 @pytest.mark.parametrize("word", ["dtype", "=int8"])

@@ -154,10 +154,7 @@ def test_nothing_missing_installs_nothing_from_apt_and_keeps_the_venv(machine):
     assert complete.log == ["uv -e .[dev]"]
 
 
-@pytest.mark.parametrize(
-    ("has", "line"),
-    [((), "python3.11-venv"), (("ensurepip",), "libgl1 libglib2.0-0")],
-)
+@pytest.mark.parametrize(("has", "line"), [((), "python3.11-venv"), (("ensurepip",), "libgl1 libglib2.0-0")])
 def test_without_root_what_is_missing_is_one_line_to_run(machine, has, line):
     bare = machine(1000, *has)
     code, text = bare.setup()

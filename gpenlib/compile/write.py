@@ -161,10 +161,7 @@ def write_qdq(
 # - wide: one plain convolution of four times the channels for all phases of the output, with zeros among its
 #   weights, interleaved in 8 bits: more products in a faster kernel, which pays where products are cheap.
 # - joined: one convolution on both halves of the input, copied together; halves: one for each, and a sum.
-FORMS = {
-    "ConvTranspose": ("rounded", "transposed", "wide"),
-    "Conv": ("joined", "halves"),
-}
+FORMS = {"ConvTranspose": ("rounded", "transposed", "wide"), "Conv": ("joined", "halves")}
 
 
 def _write_blur_weight(writer: _Writer, name: str, weight: NDArray[np.float32]) -> str:

@@ -231,7 +231,7 @@ def groups_figure(groups: Sequence[Row], score: str = "psnr") -> Figure:
         labels = [f"{name}\n({group[0]['faces']})".replace(" ", "\n") for name, group in members.items()]
         for axis in (drops, level):
             style.name_columns(axis, labels, fontsize=8.5)
-    axes[0, 0].set_ylabel(f"drop against fp32, {SCORES[score]}\n(positive is worse)")
+    axes[0, 0].set_ylabel(f"loss against fp32, {SCORES[score]}\n(positive is worse)")
     axes[1, 0].set_ylabel(f"fp32, {SCORES[score]}")
     title = "mean and 95 % interval; hollow: fewer than five faces, no interval; (number of faces)"
     style.legend_below(figure, axes[0, 0], ncols=len(style.DTYPE_COLOURS), title=title, title_fontsize=9)
@@ -248,10 +248,10 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     axis.axvline(0, color=style.INK, linewidth=1)
     stands = sorted((row for row in rows if row["shown"]), key=lambda row: -abs(row["correlation"]))
     name, more = SCORES[score].split(" [")[0], f", and {len(stands) - 1} more" if len(stands) > 1 else ""
-    title = f"No precision's drop in {name} is shown to follow a property of the face"
+    title = f"No precision's loss in {name} is shown to follow a property of the face"
     if stands:
         first, rho = stands[0], style.minus(f"{stands[0]['correlation']:+.2f}")
-        title = f"{first['dtype']}'s drop in {name} follows {TRAITS[first['trait']]}, ρ = {rho}"
+        title = f"{first['dtype']}'s loss in {name} follows {TRAITS[first['trait']]}, ρ = {rho}"
     axis.set(xlim=(-1.02, 1.02), title=title + more)
     axis.set_xlabel("Spearman's rank correlation (positive: loses more where there is more of it)")
     axis.legend(**{**BESIDE, "loc": "center left", "bbox_to_anchor": (1.01, 0.5)})

@@ -385,9 +385,7 @@ CASES = [
     case("a network whole", torch_file(lambda s: torch.nn.Linear(1, 1)), (*PTH, "Linear", ALONE)),
     case("NumPy's number", torch_file(lambda s: {"g": s, "best": np.float64(1)}), (*PTH, "scalar", ALONE)),
     case(
-        "keys that are numbers",
-        torch_file(lambda s: dict(enumerate(s.values()))),
-        (*PTH, "0 (int)", ALONE),
+        "keys that are numbers", torch_file(lambda s: dict(enumerate(s.values()))), (*PTH, "0 (int)", ALONE)
     ),
     case("two that fit", torch_file(lambda s: {"params": s, "model": s}), (*PTH, "params, model", "key=")),
     case(

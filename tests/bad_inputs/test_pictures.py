@@ -453,12 +453,7 @@ CASES = [
     Case("read_nul", lambda folder: Path("a\0b.png"), read, ("b.png", "cannot be opened")),
     Case("read_absent", lambda folder: folder / "none.png", read, ("none.png", "no such picture")),
     Case("open_scans", file_of(lambda: scans(4000, 2000)), opened, (PATH, "scans", AGAIN)),
-    Case(
-        "open_size_of_avif",
-        file_of(large_avif),
-        opened,
-        (PATH,),
-    ),
+    Case("open_size_of_avif", file_of(large_avif), opened, (PATH,)),
     # The folders of faces: the one that is bad is named
     Case("data_jpeg", among(file_of(jpeg)), packed, ("a1.png", AGAIN)),
     Case("data_large", among(file_of(huge)), packed, ("a1.png", "most_megapixels")),
@@ -478,12 +473,7 @@ CASES = [
     Case("input_dot", among(array_of(15, 15)), inputs, ("a1.png", "15 x 15", "16 or more")),
     Case("input_pipe", among(pipe), inputs, ("a1.png", "a pipe")),
     Case("calibration_jpeg", among(file_of(jpeg)), calibration, ("a1.png", AGAIN)),
-    Case(
-        "calibration_large",
-        among(file_of(huge)),
-        calibration,
-        ("a1.png", "most_megapixels"),
-    ),
+    Case("calibration_large", among(file_of(huge)), calibration, ("a1.png", "most_megapixels")),
     Case("calibration_pipe", among(pipe), calibration, ("a1.png", "a pipe")),
     Case("suffix_pipe", among(pipe), lambda folder, out: open_folder(folder, "png").digest(1), ("a1.png",)),
     # Notebook 00

@@ -108,10 +108,7 @@ def test_vamc_gets_what_the_vendors_file_says(tiny_model, tmp_path, vamc, pictur
 
     given = yaml.safe_load((records / "given.yaml").read_text(encoding="utf-8"))
     expected = yaml.safe_load(VENDOR_FILE.read_text(encoding="utf-8"))
-    expected["frontend"] |= {
-        "shape": {"input": [1, 3, 64, 64]},
-        "checkpoint": "gpen-3_64_64.torchscript.pt",
-    }
+    expected["frontend"] |= {"shape": {"input": [1, 3, 64, 64]}, "checkpoint": "gpen-3_64_64.torchscript.pt"}
     expected["dataset"] |= {
         "path": "calibration",
         "sampler": {"suffix": "png", "get_data_num": 3},

@@ -253,9 +253,7 @@ def test_faces_are_put_back_at_the_enlarged_size(restorer, astronaut, faces, fac
 def super_resolution(path, side="H", scale=2):
     """An ONNX file that enlarges linearly, as a network with a context of one pixel would."""
     shape = [1, 3, side, "W" if side == "H" else side]
-    nodes = [
-        helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="linear"),
-    ]
+    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="linear")]
     scales = helper.make_tensor("scales", TensorProto.FLOAT, [4], [1, 1, scale, scale])
     graph = helper.make_graph(
         nodes, "sr",

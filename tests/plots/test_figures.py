@@ -445,9 +445,9 @@ def test_a_filled_mark_is_a_trend_that_stands_and_the_title_names_the_strongest(
     axis = errors.trends_figure(rows).axes[0]
     looks = {marks.get_label(): marks.lines[0].get_markerfacecolor() for marks in axis.containers}
     assert looks == {d: "white" if d == "fp16" else plots.DTYPE_COLOURS[d] for d in ("fp16", "int8", "bf16")}
-    assert axis.get_title() == "int8's drop in PSNR follows brightness, ρ = −0.75, and 1 more"
+    assert axis.get_title() == "int8's loss in PSNR follows brightness, ρ = −0.75, and 1 more"
     none = errors.trends_figure([row | {"shown": False} for row in rows]).axes[0]
-    assert none.get_title().startswith("No precision's drop in PSNR is shown")
+    assert none.get_title().startswith("No precision's loss in PSNR is shown")
 
 
 def test_precisions_that_lose_alike_are_named_together():
