@@ -272,20 +272,30 @@ cast(Any, sys.modules).setdefault("openvino_telemetry", None)
 
 # Pinned, the threads of all runtimes in a process would share the first cores.
 OPENVINO_OPTIONS: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+_IMPORTING = threading.Lock()
+
+
+def load_openvino() -> Any:
+    """Import OpenVINO and fill its table of NumPy types, in one thread at a time.
+
+    Two threads whose first calls fill that table together wait for each other for ever: one holds the table
+    and waits for Python's lock, the other has that lock and waits for the table.
+    """
+    with _IMPORTING:
+        import openvino
+
+        openvino.Type.f32.to_dtype()
+    return openvino
 
 
 def has_bf16() -> bool:
     """Return whether this processor computes in bf16; OpenVINO emulates it where AVX-512 alone is."""
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def open_graph(model: bytes, hint: str) -> Callable[..., Any]:
     """Compile an ONNX file's graph of fixed shapes in OpenVINO; ``hint`` is its precision: f32, bf16."""
-    import openvino
-
-    core = openvino.Core()
+    core = load_openvino().Core()
     options = OPENVINO_OPTIONS | {"INFERENCE_PRECISION_HINT": hint}
     compiled: Callable[..., Any] = core.compile_model(core.read_model(model), "CPU", options)
     return compiled
@@ -301,12 +311,10 @@ class OpenVinoRuntime(Runtime):
 
     def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
         super().__init__(path, artefact, threads, device)
-        import openvino
-
         if artefact.tuned_for not in (None, processor()):
             told = "%s: its layers were tuned for %s; built anew they are for %s"
             log.warning(told, path, artefact.tuned_for, processor())
-        self._core = openvino.Core()
+        self._core = load_openvino().Core()
         self._model = self._core.read_model(self.path)
         self._properties = dict(OPENVINO_OPTIONS)
         if threads:
