@@ -315,13 +315,17 @@ def groups_note(groups: Sequence[Row], rows: Sequence[Row]) -> str:
     )
 
 
+def standing(trends: Sequence[Row]) -> list[Row]:
+    """Return those of the :func:`trends` that stand, the strongest first."""
+    return sorted((row for row in trends if row["shown"]), key=lambda row: -abs(row["correlation"]))
+
+
 def trends_note(trends: Sequence[Row]) -> str:
-    """Return which of the :func:`trends` stand, the strongest first."""
-    shown = sorted((row for row in trends if row["shown"]), key=lambda row: -abs(row["correlation"]))
+    """Say which of the :func:`trends` stand."""
     told = [
         f"{row['dtype']} loses more {GROUP_SCORES[row['score']]} on "
         f"{FACES[row['trait']][row['correlation'] > 0]} (rank correlation {abs(row['correlation']):.2f})"
-        for row in shown
+        for row in standing(trends)
     ]
     return f"{'; '.join(told) or 'no loss is shown to follow a property of the face'}."
 

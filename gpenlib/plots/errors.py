@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from gpenlib import plots as style
-from gpenlib.errors.compare import TRAITS, ZOOM_SIDE
+from gpenlib.errors.compare import TRAITS, ZOOM_SIDE, standing
 from gpenlib.plots import Region, Row
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.8)
     groups = _by_dtype(rows)
     by_dtype = {row["dtype"]: row for row in table}
-    for axis, name, unit, digits in zip(axes[0], ("PSNR", "SSIM"), (" dB", ""), (3, 5), strict=True):
-        key = f"{name.lower()}_drop"
+    for axis, name, unit in zip(axes[0], ("PSNR", "SSIM"), (" dB", ""), strict=True):
+        key, digits = f"{name.lower()}_drop", LOSS_DIGITS[name.lower()]
         means = [float(np.mean([row[key] for row in members])) for members in groups.values()]
         axis.bar(range(len(groups)), means, 0.62, color=[style.DTYPE_COLOURS[d] for d in groups], alpha=0.45)
         _dots(axis, groups, key)
@@ -246,7 +246,7 @@ def trends_figure(trends: Sequence[Row], score: str = "psnr") -> Figure:
     style.name_rows(axis, [TITLES[trait] for trait in traits])
     _marks(axis, rows, "trait", traits, "correlation", ("low", "high"), "x")
     axis.axvline(0, color=style.INK, linewidth=1)
-    stands = sorted((row for row in rows if row["shown"]), key=lambda row: -abs(row["correlation"]))
+    stands = standing(rows)
     name, more = SCORES[score].split(" [")[0], f", and {len(stands) - 1} more" if len(stands) > 1 else ""
     title = f"No precision's loss in {name} is shown to follow a property of the face"
     if stands:
