@@ -1,11 +1,13 @@
 """What a face costs over size, requests and batch: time, memory, share of the machine's peak.
 
-``python benchmarks/cost.py [--sizes 256 512 1024 2048] [--threads 2] [--repeats 6] [--images 2]``
+``python benchmarks/cost.py [--sizes 256 512 1024 2048] [--threads 2] [--rounds 3] [--images 2]``
 
-Networks of full width with random weights. Every line is a process of its own, whose peak memory is its own;
-its time is the median of calls after warming up. ``original`` is the published formulation in OpenVINO fp32,
-``images`` calibrate int8 (its time does not depend on them). At the second size follow several requests at
-once and larger batches. Prints the tables and writes them to ``outputs/benchmarks/cost.json``.
+Networks of full width with random weights. Every line is measured in a process of its own, whose peak memory
+is its own, once in each round; rounds alternate in direction, and the time is the median of the rounds'
+medians, so that a machine that slows down for some minutes slows all lines alike. ``spread`` is the slowest
+round over the fastest. ``original`` is the published formulation in OpenVINO fp32, ``images`` calibrate int8
+(its time does not depend on them). At the second size follow several requests at once and larger batches.
+Prints the tables and writes them to ``outputs/benchmarks/cost.json``.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import peaks
@@ -30,6 +33,7 @@ from gpenlib.infer.performance import Combination, interleaved_times, measure_in
 from gpenlib.jobs import processor
 
 ARITHMETIC = {"fp32": "fp32", "bf16": "bf16", "int8": "int8", "int8_bf16": "int8"}  # whose peak counts
+REQUESTS = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 2, 4))  # instances, threads, batch
 COLUMNS = ["p50_ms", "images_per_s", "peak_memory_mib"]
 
 
@@ -54,10 +58,20 @@ def artefacts(size: int, images: int, work: Path, threads: int) -> dict[str, Pat
     return found
 
 
-def measured(folder: Path, threads: int, repeats: int, **numbers: int) -> dict[str, Any]:
-    """Return the row of one combination."""
-    row = measure_in_child(Combination(str(folder), threads=threads, repeats=repeats, warm_up=2, **numbers))
-    return {name: row[name] for name in COLUMNS}
+def in_rounds(combinations: Sequence[Combination], rounds: int) -> list[dict[str, float]]:
+    """Return the row of each combination, measured once per round, there and back."""
+    frames = []
+    for number in range(rounds):
+        order = range(len(combinations))
+        for place in order if number % 2 == 0 else reversed(order):
+            row = measure_in_child(combinations[place])
+            frames.append({"place": place} | {name: row[name] for name in COLUMNS})
+    by_place = pd.DataFrame(frames).groupby("place")
+    table = by_place.median()
+    table["peak_memory_mib"] = by_place["peak_memory_mib"].max()
+    table["spread"] = by_place["p50_ms"].max() / by_place["p50_ms"].min()
+    rows: list[dict[str, float]] = table.to_dict("records")
+    return rows
 
 
 def main() -> None:
@@ -67,7 +81,8 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048], help="sides in px")
     parser.add_argument("--threads", type=int, default=2, help="worker threads (default: 2)")
-    parser.add_argument("--repeats", type=int, default=6, help="timed calls each (default: 6)")
+    parser.add_argument("--repeats", type=int, default=4, help="timed calls in a round (default: 4)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes for each line (default: 3)")
     parser.add_argument("--images", type=int, default=2, help="that calibrate int8 (default: 2)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -82,27 +97,21 @@ def main() -> None:
             work = Path(folder)
             found = artefacts(size, options.images, work, options.threads)
             gflop = 2 * total_cost(load_weights(f"random-{size}").model.config).macs / 1e9
-            for label, artefact in found.items():
-                row = measured(artefact, options.threads, options.repeats)
-                peak = best[ARITHMETIC[label.split()[-1]]]
-                row |= {"share_of_peak": 1e3 * gflop / row["p50_ms"] / peak}
+            each = partial(Combination, repeats=options.repeats, warm_up=2)
+            asked = [each(str(artefact), threads=options.threads) for artefact in found.values()]
+            for label, row in zip(found, in_rounds(asked, options.rounds), strict=True):
+                row["share_of_peak"] = 1e3 * gflop / row["p50_ms"] / best[ARITHMETIC[label.split()[-1]]]
                 rows.append({"px": size, "gflop": gflop, "path": label, **row})
-                print(
-                    pd.DataFrame(rows[-1:]).round(2).to_string(index=False, header=len(rows) == 1), flush=True
-                )
+            print(pd.DataFrame(rows[-len(found) :]).round(2).to_string(index=False), flush=True)
             if place == min(1, len(options.sizes) - 1):
-                for dtype in ("fp32", "int8_bf16"):
-                    for instances, threads, batch in (
-                        (1, 1, 1),
-                        (1, 2, 1),
-                        (2, 1, 1),
-                        (2, 2, 1),
-                        (1, 2, 2),
-                        (1, 2, 4),
-                    ):
-                        numbers = {"instances": instances, "batch_size": batch}
-                        row = measured(found[dtype], threads, options.repeats, **numbers)
-                        requests.append({"px": size, "path": dtype, "threads": threads, **numbers, **row})
+                names = ("path", "instances", "threads", "batch_size")
+                lines = [(dtype, *numbers) for dtype in ("fp32", "int8_bf16") for numbers in REQUESTS]
+                asked = [
+                    each(str(found[dtype]), instances=instances, threads=threads, batch_size=batch)
+                    for dtype, instances, threads, batch in lines
+                ]
+                for line, row in zip(lines, in_rounds(asked, options.rounds), strict=True):
+                    requests.append({"px": size} | dict(zip(names, line, strict=True)) | row)
             shutil.rmtree(work / "cache", ignore_errors=True)
     for table in (rows, requests):
         print(pd.DataFrame(table).round(2).to_string(index=False))

@@ -7,6 +7,7 @@ same key is not run again.
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import os
 import re
@@ -75,11 +76,11 @@ class Cell:
 
 
 def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
-    """Turn words ``name=value,value`` into lists of values by name; values are read as YAML."""
+    """Turn words ``name=value,value`` or ``name="a,b","c"`` into lists of values, read as YAML, by name."""
     grid: dict[str, list[Any]] = {}
     for word in words:
         name, _, text = word.partition("=")
-        texts = [value.strip() for value in text.split(",")]
+        texts = [value.strip() for value in next(csv.reader([" ".join(text.split())]), [])]
         if not name or not all(texts):
             raise SettingsError(f"--sweep {shown(word)}: expected name=value,value")
         if name == "run" or name in grid or len(set(texts)) < len(texts):

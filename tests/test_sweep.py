@@ -145,6 +145,11 @@ def test_wrong_grids_are_refused_before_anything_runs(words, named, measured, fo
     assert measured[0] == [] and not outputs_root.exists()
 
 
+def test_values_that_hold_commas_stand_in_quotes():
+    grid = parse_grid(['dtypes="fp32,int8","fp32, bf16"', "size=128,256"])
+    assert grid == {"dtypes": ["fp32,int8", "fp32, bf16"], "size": [128, 256]}
+
+
 def test_names_of_cells_are_plain_and_differ():
     assert run_name("demo", {"size": 256, "dtype": "int8"}) == "demo-dtype-int8-size-256"
     values = ["/path/to/a.pth", "/path_to/a.pth", "x" * 90, "x" * 91]

@@ -99,11 +99,14 @@ def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
         if row["psnr_worst"] is None:
             style.note(axis, "equal outputs", (limit, place), (8, 0), fontsize=10)
             continue
-        worst, mean = row["psnr_worst"], row["psnr_mean"]
-        axis.hlines(place, worst, mean, color=colour, linewidth=2.5)
+        worst, mean = row["psnr_worst"], row["psnr_mean"]  # no mean: some face's outputs are equal
+        far = worst if mean is None else mean
+        axis.hlines(place, worst, far, color=colour, linewidth=2.5)
         axis.plot(worst, place, "o", color="white", mec=colour, mew=2, ms=9)
-        axis.plot(mean, place, "o", color=colour, ms=9)
-        style.note(axis, f"{mean:.1f} (worst {worst:.1f})", (max(mean, limit), place), (11, 0))
+        if mean is not None:
+            axis.plot(mean, place, "o", color=colour, ms=9)
+        reached = "some equal" if mean is None else f"{mean:.1f}"
+        style.note(axis, f"{reached} (worst {worst:.1f})", (max(far, limit), place), (11, 0))
     axis.plot([], [], "o", color=style.BASELINE_COLOUR, ms=9, label="mean")
     axis.plot([], [], "o", color="white", mec=style.BASELINE_COLOUR, mew=2, ms=9, label="worst face")
     axis.plot([], [], "|", color="black", ms=13, mew=2.2, label="refused below")
