@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from gpenlib.data.pairs import Pack, Pairs
 from gpenlib.files import choice_error, read_json, require
 from gpenlib.images import Image
+from gpenlib.infer.performance import slower
 from gpenlib.infer.scoring import BASELINES, best_median_worst, rank, workers
 from gpenlib.jobs import ahead, progress
 from gpenlib.metrics import LabArray, colourfulness, finite_psnr, perceptual_rows, to_lab
@@ -509,17 +510,12 @@ def _why_not(row: Row, chosen: Row, equally_fast: bool) -> str:
     return f"{loss}, but it takes {_ms(row)}, {times:.1f} times {chosen['dtype']}'s time{_executed(row)}."
 
 
-MOST_TURNS = 0.9  # share in which one has to take longer to be called slower
-
-
 def _slower(row: Row, fastest: Row, turns: Mapping[str, Sequence[float]]) -> bool:
     """Return whether a precision is slower than the fastest one."""
-    if row is fastest:
-        return False
-    if not {row["dtype"], fastest["dtype"]} <= turns.keys():
-        return _times(row)[0] > _times(fastest)[2]
-    pairs = list(zip(turns[row["dtype"]], turns[fastest["dtype"]], strict=True))
-    return sum(one > other for one, other in pairs) >= MOST_TURNS * len(pairs)
+    dtypes = row["dtype"], fastest["dtype"]
+    if turns.keys() >= {*dtypes}:
+        return slower(*(turns[dtype] for dtype in dtypes))
+    return _times(row)[0] > _times(fastest)[2]
 
 
 def _times(row: Row) -> tuple[float, float, float]:

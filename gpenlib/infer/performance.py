@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import operator
 import os
 import re
 import signal
@@ -47,6 +48,7 @@ from gpenlib.settings import BACKENDS, DEVICES, MOST_THREADS
 
 Row = dict[str, Any]
 ENOUGH_SECONDS = 5.0  # in which the fastest backend is found
+MOST_TURNS = 0.9  # share in which one has to take longer to be called slower
 UNSTEADY, ATTEMPTS = 1.5, 3  # times that lie so many times apart are taken again, so often at most
 
 
@@ -55,6 +57,11 @@ def timing_row(runtime: Runtime, times: list[float], percentiles: Mapping[str, f
     ran_as = {name: getattr(runtime, name) for name in ("backend", "dtype", "executed_precision")}
     values = np.percentile(times, list(percentiles.values())).tolist()
     return {**ran_as, **fields, **dict(zip(percentiles, values, strict=True)), "times_ms": times}
+
+
+def slower(times: Sequence[float], others: Sequence[float]) -> bool:
+    """Return whether one is clearly slower than another, by the times of both in the same turns."""
+    return sum(map(operator.gt, times, others)) >= MOST_TURNS * len(times)
 
 
 def interleaved_latency(

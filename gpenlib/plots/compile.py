@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gpenlib import plots as style
+from gpenlib.infer.performance import slower
 from gpenlib.metrics import PSNR_CEILING
 from gpenlib.plots import Row
 from gpenlib.settings import REFERENCE
@@ -298,9 +299,12 @@ def times_figure(times: Mapping[str, Sequence[Row]], quantised: Sequence[Row] = 
 
 
 def best_within(rows: Sequence[Row], max_drop_db: float) -> Row:
-    """Return the fastest row as it was built that loses at most so much; fp32 loses nothing."""
-    built = list({row["dtype"]: row for row in reversed(rows)}.values())  # the first row of each dtype
-    return min((row for row in built if row["psnr_drop"] <= max_drop_db), key=lambda row: row["median_ms"])
+    """Return the best row as it was built of those as fast as the fastest that loses at most so much."""
+    built = list({row["dtype"]: row for row in reversed(rows)}.values())[::-1]  # the first row of each dtype
+    acceptable = [row for row in built if row["psnr_drop"] <= max_drop_db]
+    least = min(acceptable, key=lambda row: row["median_ms"])["times_ms"]
+    equal = [row for row in acceptable if not slower(row["times_ms"], least)]
+    return min(equal, key=lambda row: row["psnr_drop"])
 
 
 def draws_note(rows: Sequence[Row]) -> str:

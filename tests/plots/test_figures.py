@@ -473,13 +473,18 @@ def test_int8_is_drawn_at_the_very_maps_that_are_measured_alone():
 
 def test_what_is_said_of_the_choice_is_computed():
     rows = [
-        {"dtype": "fp32", "mode": None, "draw": 0, "psnr_drop": 0.0, "median_ms": 9.0},
-        {"dtype": "int8", "mode": "max", "draw": 0, "psnr_drop": 0.2, "median_ms": 3.0},
-        {"dtype": "int8", "mode": "mse", "draw": 0, "psnr_drop": 0.01, "median_ms": 3.0},
-        {"dtype": "int8", "mode": "max", "draw": 1, "psnr_drop": -0.03, "median_ms": 3.0},
+        {"dtype": "fp32", "mode": None, "draw": 0, "psnr_drop": 0.0},
+        {"dtype": "int8", "mode": "max", "draw": 0, "psnr_drop": 0.2},
+        {"dtype": "int8", "mode": "mse", "draw": 0, "psnr_drop": 0.01},
+        {"dtype": "int8", "mode": "max", "draw": 1, "psnr_drop": -0.03},
+        {"dtype": "int8_bf16", "mode": "max", "draw": 0, "psnr_drop": 0.2},
     ]
+    times = {"fp32": [9.0] * 4, "int8": [3.1, 2.9, 3.1, 2.9], "int8_bf16": [2.95] * 4}
+    rows = [row | {"times_ms": times[row["dtype"]], "median_ms": min(times[row["dtype"]])} for row in rows]
     assert compile.best_within(rows, 0.1)["dtype"] == "fp32", "as it was built, int8 loses more"
-    assert compile.best_within(rows, 0.3) is rows[1]
+    assert compile.best_within(rows, 0.3) is rows[1], "none is clearly faster: the simpler one"
+    clearly = [*rows[:4], rows[4] | {"times_ms": [2.0] * 4, "median_ms": 2.0}]
+    assert compile.best_within(clearly, 0.3) is clearly[4]
     assert "int8 loses +0.200 dB as it was built, and -0.030 dB with other" in compile.draws_note(rows)
     assert "not known" in compile.draws_note(rows[:3])
     assert [compile.change(drop) for drop in (0.2, -0.025)] == ["0.200 dB lost", "0.025 dB gained"]
