@@ -37,7 +37,7 @@ CUTS = (
     Cut("03_compile", "times", (0, 0, 1, 0.36)),
     Cut("04_infer", "strips"),
     Cut("05_errors", "drops", (0, 0, 0.495, 1)),
-    Cut("06_train", "shipped", (0, 0, 1, 0.94)),
+    Cut("06_train", "interpolation", (0, 0, 1, 0.94)),
     Cut("07_photos", "photos", (0, 0, 1, 0.475)),
 )
 

@@ -225,8 +225,10 @@ def shorten(name: str, length: int = 16) -> str:
 def short_layer(path: str) -> str:
     """Return a layer's path without what most have in common, and a runtime's own names as words."""
     path = re.sub(r"\.(skip|main)$", r", \1 half", path.removesuffix("/WithoutBiases"))
-    if order := re.fullmatch(r".+_[a-e]{4,5}_[a-e]{4,5}_(.+)", path):  # OpenVINO orders the axes anew
-        return f"{short_layer(order[1])}, layout"
+    if made := re.fullmatch(
+        r".+(?:_(?:[a-e]{4,5}|(?:bf|[fiu])\d+)){2}_(.+)", path
+    ):  # OpenVINO's order or type
+        return f"{short_layer(made[1])}, conversion"
     path = re.sub(r"^node_(\D+)_(?=\d)", lambda operator: operator[1].replace("_", " ") + " ", path)
     return re.sub(r"\.conv(?=$|,)", "", path.removeprefix("generator."))
 

@@ -101,13 +101,12 @@ def parity_figure(rows: Sequence[Row], limits: Mapping[str, float]) -> Figure:
             style.note(axis, "equal outputs", (limit, place), (8, 0), fontsize=10)
             continue
         worst, mean = row["psnr_worst"], row["psnr_mean"]  # no mean: some face's outputs are equal
-        far = worst if mean is None else mean
-        axis.hlines(place, worst, far, color=colour, linewidth=2.5)
+        axis.hlines(place, worst, mean or worst, color=colour, linewidth=2.5)
         axis.plot(worst, place, "o", color="white", mec=colour, mew=2, ms=9)
-        if mean is not None:
+        if mean:
             axis.plot(mean, place, "o", color=colour, ms=9)
-        reached = "some equal" if mean is None else f"{mean:.1f}"
-        style.note(axis, f"{reached} (worst {worst:.1f})", (max(far, limit), place), (11, 0))
+        reached = f"{mean:.1f}" if mean else "some equal"
+        style.note(axis, f"{reached} (worst {worst:.1f})", (max(mean or worst, limit), place), (11, 0))
     axis.plot([], [], "o", color=style.BASELINE_COLOUR, ms=9, label="mean")
     axis.plot([], [], "o", color="white", mec=style.BASELINE_COLOUR, mew=2, ms=9, label="worst face")
     axis.plot([], [], "|", color="black", ms=13, mew=2.2, label="refused below")
@@ -300,10 +299,10 @@ def times_figure(times: Mapping[str, Sequence[Row]], quantised: Sequence[Row] = 
 
 def best_within(rows: Sequence[Row], max_drop_db: float) -> Row:
     """Return the best row as it was built of those as fast as the fastest that loses at most so much."""
-    built = list({row["dtype"]: row for row in reversed(rows)}.values())[::-1]  # the first row of each dtype
-    acceptable = [row for row in built if row["psnr_drop"] <= max_drop_db]
+    built = {row["dtype"]: row for row in reversed(rows)}  # the first row of each dtype
+    acceptable = [row for row in reversed(built.values()) if row["psnr_drop"] <= max_drop_db]
     least = min(acceptable, key=lambda row: row["median_ms"])["times_ms"]
-    equal = [row for row in acceptable if not slower(row["times_ms"], least)]
+    equal = (row for row in acceptable if not slower(row["times_ms"], least))
     return min(equal, key=lambda row: row["psnr_drop"])
 
 

@@ -51,9 +51,8 @@ LOSS_DIGITS = {"psnr": 3, "ssim": 5, "delta_e2000": 3, "chroma_error": 3}
 
 def in_words(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return rows of one score each as tables show them: names instead of keys, losses in fixed decimals."""
-    names = [{"score": SCORES[row["score"]], "trait": TITLES.get(row.get("trait", ""))} for row in rows]
     losses = [{k: style.signed(row.get(k), LOSS_DIGITS[row["score"]]) for k in SIGNED} for row in rows]
-    return [{**row, **words, **lost} for row, words, lost in zip(rows, names, losses, strict=True)]
+    return [{**row, "score": SCORES[row["score"]], **lost} for row, lost in zip(rows, losses, strict=True)]
 
 
 def _by_dtype(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -141,13 +141,14 @@ def merged_figure(figures: Mapping[str, Row], output: tuple[str, str] = ("output
     figure, axes = style.new_figure(1, 2, width=10.0, height=3.5)
     for axis, (key, label) in zip(axes[0], SCORES.items(), strict=True):
         kinds = {f"{key}_input": (DO_NOTHING, style.BASELINE_COLOUR), key: output}
+        digits, more = (2 if key == "psnr" else 3), figures[key]["mean"] - figures[f"{key}_input"]["mean"]
         for one, (kind, colour) in ((figures[name], look) for name, look in kinds.items()):
-            mean = f"{one['mean']:.2f} dB" if key == "psnr" else f"{one['mean']:.3f}"
             line: Any = {"color": colour, "linewidth": 1.8}
             axis.stairs(one["counts"], one["edges"], fill=True, color=colour, alpha=0.35)
             axis.stairs(one["counts"], one["edges"], **line)
-            axis.axvline(one["mean"], ymax=FILLED, linestyle="--", label=f"{kind}, mean {mean}", **line)
-        axis.set(title=label.split(" [")[0], xlabel=label)
+            name = f"{kind}, mean {one['mean']:.{digits}f}"
+            axis.axvline(one["mean"], ymax=FILLED, linestyle="--", label=name, **line)
+        axis.set(title=f"{key.upper()}: {style.signed(more, digits)} over the input's", xlabel=label)
         _count_faces(axis)
     return figure
 
@@ -206,9 +207,9 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
     scatter.set(ylabel=f"colourfulness of the output, {dtype}")
     scatter.legend(loc="upper left", **LEGEND)
     shifts.scatter(truth, shift, color=style.DTYPE_COLOURS[dtype], **DOTS)
-    shifts.axhline(shift.mean(), label=f"mean {shift.mean():.1f}", **MEAN_LINE)
-    shifts.set(title="Distance of the mean colours", xlabel="colourfulness of the truth", xlim=(0, limit))
-    shifts.set(ylabel="ΔE 1976 of output and truth", ylim=(0, 1.2 * max(shift.max(), 1)))
+    shifts.axhline(shift.mean(), label="mean", **MEAN_LINE)
+    shifts.set(title=f"Mean colours lie ΔE {shift.mean():.1f} apart", xlabel="colourfulness of the truth")
+    shifts.set(ylabel="ΔE 1976 of output and truth", xlim=(0, limit), ylim=(0, 1.2 * max(shift.max(), 1)))
     shifts.legend(loc="upper right", **LEGEND)
     return figure
 
