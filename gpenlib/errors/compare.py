@@ -123,7 +123,7 @@ def summarise_comparison(
 Verdict = Literal["drop", "gain", "no difference shown", "too few images"]
 NOT_SHOWN: Verdict = "no difference shown"
 FEWEST = 5
-ENOUGH = 20  # faces; intervals from fewer are too narrow
+ENOUGH = 20  # faces; intervals from fewer understate the uncertainty
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 RANK_RESAMPLES = 1999  # ranking every resample takes longer
@@ -450,7 +450,7 @@ def recommend(
     del others[chosen["dtype"]]
     cautions = []
     if images < ENOUGH:
-        cautions.append(f"Only {faces}: intervals from fewer than about {ENOUGH} faces are too narrow.")
+        cautions.append(f"Only {faces}: below about {ENOUGH}, intervals understate the uncertainty.")
     if timing_note:
         cautions.append(f"The times were {timing_note}. Run again when it is idle.")
     if any(row.get("latency_ms") is None for row in table):

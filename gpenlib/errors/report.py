@@ -68,7 +68,6 @@ def write_report(
         pareto=pareto,
         repeats=len(results["latency"][0]["times_ms"]),
         baselines=baselines(table, results["facts"]["task"]),
-        achieved=achieved(table),
         traits=compare.TRAITS,
         groups=[row for row in results["groups"] if row["score"] == SHOWN_SCORE],
         copies=compare.copies(results["rows"]),
@@ -148,25 +147,20 @@ def inline(figure: Figure) -> str:
 def baselines(table: Sequence[Row], task: str = "color") -> dict[str, Any]:
     """Return fp32's scores beside those of doing nothing and, for colouring, of one even colour."""
     fp32 = next(row for row in table if row["dtype"] == REFERENCE)
-    answers = {baseline_name(task): "_input"}
-    answers |= {"even colour": "_chroma_baseline"} if task == "color" else {}
-    answers |= {"network, fp32": ""}
-    rows = [
-        [label, *(fixed(fp32[f"{score}{suffix}"], DIGITS[score]) for score in SCORES)]
-        for label, suffix in answers.items()
-    ]
-    return {"head": ["answer", *SCORES.values()], "rows": rows}
-
-
-def achieved(table: Sequence[Row]) -> str:
-    """Return in a sentence how the largest mean loss compares with what the network achieves."""
-    fp32 = next(row for row in table if row["dtype"] == REFERENCE)
     most = max((row for row in table if row is not fp32), key=lambda row: row["psnr_drop"])
-    gain = fp32["psnr"] - fp32["psnr_input"]
-    return (
-        f"Against doing nothing {REFERENCE} {'gains' if gain >= 0 else 'loses'} {abs(gain):.3f} dB of PSNR; "
-        f"the largest mean loss of a precision is {signed(most['psnr_drop'], 3)} dB ({most['dtype']})."
+    answers = {baseline_name(task): "_input"} | (
+        {"even colour": "_chroma_baseline"} if task == "color" else {}
     )
+    gains = [
+        f"{signed(fp32['psnr'] - fp32[f'psnr{end}'], 3)} dB over {name}" for name, end in answers.items()
+    ]
+    rows = [
+        [label, *(fixed(fp32[f"{score}{end}"], DIGITS[score]) for score in SCORES)]
+        for label, end in (answers | {"network, fp32": ""}).items()
+    ]
+    told = f"PSNR of {REFERENCE}: {', '.join(f'{gain} dB over {name}' for name, gain in gains.items())}; the "
+    told += f"largest mean loss of a precision is {signed(most['psnr_drop'], 3)} dB ({most['dtype']})."
+    return {"head": ["answer", *SCORES.values()], "rows": rows, "told": told}
 
 
 def later_runs(rows: Sequence[Row]) -> list[dict[str, Any]]:

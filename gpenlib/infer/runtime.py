@@ -117,9 +117,7 @@ def recipe(folder: str | Path, task: str | None = None) -> str:
     path = folder / served_by(artefact).get(artefact.backend, "")
     gpenlib_opens = "gpenlib", 'gpenlib.open_runtime("{}")', "network(batch)"
     module, opened, called = RECIPES.get(artefact.backend, gpenlib_opens)
-    opened = opened.format(
-        path if artefact.backend in RECIPES else folder, OpenVinoRuntime.HINTS[artefact.dtype]
-    )
+    opened = opened.format(path if artefact.backend in RECIPES else folder, openvino_hint(artefact.dtype))
     read = 'cv2.imread("face.png")'
     code = "GRAY2RGB" if task == "color" else "BGR2RGB"
     read = f"cv2.cvtColor({read}, cv2.COLOR_BGR2GRAY)" if task == "color" else read
@@ -293,6 +291,13 @@ def has_bf16() -> bool:
     return "BF16" in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def openvino_hint(dtype: str) -> str:
+    """Return the precision that OpenVINO is told to compute a dtype in: f32 where it would emulate bf16."""
+    # OpenVINO picks bf16 by itself where the processor has it: every dtype states its precision.
+    hints = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16"}
+    return "f32" if hints[dtype] == "bf16" and not has_bf16() else hints[dtype]
+
+
 def open_graph(model: bytes, hint: str) -> Callable[..., Any]:
     """Compile an ONNX file's graph of fixed shapes in OpenVINO; ``hint`` is its precision: f32, bf16."""
     core = load_openvino().Core()
@@ -305,8 +310,6 @@ class OpenVinoRuntime(Runtime):
     """OpenVINO on the CPU; compiled once per batch size, because static shapes run faster."""
 
     backend = "openvino"
-    # OpenVINO picks bf16 by itself where the processor has it: every dtype states its precision.
-    HINTS: ClassVar = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32", "int8_bf16": "bf16"}
     _half_hints: ClassVar[dict[tuple[Any, ...], str]] = {}  # measured once per process, file and threads
 
     def __init__(self, path: Path, artefact: Artefact, threads: int | None, device: str) -> None:
@@ -319,13 +322,12 @@ class OpenVinoRuntime(Runtime):
         self._properties = dict(OPENVINO_OPTIONS)
         if threads:
             self._properties["INFERENCE_NUM_THREADS"] = threads
-        hint = self.HINTS[self.dtype]
+        hint = openvino_hint(self.dtype)
         if hint == "f16":
             native = "FP16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
             hint = self._half_hint() if native else "f32"  # f16: 1.42 s for a face of 512 px, f32: 0.95 s
-        elif hint == "bf16" and not has_bf16():  # emulated: 203 ms for a face of 128 px, f32: 71 ms
+        elif hint == "f32" and "bf16" in self.dtype:  # emulated: 203 ms for a face of 128 px, f32: 71 ms
             warnings.warn("this processor has no bf16: OpenVINO computes in f32", stacklevel=3)
-            hint = "f32"
         self._properties["INFERENCE_PRECISION_HINT"] = hint
         ran = self._for_batch(1).get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.executed_precision = f"int8 convolutions, rest {ran}" if self.dtype in QUANTISED else ran

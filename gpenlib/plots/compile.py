@@ -67,7 +67,7 @@ def latency_figure(rows: Sequence[Row]) -> Figure:
     fastest = min(times, key=times.__getitem__)
     title = f"{fastest} is {times.get(REFERENCE, times[fastest]) / times[fastest]:.1f} times as fast as fp32"
     title = title if fastest != REFERENCE else "Nothing is faster than fp32 here"
-    unit = f"ms per call of {batch}: median of {repeats} calls, whiskers 10th to 90th percentile"
+    unit = f"ms per call, batch {batch}: median of {repeats} calls, whiskers 10th to 90th percentile"
     figure, axis = style.panels(1, height=1.0 + 0.48 * len(rows))
     style.label(axis, title, unit)
     names = [f"{row['dtype']}\nran in {row['executed_precision']}" for row in rows]
@@ -311,7 +311,7 @@ def draws_note(rows: Sequence[Row]) -> str:
     drawn = [row for row in rows if row.get("draw")]
     first = next((row for row in rows if drawn and row["dtype"] == drawn[0]["dtype"]), None)
     if first is None:
-        return "No other calibration images are at hand, so that the spread over draws is not known."
+        return "Whether other calibration images would do as well was not tried: there are no more."
     losses = sorted(f"{row['psnr_drop']:+.3f}" for row in drawn)
     told = f"{first['dtype']} loses {first['psnr_drop']:+.3f} dB as it was built, and {' and '.join(losses)}"
     return f"{told} dB with other draws of the calibration images (hollow in the figure)."

@@ -486,7 +486,7 @@ def test_what_is_said_of_the_choice_is_computed():
     clearly = [*rows[:4], rows[4] | {"times_ms": [2.0] * 4, "median_ms": 2.0}]
     assert compile.best_within(clearly, 0.3) is clearly[4]
     assert "int8 loses +0.200 dB as it was built, and -0.030 dB with other" in compile.draws_note(rows)
-    assert "not known" in compile.draws_note(rows[:3])
+    assert "not tried" in compile.draws_note(rows[:3])
     assert [compile.change(drop) for drop in (0.2, -0.025)] == ["0.200 dB lost", "0.025 dB gained"]
 
 
@@ -554,7 +554,7 @@ def test_colour_of_the_middle_face_stands_beside_that_of_the_means():
         for c, t in ((9, 10), (8, 8), (20, 60))
     ]
     title = title_of(infer.colourfulness_figure(rows, "fp32").axes[0])
-    assert title == "Of the truth's colour: median 90%, mean 47%"
+    assert title == "Of the truth's colour: median 90%, all faces together 47%"
     scores = [{"psnr": 22.976, "ssim": 0.9442}] * 2
     titles = [title_of(axis) for axis in data.baseline_figure(scores, [{"chroma": 9.0}] * 2).axes]
     assert titles == [f"Doing nothing: {score} on average" for score in ("PSNR 22.98 dB", "SSIM 0.944")]
