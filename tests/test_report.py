@@ -107,7 +107,7 @@ def test_its_tables_are_those_of_the_summary(run, page):
         assert html.unescape(page).count(f"by {row['backend']}, {row['backend_reason']}</dd>") >= 1
     assert f"{signed(float(summary[1]['psnr_drop']), 3)} (" in line[2]
     gain = float(summary[0]["psnr"]) - float(summary[0]["psnr_input"])
-    assert f"fp32 {'gains' if gain >= 0 else 'loses'} {abs(gain):.3f} dB" in page
+    assert f"PSNR of fp32: {signed(gain, 3)} dB over grey input" in page
 
 
 def test_it_shows_the_corrected_verdicts_of_the_groups(run, page):

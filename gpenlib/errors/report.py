@@ -148,12 +148,9 @@ def baselines(table: Sequence[Row], task: str = "color") -> dict[str, Any]:
     """Return fp32's scores beside those of doing nothing and, for colouring, of one even colour."""
     fp32 = next(row for row in table if row["dtype"] == REFERENCE)
     most = max((row for row in table if row is not fp32), key=lambda row: row["psnr_drop"])
-    answers = {baseline_name(task): "_input"} | (
-        {"even colour": "_chroma_baseline"} if task == "color" else {}
-    )
-    gains = [
-        f"{signed(fp32['psnr'] - fp32[f'psnr{end}'], 3)} dB over {name}" for name, end in answers.items()
-    ]
+    answers = {baseline_name(task): "_input"}
+    answers |= {"even colour": "_chroma_baseline"} if task == "color" else {}
+    gains = {name: signed(fp32["psnr"] - fp32[f"psnr{end}"], 3) for name, end in answers.items()}
     rows = [
         [label, *(fixed(fp32[f"{score}{end}"], DIGITS[score]) for score in SCORES)]
         for label, end in (answers | {"network, fp32": ""}).items()

@@ -202,7 +202,7 @@ def colourfulness_figure(rows: Sequence[Row], dtype: str) -> Figure:
     scatter.scatter(truth, output, color=style.DTYPE_COLOURS[dtype], **DOTS)
     ratio = output.mean() / truth.mean() if truth.mean() > 0 else float("nan")
     middle = np.median(output / np.maximum(truth, 1e-9))
-    scatter.set(title=f"Of the truth's colour: median {middle:.0%}, all faces together {ratio:.0%}")
+    scatter.set(title=f"Of the truth's colour: median {middle:.0%}, in sum {ratio:.0%}")
     scatter.set(xlabel="colourfulness of the truth (Hasler, Süsstrunk)")
     scatter.set(ylabel=f"colourfulness of the output, {dtype}")
     scatter.legend(loc="upper left", **LEGEND)

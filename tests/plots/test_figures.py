@@ -554,7 +554,7 @@ def test_colour_of_the_middle_face_stands_beside_that_of_the_means():
         for c, t in ((9, 10), (8, 8), (20, 60))
     ]
     title = title_of(infer.colourfulness_figure(rows, "fp32").axes[0])
-    assert title == "Of the truth's colour: median 90%, all faces together 47%"
+    assert title == "Of the truth's colour: median 90%, in sum 47%"
     scores = [{"psnr": 22.976, "ssim": 0.9442}] * 2
     titles = [title_of(axis) for axis in data.baseline_figure(scores, [{"chroma": 9.0}] * 2).axes]
     assert titles == [f"Doing nothing: {score} on average" for score in ("PSNR 22.98 dB", "SSIM 0.944")]
