@@ -810,7 +810,7 @@ class Run(Stages):
         command = self._command()
         page, leading, budget = work.folder / PAGE, self.photographs, work.settings.max_drop_db
         write_report(page, results, recommendation, (dtype, faces), command, compared, leading, budget)
-        return {"recommendation": recommendation.to_dict()}
+        return {"recommendation": asdict(recommendation)}
 
     def _command(self) -> str:
         return papermill_command(self.settings)

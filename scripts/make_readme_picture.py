@@ -27,7 +27,7 @@ PHOTOS = {
     "grace_hopper_black_and_white.png": (slice(0, 600), slice(0, 512)),
     "astronaut_degraded.png": (slice(0, 300), slice(88, 344)),
 }
-AMPLIFICATION = 20
+AMPLIFICATION = 60  # differences are of a grey level or two
 RESTORED_SEEDS = (0, 1)
 FOLDER = repository_root() / "notebooks" / "figures"
 

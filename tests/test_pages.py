@@ -172,11 +172,13 @@ def test_a_card_tells_what_was_found(pages):
         n01_b=notebook("B", last, code("frame", result("<b>x</b>", "text/html"))),
         n02_c=notebook("C", found, code("", error), exception=True),
         n03_d=notebook("D"),
+        n04_e=notebook("E", code("", result("**It** holds. " * 40, "text/markdown"), tags=["finding"])),
     )["index"]
     assert card(index, "00_a") == ("int8 is 2 times as fast", "done, 61.3 s")
     assert card(index, "01_b") == ("sound: 3 < 4", "done, 61.3 s")
     assert card(index, "02_c") == ("ValueError: no <such> thing", "failed, 61.3 s")
     assert card(index, "03_d") == ("", "done, 61.3 s")
+    assert re.fullmatch(r"(It holds\. ){19,28}It holds\.", card(index, "04_e")[0]), "whole sentences"
     (picture,) = re.findall(r'<img src="data:image/\w+;base64,([^"]+)" alt="first figure of A"', index)
     small = cv2.imdecode(np.frombuffer(base64.b64decode(picture), np.uint8), cv2.IMREAD_COLOR)
     assert small.shape == (150, 480, 3) and small[10, 10, 2] > 240 > 20 > small[10, 10, 0], "red above"

@@ -135,9 +135,11 @@ def test_own_faces_carry_no_warning_and_embedded_ones_do(run, page, tmp_path):
     rows = [row | {"run": name, "value": value, "verdict": "new"} for name, value in runs]
     comparison = {"rows": rows, "runs": dict.fromkeys("ab", results["facts"])}
     choice = Recommendation(None, "too few")
-    path = write_report(tmp_path / "page.html", results, choice, ("int8", faces), "command", comparison)
+    said = ("int8", faces), "command", comparison
+    path = write_report(tmp_path / "page.html", results, choice, *said, photographs=NAMES)
     text = path.read_text(encoding="utf-8")
     assert "do not judge a network" in text and "too few" in text
+    assert "<h2>Photographs, and the worst samples, in int8</h2>" in text
     assert "int8 gave fp32's very outputs: nothing more was rounded." in html.unescape(text)
     assert "int8 PSNR [dB] b 6 20.000 20.500 +0.500 – – new" in " ".join(cells(text))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,6 +273,15 @@ def copies(rows: Sequence[Row]) -> dict[str, str]:
     return {dtype: other for dtype, other in first.items() if other != dtype}
 
 
+def left_out(rows: Sequence[Row]) -> tuple[dict[str, str], str]:
+    """Return the :func:`copies` that tables and figures leave out, and say so; none where all are fp32's."""
+    again = copies(rows)
+    if len({row["dtype"] for row in rows}) == len(again) + 1:
+        return {}, ""
+    named = ", ".join(f"{dtype} (of {first}'s)" for dtype, first in again.items())
+    return again, f"Left out as exact copies of another's outputs: {named}." if again else ""
+
+
 def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, Any]]:
     """Return each dtype's loss in every group of faces; verdicts, not intervals, are corrected over all."""
     faces = _faces_with_traits(rows, traits)
@@ -295,9 +304,6 @@ def group_losses(rows: Sequence[Row], traits: Sequence[Row]) -> list[dict[str, A
 
 def groups_note(groups: Sequence[Row], rows: Sequence[Row]) -> str:
     """Return the sentences that belong beside the verdicts of :func:`group_losses`."""
-    listed = {row["dtype"] for row in groups}
-    again = [f"{dtype} (of {first}'s)" for dtype, first in copies(rows).items() if dtype not in listed]
-    left_out = f" Left out as exact copies of another's outputs: {', '.join(again)}." if again else ""
     tested = [row for row in groups if row["p_holm"] is not None]
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
     stand = [
@@ -306,14 +312,14 @@ def groups_note(groups: Sequence[Row], rows: Sequence[Row]) -> str:
         if row["verdict"] in ("drop", "gain")
     ]
     if not tested:
-        return f"Nothing is tested: every group has fewer than {FEWEST} faces.{left_out}"
+        return f"Nothing is tested: every group has fewer than {FEWEST} faces. {left_out(rows)[1]}".rstrip()
     return (
         f"{len(tested)} means, of {', '.join(GROUP_SCORES.values())}, are compared with zero. Each interval "
         f"is a single {CONFIDENCE:.0%} one, not corrected for that number; {alone} of them leave out zero. "
         f"The verdicts are corrected (Holm): the chance of even one false drop or gain is at most "
         f"{1 - CONFIDENCE:.0%}. {len(stand)} stand{': ' if stand else ''}{', '.join(stand)}. "
-        f"Groups of fewer than {FEWEST} faces are not tested.{left_out}"
-    )
+        f"Groups of fewer than {FEWEST} faces are not tested. {left_out(rows)[1]}"
+    ).rstrip()
 
 
 def standing(trends: Sequence[Row]) -> list[Row]:
@@ -356,8 +362,7 @@ def _faces_with_traits(rows: Sequence[Row], traits: Sequence[Row]) -> pd.DataFra
         if differing := sorted(names ^ set(of_dtype["name"])):
             raise ValueError(f"{dtype}: scores and traits are of different faces: {', '.join(differing[:5])}")
     # Copies are not tested again: that would make Holm's correction too strict
-    own = scores[~scores["dtype"].isin(copies(rows))]
-    scores = own if own["dtype"].nunique() > 1 else scores
+    scores = scores[~scores["dtype"].isin(left_out(rows)[0])]
     faces = pd.DataFrame(traits)[["name", *TRAITS]].astype(dict.fromkeys(TRAITS, float))
     tones = pd.cut(faces["ita"], ITA_LIMITS, labels=ITA_GROUPS)
     order = (*reversed(ITA_GROUPS), NOT_MEASURED)
@@ -409,10 +414,6 @@ class Recommendation:
     reason: str
     others: Mapping[str, str] = field(default_factory=dict)
     cautions: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
-        return asdict(self)
 
 
 def recommend(

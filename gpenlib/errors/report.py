@@ -71,6 +71,7 @@ def write_report(
         traits=compare.TRAITS,
         groups=[row for row in results["groups"] if row["score"] == SHOWN_SCORE],
         copies=compare.copies(results["rows"]),
+        left_out=compare.left_out(results["rows"]),
         groups_note=compare.groups_note(results["groups"], results["rows"]),
         trends_note=compare.trends_note(results["trends"]),
         budget=f"{budget:g}" if budget else "",

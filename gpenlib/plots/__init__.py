@@ -53,16 +53,11 @@ class NotebookFigure(Figure):
         # Charts are lines and letters; of pictures, which hardly gain, twice the pixels would weigh too much
         dpi = (1.3 if any(axis.images for axis in self.axes) else 2) * PIXELS_PER_INCH
         self.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05, facecolor="white")
-        width, height = (side * PIXELS_PER_INCH / dpi for side in png_size(buffer.getvalue()))
+        data = buffer.getvalue()  # of a PNG, whose width and height in pixels stand at its beginning
+        width, height = (side * PIXELS_PER_INCH / dpi for side in struct.unpack(">II", data[16:24]))
         fit = min(1.0, WIDEST * PIXELS_PER_INCH / width)  # with its margin
         about = {"alt": alternative_text(self), "width": round(fit * width), "height": round(fit * height)}
-        return base64.b64encode(buffer.getvalue()).decode(), about
-
-
-def png_size(png: bytes) -> tuple[int, int]:
-    """Return width and height in pixels, which stand at the beginning of a PNG file."""
-    width, height = struct.unpack(">II", png[16:24])
-    return width, height
+        return base64.b64encode(data).decode(), about
 
 
 def alternative_text(figure: Figure) -> str:

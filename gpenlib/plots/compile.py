@@ -222,7 +222,7 @@ def sensitivity_figure(measured: Row) -> Figure:
     figure, left, right = style.panels(2, 10.0, max(3.0, 1.3 + 0.24 * len(shown)))
     scores = [row["psnr"] for row in shown]
     style.name_rows(left, [style.short_layer(row["name"]) for row in shown], fontsize=8.5)
-    left.hlines(range(len(shown)), min(scores), scores, color=colour, alpha=0.35, linewidth=1.5)
+    left.hlines(range(len(shown)), scores, max(scores), color=colour, alpha=0.35, linewidth=1.5)
     left.plot(scores, range(len(shown)), "o", color=colour, ms=7)
     left.margins(x=0.08)
     title = f"{style.short_layer(shown[0]['name'])} alone costs most"
@@ -266,6 +266,7 @@ def times_figure(times: Mapping[str, Sequence[Row]], quantised: Sequence[Row] = 
     shown = rows[:16]
     heights = [1.1 + 0.42 * len(times), 0.8 + 0.26 * len(shown)]
     figure, axes = style.new_figure(2, 1, width=10.0, height=sum(heights) + 0.5, height_ratios=heights)
+    figure.set_layout_engine("constrained", h_pad=0.1)  # between a unit and the title below it
     above, below = axes[:, 0]
     style.name_rows(above, list(times))
     starts = np.zeros(len(times))

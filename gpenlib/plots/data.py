@@ -120,7 +120,6 @@ def baseline_figure(scores: Sequence[Row], colours: Sequence[Row]) -> Figure:
         axis.set(xlabel="mean CIELAB chroma of the truth", ylabel=f"{key.upper()} of the input{unit}")
         score = f"{np.mean(values):.2f} dB" if unit else f"{np.mean(values):.3f}"
         axis.set_title(f"Doing nothing: {key.upper()} {score} on average")
-    axes[0, 1].set_ylim(0, 1.02)
     return figure
 
 

@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from gpenlib import plots as style
-from gpenlib.errors.compare import TRAITS, ZOOM_SIDE, standing
+from gpenlib.errors.compare import TRAITS, ZOOM_SIDE, left_out, standing
 from gpenlib.plots import Region, Row
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def in_words(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _by_dtype(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of every dtype but fp32, in the order of the dtypes."""
-    return style.grouped(rows, "dtype", [dtype for dtype in style.DTYPE_COLOURS if dtype != "fp32"])
+    """Return the rows of every dtype but fp32 and copies of others, in the order of the dtypes."""
+    hidden = {"fp32", *left_out(rows)[0]}
+    return style.grouped(rows, "dtype", [dtype for dtype in style.DTYPE_COLOURS if dtype not in hidden])
 
 
 def _spread(count: int, width: float) -> list[float]:
@@ -94,10 +95,8 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
         labels = [f"{d}\n{style.signed(m, digits)}{unit}" for d, m in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
-        loss = max(means)
-        most = [dtype for dtype, mean in zip(groups, means, strict=True) if mean == loss]
-        named = f"{' and '.join(most)} lose{'s' if len(most) == 1 else ''} most {name}"  # copies lose alike
-        title = f"{named}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
+        loss, most = max(means), list(groups)[int(np.argmax(means))]
+        title = f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
         axis.set(title=title, ylabel=f"loss of {name}{' [dB]' if unit else ''}")
     return figure
 
@@ -112,8 +111,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     )
     for axis, (key, title, label) in zip(axes[0], panels, strict=True):
         means = {dtype: float(np.mean([row[key] for row in members])) for dtype, members in groups.items()}
-        size = max(map(abs, means.values()))
-        most = [dtype for dtype in means if abs(means[dtype]) == size]
+        most = max(means, key=lambda dtype, means=means: abs(means[dtype]))
         widest = max(abs(row[key]) for members in groups.values() for row in members)
         if key == "bias" and widest < 0.5:  # rounds to the same grey level
             title = f"No precision leaves a visible veil: {widest:.2f} levels at most"
@@ -125,7 +123,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
             box.set(facecolor=f"{style.DTYPE_COLOURS[dtype]}40", edgecolor=style.DTYPE_COLOURS[dtype])
         _dots(axis, groups, key)
         axis.set_xticks(range(len(groups)), list(groups))
-        axis.set(title=title.format(" and ".join(most), means[most[0]]).replace(" -", " −"), ylabel=label)
+        axis.set(title=title.format(most, means[most]).replace(" -", " −"), ylabel=label)
     axes[0, 0].set_ylim(bottom=0)
     return figure
 
@@ -162,7 +160,7 @@ def error_maps_figure(
     """Show fp32's output and every dtype's error map, whole and a part enlarged, for about three faces."""
     count, scale = 1 + len(faces[0].errors), _scale(faces)
     heights = np.repeat(style.face_sizes([face.name for face in faces], photographs), 2)
-    side = min(2.2, (style.WIDEST - 0.4) / count)
+    side = min(1.8, (style.WIDEST - 0.4) / count)
     size = max(5.5, count * side + 0.4), 1.0 + (side + 0.2) * sum(heights)
     figure, axes = style.new_figure(2 * len(faces), count, *size, height_ratios=heights)
     figure.set_layout_engine("constrained", h_pad=0.08)
@@ -376,7 +374,6 @@ def half_stress_figure(rows: Sequence[Row]) -> Figure:
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(FixedLocator(factors))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlim(min(factors) / 5, max(factors) * 5)
     lowest = min(row[f"{form}_psnr"] or 0.0 for row in rows for form in ("original", "deploy"))
     axis.set_ylim(lowest - 5 if lowest < 0 else 0, 105)

@@ -276,6 +276,7 @@ def test_what_gives_the_very_outputs_of_another_is_neither_tested_nor_listed_aga
     assert compare.group_losses(scores + again, traits) == table
     assert compare.trends(scores + again, traits) == compare.trends(scores, traits)
     note = compare.groups_note(table, scores + again)
+    assert compare.left_out(scores) == ({}, "")
     assert note.endswith(
         " Left out as exact copies of another's outputs: bf16 (of fp32's), int8_bf16 (of int8's)."
     )
