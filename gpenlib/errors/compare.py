@@ -307,7 +307,8 @@ def groups_note(groups: Sequence[Row], rows: Sequence[Row]) -> str:
     tested = [row for row in groups if row["p_holm"] is not None]
     alone = sum(row["drop_low"] > 0 or row["drop_high"] < 0 for row in tested)
     stand = [
-        f"{row['dtype']}'s {GROUP_SCORES[row['score']]} ({TRAITS[row['trait']]}: {row['group']})"
+        f"{row['verdict']} of {row['dtype']}'s {GROUP_SCORES[row['score']]} "
+        f"({TRAITS[row['trait']]}: {row['group']})"
         for row in tested
         if row["verdict"] in ("drop", "gain")
     ]

@@ -47,7 +47,7 @@ def tasks_figure(rows: Sequence[Row]) -> Figure:
     """Show the truth and what every task makes of it, one line per task, as ``task_examples`` gives them."""
 
     def drawn(row: Row) -> str:
-        seed = "nothing drawn" if row["seed"] is None else f"seed {row['seed']}"
+        seed = "nothing random" if row["seed"] is None else f"seed {row['seed']}"
         return f"{seed}, {row['psnr']:.1f} dB"
 
     tasks = style.grouped(rows, "task")

@@ -251,7 +251,8 @@ def test_the_verdicts_of_all_groups_are_corrected_together_and_the_note_counts_t
     assert note.startswith(f"{len(table)} means, of PSNR, SSIM, ΔE 2000, are")
     assert f" {alone} of " in note and " 0 stand. " in note
     table[0]["verdict"], named = "drop", compare.TRAITS[table[0]["trait"]]
-    assert f"1 stand: bf16's PSNR ({named}: {table[0]['group']}). " in compare.groups_note(table, scores)
+    note = compare.groups_note(table, scores)
+    assert f"1 stand: drop of bf16's PSNR ({named}: {table[0]['group']}). " in note
     assert "Left out" not in note
 
 
