@@ -111,7 +111,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
     )
     for axis, (key, title, label) in zip(axes[0], panels, strict=True):
         means = {dtype: float(np.mean([row[key] for row in members])) for dtype, members in groups.items()}
-        most = max(means, key=lambda dtype, means=means: abs(means[dtype]))
+        most, mean = max(means.items(), key=lambda pair: abs(pair[1]))
         widest = max(abs(row[key]) for members in groups.values() for row in members)
         if key == "bias" and widest < 0.5:  # rounds to the same grey level
             title = f"No precision leaves a visible veil: {widest:.2f} levels at most"
@@ -123,7 +123,7 @@ def colour_figure(rows: Sequence[Row]) -> Figure:
             box.set(facecolor=f"{style.DTYPE_COLOURS[dtype]}40", edgecolor=style.DTYPE_COLOURS[dtype])
         _dots(axis, groups, key)
         axis.set_xticks(range(len(groups)), list(groups))
-        axis.set(title=title.format(most, means[most]).replace(" -", " −"), ylabel=label)
+        axis.set(title=title.format(most, mean).replace(" -", " −"), ylabel=label)
     axes[0, 0].set_ylim(bottom=0)
     return figure
 
