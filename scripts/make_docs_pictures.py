@@ -34,7 +34,7 @@ CUTS = (
     Cut("00_architecture", "diagram", (0, 0.035, 1, 0.56)),
     Cut("01_export", "convolutions"),
     Cut("02_data", "tasks", (0, 0.49, 1, 1)),
-    Cut("03_compile", "times", (0, 0, 1, 0.36)),
+    Cut("03_compile", "times", (0, 0, 1, 0.335)),
     Cut("04_infer", "strips"),
     Cut("05_errors", "drops", (0, 0, 0.495, 1)),
     Cut("06_train", "interpolation", (0, 0, 1, 0.94)),
