@@ -80,7 +80,7 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for word in words:
         name, _, text = word.partition("=")
-        texts = [value.strip() for value in next(csv.reader([" ".join(text.split())]), [])]
+        texts = [value.strip() for value in next(csv.reader([" ".join(text.split())])) or [""]]
         if not name or not all(texts):
             raise SettingsError(f"--sweep {shown(word)}: expected name=value,value")
         if name == "run" or name in grid or len(set(texts)) < len(texts):

@@ -340,7 +340,7 @@ def test_another_task_runs_through_to_the_scores(task, float_built):
     for index, row in enumerate(results["rows"]):
         pairs = run.evaluation
         assert row["psnr_input"] == pytest.approx(psnr(pairs.inputs(index), pairs.truths(index)))
-    means = {f"{score}{suffix}": 0.0 for score in SCORES for suffix in ("", "_input")}
+    means = {f"{score}{suffix}": 0.0 for score in SCORES for suffix in ("", "_input", "_drop")}
     lines = baselines([{"dtype": "fp32", **means}], task)["rows"]
     assert [line[0] for line in lines] == [named[task], "network, fp32"]
 

@@ -36,8 +36,8 @@ from gpenlib.jobs import command, keep_memory
 from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
-# Sound ones lie far above: see notebook 03.
-LEAST_PSNR = {"fp32": 90.0, "fp16": 50.0, "bf16": 35.0, "int8": 30.0, "int8_bf16": 30.0}
+# Sound ones lie far above (notebook 03); a random network whose int8 is in order reaches 23 dB.
+LEAST_PSNR = {"fp32": 90.0, "fp16": 50.0, "bf16": 35.0, "int8": 20.0, "int8_bf16": 20.0}
 TIMES = ".times.json"  # beside the artefacts: how long layers took in other forms
 MOST_CORRECTED = 16  # images on which the mean colour is corrected; its shift is nearly the same on each
 HARM = 1 / 255  # half a grey level, in [-1, 1]: a correction that adds more to the mean's error is left out

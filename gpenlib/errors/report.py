@@ -148,7 +148,7 @@ def inline(figure: Figure) -> str:
 def baselines(table: Sequence[Row], task: str = "color") -> dict[str, Any]:
     """Return fp32's scores beside those of doing nothing and, for colouring, of one even colour."""
     fp32 = next(row for row in table if row["dtype"] == REFERENCE)
-    most = max((row for row in table if row is not fp32), key=lambda row: row["psnr_drop"])
+    most = max(table[1:] or table, key=lambda row: row["psnr_drop"])
     answers = {baseline_name(task): "_input"}
     answers |= {"even colour": "_chroma_baseline"} if task == "color" else {}
     gains = {name: signed(fp32["psnr"] - fp32[f"psnr{end}"], 3) for name, end in answers.items()}

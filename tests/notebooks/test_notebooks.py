@@ -110,7 +110,7 @@ def test_errors_compare_every_precision_on_every_face(executed, run_folder):
 
 def test_training_learns_and_looks_into_the_latent_space(executed, run_folder):
     notebook = executed("06_train")
-    assert figures(notebook) == 8  # losses and samples of both parts; walks and mixtures of two priors
+    assert figures(notebook) == 6  # losses and samples of both parts; walks and mixtures of a prior
     prior, embedded = (read_json(run_folder / f"06_train/small_{n}/results.json") for n in ("prior", "embed"))
     assert prior["steps"] == embedded["steps"] == SMOKE["steps"]
     assert finite(prior["terms"].values()) and finite(embedded["terms"].values())
