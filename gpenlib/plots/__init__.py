@@ -220,9 +220,8 @@ def shorten(name: str, length: int = 16) -> str:
 def short_layer(path: str) -> str:
     """Return a layer's path without what most have in common, and a runtime's own names as words."""
     path = re.sub(r"\.(skip|main)$", r", \1 half", path.removesuffix("/WithoutBiases"))
-    if made := re.fullmatch(
-        r".+(?:_(?:[a-e]{4,5}|(?:bf|[fiu])\d+)){2}_(.+)", path
-    ):  # OpenVINO's order or type
+    # What OpenVINO adds to order the axes anew, or to convert to another type
+    if made := re.fullmatch(r".+(?:_(?:[a-e]{4,5}|(?:bf|[fiu])\d+)){2}_(.+)", path):
         return f"{short_layer(made[1])}, conversion"
     path = re.sub(r"^node_(\D+)_(?=\d)", lambda operator: operator[1].replace("_", " ") + " ", path)
     return re.sub(r"\.conv(?=$|,)", "", path.removeprefix("generator."))
