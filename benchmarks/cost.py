@@ -30,10 +30,10 @@ from gpenlib.compile import compile_model
 from gpenlib.export import export_onnx, export_training_form
 from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.infer.performance import Combination, interleaved_times, measure_in_child
-from gpenlib.infer.runtime import has_bf16
+from gpenlib.infer.runtime import openvino_hint
 from gpenlib.jobs import processor
+from gpenlib.settings import QUANTISED
 
-ARITHMETIC = {"fp32": "fp32", "bf16": "bf16", "int8": "int8", "int8_bf16": "int8"}  # whose peak counts
 REQUESTS = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (2, 2, 1), (1, 2, 2), (1, 2, 4))  # instances, threads, batch
 COLUMNS = ["p50_ms", "images_per_s", "peak_memory_mib"]
 
@@ -57,6 +57,11 @@ def artefacts(size: int, images: int, work: Path, threads: int) -> dict[str, Pat
         )
     (work / "fp32.onnx").unlink()  # its artefact holds another name of the same file
     return found
+
+
+def arithmetic(dtype: str) -> str:
+    """Return the arithmetic whose peak counts: what OpenVINO computes a dtype's convolutions in here."""
+    return "int8" if dtype in QUANTISED else {"f32": "fp32", "bf16": "bf16"}[openvino_hint(dtype)]
 
 
 def in_rounds(combinations: Sequence[Combination], rounds: int) -> list[dict[str, float]]:
@@ -101,9 +106,7 @@ def main() -> None:
             each = partial(Combination, repeats=options.repeats, warm_up=2)
             asked = [each(str(artefact), threads=options.threads) for artefact in found.values()]
             for label, row in zip(found, in_rounds(asked, options.rounds), strict=True):
-                kind = ARITHMETIC[label.split()[-1]]
-                kind = "fp32" if kind == "bf16" and not has_bf16() else kind  # it computes in f32 then
-                row["share_of_peak"] = 1e3 * gflop / row["p50_ms"] / best[kind]
+                row["share_of_peak"] = 1e3 * gflop / row["p50_ms"] / best[arithmetic(label.split()[-1])]
                 rows.append({"px": size, "gflop": gflop, "path": label, **row})
             print(pd.DataFrame(rows[-len(found) :]).round(2).to_string(index=False), flush=True)
             if place == min(1, len(options.sizes) - 1):

@@ -22,7 +22,7 @@ from gpenlib.data.faces import DataError, Faces, embedded_faces, open_folder
 from gpenlib.data.pairs import DATALIST, Pack, Pairs, ProcessOp, preprocess, read_npz, read_pack
 from gpenlib.files import choice_error, fingerprint, resolve_path, write_atomically
 from gpenlib.images import RGB_CHANNELS, FloatArray, Image, resize
-from gpenlib.infer.runtime import has_bf16, open_graph
+from gpenlib.infer.runtime import open_graph, openvino_hint
 from gpenlib.jobs import keep_memory, progress
 from gpenlib.settings import MODES, DatasetConfig
 
@@ -183,7 +183,7 @@ LARGE = 256  # px; a pass of a network of this side and more runs in bf16 where 
 def precision_for(size: int) -> str:
     """Return OpenVINO's precision of the pass over the images for a network's side in pixels."""
     # At 512 px it is twice as fast; ranges and means change by a part in 256, a step of int8 at most.
-    return "bf16" if size >= LARGE and has_bf16() else "f32"
+    return openvino_hint("bf16") if size >= LARGE else "f32"
 
 
 def calibrate(

@@ -95,7 +95,7 @@ def drops_figure(rows: Sequence[Row], table: Sequence[Row] = ()) -> Figure:
                 axis.errorbar(place, row[key], lengths, color=style.INK, **look)
         labels = [f"{d}\n{style.signed(m, digits)}{unit}" for d, m in zip(groups, means, strict=True)]
         axis.set_xticks(range(len(groups)), labels)
-        loss, most = max(means), list(groups)[int(np.argmax(means))]
+        most, loss = max(zip(groups, means, strict=True), key=lambda pair: pair[1])
         title = f"{most} loses most {name}: {loss:.{digits}f}{unit}" if loss > 0 else f"None loses {name}"
         axis.set(title=title, ylabel=f"loss of {name}{' [dB]' if unit else ''}")
     return figure
