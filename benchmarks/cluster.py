@@ -1,8 +1,9 @@
-"""Photographs on two local Ray workers beside two bare runtimes: rate, and memory from quarter to quarter.
+"""Photographs on two local Ray workers beside two processes without Ray: rate, and memory by quarter.
 
 ``python benchmarks/cluster.py ARTEFACT`` takes an artefact folder of a small network that restores, such as
 ``outputs/demo/03_compile/int8/artefact`` of ``demo-restore``. Faces are squares of the network's side, every
-one a file of its own name; the job is ``python -m gpenlib photos --aligned --engine ray``.
+one a file of its own name; the job is ``python -m gpenlib photos --aligned --engine ray``. Without Ray two
+processes do the same job with one thread each, and two runtimes run the network alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -40,6 +43,7 @@ def main() -> None:
     bare = bare_rate(options.artefact, options.seconds)
     with tempfile.TemporaryDirectory() as name:
         folder = write_faces(Path(name) / "faces", side, options.faces)
+        apart = command_rate(folder, options.artefact, Path(name) / "apart")
         connect()
         rates = Rates(Path(name) / "out/parts", options.faces)
         words = [
@@ -54,11 +58,16 @@ def main() -> None:
         assert photos([*words, "--aligned", "--engine", "ray", "--workers", str(WORKERS)]) == 0
         rates.stop()
         summary = json.loads((Path(name) / "out/summary.json").read_text())
+        apart_again = command_rate(folder, options.artefact, Path(name) / "again")
     again = bare_rate(options.artefact, options.seconds)
-    alone = (bare + again) / 2
     steady, pictures = rates.steady(), summary["pictures"]
-    print(f"{WORKERS} bare runtimes: {bare:.1f} faces/s before, {again:.1f} after")
-    print(f"{pictures} faces on {WORKERS} workers: {steady:.1f} faces/s, {steady / alone:.0%} of bare")
+    for label, before, after in (
+        (f"{WORKERS} runtimes, nothing read or written", bare, again),
+        (f"{WORKERS} processes without Ray", apart, apart_again),
+    ):
+        share = 2 * steady / (before + after)
+        print(f"{label}: {before:.1f} faces/s before, {after:.1f} after; Ray reaches {share:.0%}")
+    print(f"{pictures} faces on {WORKERS} workers: {steady:.1f} faces/s")
     print(f"from the first command to the last file: {rates.whole():.1f} faces/s")
     print("memory of the workers by quarter:", ", ".join(f"{mib:.0f} MiB" for mib in rates.quarters()))
 
@@ -97,6 +106,21 @@ def calls_per_second(artefact: Path, seconds: float) -> float:
         runtime(face)
         count += 1
     return count / (time.perf_counter() - started)
+
+
+def command_rate(folder: Path, artefact: Path, out: Path, count: int = 1280) -> float:
+    """Return the rate of processes of the command without Ray: a long run less a short one."""
+    words = ["-m", "gpenlib", "photos", "--aligned", "--threads", "1", "--unit", "64", "--artefact"]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
+    spent = []
+    for limit in (64, 64 + count):
+        started = time.perf_counter()
+        line = [sys.executable, *words, str(artefact), str(folder), "--limit", str(limit), "--out"]
+        outs = [f"{out}-{limit}-{number}" for number in range(WORKERS)]
+        runs = [subprocess.Popen([*line, each], env=one_thread, stderr=subprocess.DEVNULL) for each in outs]
+        assert not any([run.wait() for run in runs])
+        spent.append(time.perf_counter() - started)
+    return WORKERS * count / (spent[1] - spent[0])
 
 
 class Rates:

@@ -278,5 +278,11 @@ def keep_memory(keep: bool = True) -> bool:
     options = ((M_MMAP_MAX, 0 if keep else 2**16), (M_TRIM_THRESHOLD, 2**31 - 1 if keep else 2**17))
     done = all(library.mallopt(option, value) for option, value in options)
     if not keep:
-        library.malloc_trim(0)
+        return_memory()
     return done
+
+
+def return_memory() -> None:
+    """Give what this process has freed back to the system, where the C library can."""
+    with suppress(AttributeError):  # musl
+        ctypes.CDLL(None).malloc_trim(0)

@@ -606,6 +606,9 @@ def test_photographs_are_the_same(ray, artefact, tmp_path, outputs_root):
     assert photos_main([*words, str(tmp_path / "local"), "--crops"]) == 0
     assert content(tmp_path / "local/fp32") == content(one / "fp32")
     assert content(tmp_path / "local/faces") == content(one / "faces")
+    assert photos_main([*words, str(tmp_path / "bare")]) == 0
+    assert content(tmp_path / "bare/fp32") == content(one / "fp32")
+    assert not (tmp_path / "bare/faces").exists()  # unless they are asked for
     (failure,) = (tmp_path / "local/failures.jsonl").read_text().splitlines()
     assert json.loads(failure)["name"] == "none.jpg"
     assert photos_main([*words, str(tmp_path / "ray"), "--crops", "--engine", "ray"]) == 0

@@ -31,7 +31,7 @@ from gpenlib.data.pairs import distinct_stems
 from gpenlib.files import fingerprint, resolve_path, sha256
 from gpenlib.jobs import Journal, command
 from gpenlib.photos.find import CenterFace, YuNet
-from gpenlib.photos.folder import FACES, Networks, PhotoResult, enhance_files, entry_of
+from gpenlib.photos.folder import Networks, PhotoResult, enhance_files, entry_of
 from gpenlib.photos.upscale import TiledUpscaler
 
 SPAN = 8  # photographs that a worker is given at a time by a notebook
@@ -110,7 +110,6 @@ class PhotoJob(PartJob):
     artefacts: Artefacts
     device: str
     options: Mapping[str, Any]  # of enhance_files
-    crops: bool
     columns: ClassVar = {
         **dict.fromkeys(("name", "source", "failure", "weights", "note", "made", "faces"), "string"),
         "place": "int64",
@@ -133,8 +132,7 @@ class PhotoJob(PartJob):
         entry = entry_of(result, Path())
         notes = "; ".join(dict.fromkeys(row["note"] for row in entry["photos"]))
         made = json.dumps([item.inside(row["file"]) for row in entry["photos"]])
-        crops = () if self.crops else [path for path in files if path.startswith(f"{FACES}/")]
-        kept = {item.inside(path): data for path, data in files.items() if path not in crops}
+        kept = {item.inside(path): data for path, data in files.items()}
         told = {"weights": result.weights, "note": notes, "made": made, "faces": json.dumps(entry["faces"])}
         return item.row() | told, kept
 
@@ -164,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser, 64)
     options = parser.parse_args(arguments)
     cluster, out = cluster_of(options), absolute(options.out)
-    names = ("strength", "faces", "upscale", "reach", "aligned", "task", "most_megapixels")
+    names = ("strength", "faces", "upscale", "reach", "aligned", "task", "most_megapixels", "crops")
     how: dict[str, Any] = {name: getattr(options, name) for name in names}
     files = {name: resolve_path(path) for name in KINDS if (path := getattr(options, name))}
     onnx = {name: KINDS[name](path) for name, path in files.items()}
@@ -175,14 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(artefacts) < len(options.artefact):
         told = "named twice, or folders of the same name"
         raise ClusterError(f"--artefact {' '.join(options.artefact)}: {told}")
-    settings = how | {name: getattr(options, name) for name in ("device", "limit", "write", "crops", "unit")}
+    settings = how | {name: getattr(options, name) for name in ("device", "limit", "write", "unit")}
     digests = {name: [each.digest for each in dtypes.values()] for name, dtypes in artefacts.items()}
     settings |= {"sources": options.photos, "networks": digests}
     settings |= {name: sha256(path) for name, path in files.items()}
     job = PhotoJob(
-        out, options.unit, options.write, fingerprint(settings), 1, artefacts, options.device, how | onnx,
-        options.crops,
-    )  # fmt: skip
+        out, options.unit, options.write, fingerprint(settings), 1, artefacts, options.device, how | onnx
+    )
     parts = run_parts(job, options.photos, cluster, settings, options.limit)
     store, failures = Store(out), list[dict[str, Any]]()
     counts = {"pictures": 0, "failures": 0, "without_a_face": 0}

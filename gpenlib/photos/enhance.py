@@ -101,6 +101,7 @@ def enhance_photo(
     reach: float = 1.0,
     aligned: bool = False,
     task: str | None = None,
+    monochrome: bool | None = None,
     detector: Detector | None = None,
     most_megapixels: float = MOST_MP,
 ) -> EnhancedPhoto:
@@ -133,6 +134,8 @@ def enhance_photo(
     task : str, optional
         ``"color"`` colours, another restores. Default: what the artefact says that its weights were trained
         for; where it does not, the network is asked: one that colours gives colour to a grey face.
+    monochrome : bool, optional
+        The photograph is black and white or toned, which restoring keeps. Default: looked at.
     detector : Detector, optional
         Default: CenterFace; :class:`gpenlib.photos.YuNet` opens a file of OpenCV's.
     most_megapixels : float
@@ -180,7 +183,7 @@ def enhance_photo(
     started = time.perf_counter()
     colouring = task == "color" if task else colours(runtime)
     keep = colouring if keep_luminance is None else keep_luminance
-    mono = is_monochrome(seen, found)
+    mono = is_monochrome(seen, found) if monochrome is None else monochrome
     patches = [_make_patch(seen, face, runtime, colouring, keep, mono, reach, aligned) for face in found]
     seconds["run"] = time.perf_counter() - started
 

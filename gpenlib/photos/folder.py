@@ -172,13 +172,14 @@ def enhance_files(
     finished: Journal | None = None,
     most_megapixels: float = MOST_MP,
     names: Sequence[str] | None = None,
+    crops: bool = True,
     **options: Any,
 ) -> Iterator[PhotoResult]:
     """Enhance picture files; ``folder/<dtype>`` gets the results under the original names.
 
     With several networks a black-and-white photograph goes to the first that colours, another to the first
     that restores. A network that colours leaves photographs that have colours as they are, unless ``task``
-    asks for it. ``options`` are those of :func:`gpenlib.enhance_photo`; the faces' crops go to
+    asks for it. ``options`` are those of :func:`gpenlib.enhance_photo`; the faces' crops, if asked for, go to
     ``folder/faces``. A picture that cannot be read or used does not stop the others: its result says why.
     Those that a journal names are passed over (see :func:`rows_of`); frames go on with the faces known there.
     ``names`` are those of the results, where the files are some of many.
@@ -214,7 +215,7 @@ def enhance_files(
         for dtype, runtime in networks[result.weights].items():
             leave = colours(runtime) and not (result.monochrome or options.get("task"))
             how = options | {"strength": 0.0} if leave else options
-            made = enhance_photo(given, runtime, faces=faces, **how)
+            made = enhance_photo(given, runtime, faces=faces, monochrome=result.monochrome, **how)
             result.made[dtype] = _left_in_colour(made) if leave else made
 
     def write(result: PhotoResult) -> None:
@@ -222,9 +223,8 @@ def enhance_files(
         for dtype, made in result.made.items():
             pixels, alpha = split_channels(made.image)
             result.files[dtype] = write_picture(folder / dtype / result.name, result.picture, pixels, alpha)
-            for number, face in enumerate(made.faces):
-                crops = {"input": face.shown, dtype: face.output}
-                for label, crop in crops.items():
+            for number, face in enumerate(made.faces if crops else ()):
+                for label, crop in {"input": face.shown, dtype: face.output}.items():
                     if crop is not None:
                         path = folder / FACES / f"{result.name}_{number}_{label}.png"
                         result.crops.add(write_image(path, crop))
@@ -360,7 +360,7 @@ def entry_of(result: PhotoResult, folder: Path) -> dict[str, Any]:
             row = {**head, "file": paths["file"], "face": number, "done": face.done}
             row |= {"side_px": round(face.side, 1), "score": round(face.score, 3)}
             row |= {name: getattr(face, name).round(1).tolist() for name in ("square", "points")}
-            faces.append(row | {"crops": f"{FACES}/{result.name}_{number}"})
+            faces.append(row | ({"crops": f"{FACES}/{result.name}_{number}"} if result.crops else {}))
     return {"photos": photos, "faces": faces, "failures": [], "state": result.state}
 
 
