@@ -318,6 +318,7 @@ class OpenVinoRuntime(Runtime):
             told = "%s: its layers were tuned for %s; built anew they are for %s"
             log.warning(told, path, artefact.tuned_for, processor())
         self._core = load_openvino().Core()
+        self._model = self._core.read_model(self.path)  # kept: the file may be gone, or another, later
         self._properties = dict(OPENVINO_OPTIONS)
         if threads:
             self._properties["INFERENCE_NUM_THREADS"] = threads
@@ -343,7 +344,7 @@ class OpenVinoRuntime(Runtime):
 
     def prepare(self, size: int, **properties: Any) -> Any:
         """Return the compiled model for a batch size, with further OpenVINO properties."""
-        model = self._core.read_model(self.path)  # not kept: in float the weights would be there twice
+        model = self._model.clone()
         model.reshape([size, RGB_CHANNELS, self.in_size, self.in_size])
         scale_rgb_weights(model)
         return self._core.compile_model(model, "CPU", {**self._properties, **properties})
@@ -675,7 +676,7 @@ def open_runtime(
             artefact.check_graph(file)
         runtime = kind(file, artefact, threads, device)
         runtime.chroma = chroma
-        return_memory()  # what reading and preparing took: a fifth of the peak in float, an eighth in int8
+        return_memory()  # what reading and preparing took: an eighth of the peak
         return runtime
     except RuntimeUnavailable:
         raise
