@@ -30,6 +30,7 @@ from gpenlib.infer.artefact import read_artefact
 
 WORKERS = 2
 DISTINCT = 200  # pictures; the files are links to them
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 
 
 def main() -> None:
@@ -111,13 +112,13 @@ def calls_per_second(artefact: Path, seconds: float) -> float:
 def command_rate(folder: Path, artefact: Path, out: Path, count: int = 1280) -> float:
     """Return the rate of processes of the command without Ray: a long run less a short one."""
     words = ["-m", "gpenlib", "photos", "--aligned", "--threads", "1", "--unit", "64", "--artefact"]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
     spent = []
     for limit in (64, 64 + count):
         started = time.perf_counter()
         line = [sys.executable, *words, str(artefact), str(folder), "--limit", str(limit), "--out"]
         outs = [f"{out}-{limit}-{number}" for number in range(WORKERS)]
-        runs = [subprocess.Popen([*line, each], env=one_thread, stderr=subprocess.DEVNULL) for each in outs]
+        env = os.environ | ONE_THREAD
+        runs = [subprocess.Popen([*line, each], env=env, stderr=subprocess.DEVNULL) for each in outs]
         assert not any([run.wait() for run in runs])
         spent.append(time.perf_counter() - started)
     return WORKERS * count / (spent[1] - spent[0])

@@ -24,7 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 import cv2
-from cluster import DISTINCT, Rates, repeated, write_faces
+from cluster import DISTINCT, ONE_THREAD, Rates, repeated, write_faces
 from pipeline import processor_time
 
 from gpenlib import open_runtime
@@ -49,7 +49,6 @@ JOBS = {"score": score, "photos": photos}
 STEPS = ("read and decode", "prepare", "run", "score", "paste", "encode and write")
 UNIT = 64  # pictures to a part
 WORKERS = (1, 2, 4)  # of a check
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 Costs = dict[str, Any]
 
 
