@@ -29,9 +29,9 @@ from gpenlib.settings import MODES, DatasetConfig
 LEVELS = 127  # between 0 and the threshold: quantisation is symmetric s8, so only magnitudes matter
 BINS = 4096  # even, for merging in pairs; enough for a level to span several
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
-# Pixels of a map whose values a histogram counts; of larger maps it takes rows and columns at equal steps. Of
-# a map of 128 px that are all, of one of 512 px one in 25.
-MOST_PIXELS = 20_000
+# Values of a tensor that a histogram counts; of larger ones it takes rows and columns at equal steps. Of 64
+# channels of 128 px that are all, of as many of 512 px one in 25: more makes no threshold better.
+MOST_VALUES = 1 << 20
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
 Counts = NDArray[np.float64]
 
@@ -240,7 +240,7 @@ def recording_graph(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequ
         for operator in wanted:
             found, read = f"record{place}.{operator}", [name, "record.axes"]
             if operator == "Slice":
-                constants[f"{found}.step"] = [sample_step(*shapes[name][2:])] * 2
+                constants[f"{found}.step"] = [sample_step(*shapes[name][1:])] * 2
                 read = [name, "record.start", "record.end", "record.sides", f"{found}.step"]
             settings: dict[str, Any] = {} if operator == "Slice" else {"keepdims": 0}
             graph.node.append(onnx.helper.make_node(operator, read, [found], found, **settings))
@@ -251,10 +251,10 @@ def recording_graph(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequ
     return result
 
 
-def sample_step(height: int, width: int) -> int:
-    """Return the step between sampled rows and columns of a map, so that few enough pixels remain."""
+def sample_step(channels: int, height: int, width: int) -> int:
+    """Return the step between sampled rows and columns, so that few enough values remain."""
     # Odd steps: what is upsampled, or comes in phases, repeats every second or fourth pixel.
-    return math.ceil(math.sqrt(height * width / MOST_PIXELS)) | 1
+    return math.ceil(math.sqrt(channels * height * width / MOST_VALUES)) | 1
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
