@@ -150,16 +150,8 @@ def processor() -> str:
     """Return the processor's name and those of its instructions that decide how fast low precision is."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
-    known = (
-        "avx2",
-        "avx_vnni",
-        "avx512f",
-        "avx512_vnni",
-        "avx512_bf16",
-        "avx512_fp16",
-        "amx_bf16",
-        "amx_int8",
-    )
+    vectors = [f"avx512{kind}" for kind in ("f", "_vnni", "_bf16", "_fp16")]
+    known = ["avx2", "avx_vnni", *vectors, "amx_bf16", "amx_int8"]
     has = [flag for flag in known if re.search(rf"\b{flag}\b", text)]
     return f"{name[1].strip() if name else platform.machine()} ({', '.join(has) or 'no vectors'})"
 

@@ -110,8 +110,7 @@ def _strip_ssims(images: Sequence[Array], truth: Array, data_range: float) -> li
     """Return the sums of the similarity over the windows inside a strip."""
     c1, c2 = (np.float32((k * data_range) ** 2) for k in (SSIM_K1, SSIM_K2))
     middle = np.float32(data_range / 2)  # values around zero: variances, differences, keep their digits
-    others = truth.astype(np.float32)
-    others -= middle
+    others = np.subtract(truth, middle, dtype=np.float32)
     others_mean = _window_mean(others)
     variance = _window_mean(others * others)
     variance -= others_mean * others_mean
@@ -120,8 +119,7 @@ def _strip_ssims(images: Sequence[Array], truth: Array, data_range: float) -> li
     lights = light * light + c1
     sums = []
     for image in images:
-        values = image.astype(np.float32)
-        values -= middle
+        values = np.subtract(image, middle, dtype=np.float32)
         mean = _window_mean(values)
         covariance = _window_mean(values * others)
         covariance -= mean * others_mean

@@ -29,8 +29,7 @@ from gpenlib.settings import MODES, DatasetConfig
 LEVELS = 127  # between 0 and the threshold: quantisation is symmetric s8, so only magnitudes matter
 BINS = 4096  # even, for merging in pairs; enough for a level to span several
 CANDIDATES = 256  # thresholds that mse and kl_divergence try
-# Values of a tensor that a histogram counts; of larger ones it takes rows and columns at equal steps. Of 64
-# channels of 128 px that are all, of as many of 512 px one in 25: more makes no threshold better.
+# Of a tensor's values a histogram counts so many, at equal steps: of 64 channels of 512 px one in 25
 MOST_VALUES = 1 << 20
 SMALLEST_SHARE = 1 / 32  # of the largest magnitude; below it a bin is no longer narrower than a level
 Counts = NDArray[np.float64]

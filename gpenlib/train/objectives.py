@@ -67,6 +67,7 @@ def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
 
 
 SMOOTH = 0.05  # step of luma, of a range of 2, beyond which neighbours may well differ in colour
+SURROUNDINGS = 16  # reach of what surrounds a pixel: a side of the picture by this; eyes and lips are smaller
 
 
 def excess_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
@@ -75,15 +76,24 @@ def excess_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
     Neighbours of like luma have like colours (Levin et al., Colorization using Optimization, 2004). Steps
     that the truth has, too, cost nothing, so that this does not reward grey.
     """
-    luma = output.new_tensor(LUMA).view(1, 3, 1, 1)
-    grey = (truth * luma).sum(dim=1, keepdim=True)
-    colours = [image[:, ::2] - (image * luma).sum(dim=1, keepdim=True) for image in (output, truth)]
-    terms = []
+    colours = [chroma(image) for image in (output, truth)]
+    grey, terms = truth[:, :1] - colours[1][:, :1], []  # what is not chroma is luma
     for axis in (2, 3):
         like = torch.exp(-grey.diff(dim=axis).abs() / SMOOTH)
         made, true = (colour.diff(dim=axis).abs() for colour in colours)
         terms.append((like * F.relu(made - true)).mean())
     return torch.stack(terms).sum()
+
+
+def contrast_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
+    """Return the L1 distance of chroma less its surroundings': lips from skin, whites of eyes, lids."""
+    wrong, reach = chroma(output) - chroma(truth), output.shape[-1] // SURROUNDINGS
+    return (wrong - F.avg_pool2d(wrong, 2 * reach + 1, 1, reach, count_include_pad=False)).abs().mean()
+
+
+def chroma(image: Tensor) -> Tensor:
+    """Return red and blue less luma, [N, 2, H, W], of RGB."""
+    return image[:, ::2] - (image * image.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 class IdentityLoss:
@@ -481,6 +491,8 @@ class RestorationObjective(Objective):
             terms["content"] = CONTENT_LOSSES[weights.content_loss](output, truth)
         if weights.chroma_excess:
             terms["chroma_excess"] = excess_of_chroma(output, truth)
+        if weights.chroma_contrast:
+            terms["chroma_contrast"] = contrast_of_chroma(output, truth)
         if self.identity is not None:
             terms["identity"] = self.identity(output, truth)
         if self.discriminator is not None:

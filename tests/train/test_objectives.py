@@ -56,6 +56,19 @@ def test_chroma_may_vary_where_the_truth_does_and_where_luma_has_an_edge() -> No
     assert given.grad is not None and given.grad[..., :3].abs().max() == 0 < given.grad[..., 3:5].abs().max()
 
 
+def test_contrast_of_chroma_sees_lips_and_no_tint_of_the_whole() -> None:
+    torch.manual_seed(0)
+    face = torch.rand(1, 3, 64, 64) - 0.5
+    tint = torch.tensor([0.2, 0.0, -0.1]).view(1, 3, 1, 1)
+    lips = torch.zeros_like(face)
+    lips[..., 0, 40:44, 28:36] = 0.3  # red
+    contrast = objectives.contrast_of_chroma
+    assert contrast(face, face) == 0 and contrast(face + tint, face) < 1e-6, "one tint has no contrast"
+    assert contrast(face + 0.1, face) < 1e-6, "nor has luma"
+    faint = contrast(face, face + lips)
+    assert faint > 0 and contrast(face, face + 2 * lips) == pytest.approx(2 * faint.item(), rel=1e-4)
+
+
 def test_feature_matching_is_zero_for_equal_features_and_trains_the_output_only() -> None:
     real = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, requires_grad=True)]
     assert objectives.feature_matching(real, real).item() == 0.0
