@@ -277,7 +277,7 @@ def watching_session(source: Path | onnx.ModelProto, tensors: Sequence[str]) -> 
         return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-FORMAT = 5  # of the cache; raise it when the meaning of a field changes
+FORMAT = 6  # of the cache; raise it when the meaning of a field changes
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 
 
