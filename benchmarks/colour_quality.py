@@ -37,7 +37,7 @@ from gpenlib.photos.find import EYES, MOUTH, NOSE, CenterFace, Points, find_face
 
 DIRECTIONS, QUANTILES = 32, 2000
 BANDS = (0, 20, 40, 60, 80, 100)  # of CIELAB lightness
-SHOWN = 12  # columns of the sheet; as many rows as there are faces for
+SHOWN, GAP = 12, 6  # columns of the sheet; pixels between its groups
 Pixels = NDArray[np.float64]
 
 
@@ -86,7 +86,7 @@ def score(
 ) -> dict[str, float]:
     """Return the figures of one network's answers."""
     labs = [to_lab(image) for image in images]
-    colour, true_colour = ([colourfulness(image) for image in some] for some in (images, truths))
+    vivid, true_vivid = ([colourfulness(image) for image in some] for some in (images, truths))
     everything, true = (np.concatenate([lab.reshape(-1, 3) for lab in some]) for some in (labs, true_labs))
     bands = [
         wasserstein(
@@ -103,8 +103,8 @@ def score(
     scores = [finite_psnr(image, truth) for image, truth in zip(images, truths, strict=True)]
     return {
         "psnr": float(np.mean(scores)),
-        "colourfulness_percent": float(100 * np.mean(colour) / np.mean(true_colour)),
-        "colourfulness_std": float(np.std(colour)),
+        "colourfulness_percent": float(100 * np.mean(vivid) / np.mean(true_vivid)),
+        "colourfulness_std": float(np.std(vivid)),
         "distance": wasserstein(everything[:, 1:], true[:, 1:]),
         "distance_by_lightness": float(np.mean(bands)),
         "lips_percent": float(100 * parts[:, 0].mean()),
@@ -162,15 +162,14 @@ def variation(lab: LabArray, points: Points) -> float:
 
 def sheet(rows: Sequence[Sequence[Image]]) -> Image:
     """Return faces one above the other in all their versions, in columns, a line of white between groups."""
-    side = len(rows[1][0])
-    groups = []
+    side, groups = len(rows[1][0]), []
     for start in range(0, len(rows[0]), SHOWN):
-        some = [[resize(image, side) for image in row[start : start + SHOWN]] for row in rows]
-        if len(some[0]) == SHOWN:
-            groups.append(np.concatenate([np.concatenate(row, axis=1) for row in some]))
-    gap = 6
-    padded = [cv2.copyMakeBorder(g, 0, gap, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255)) for g in groups]
-    return np.concatenate(padded)
+        some = [row[start : start + SHOWN] for row in rows]
+        lines = [np.concatenate([resize(image, side) for image in row], axis=1) for row in some]
+        group, white = np.concatenate(lines), (255, 255, 255)
+        missing = SHOWN * side - group.shape[1]  # of the last group
+        groups.append(cv2.copyMakeBorder(group, 0, GAP, 0, missing, cv2.BORDER_CONSTANT, value=white))
+    return np.concatenate(groups)
 
 
 if __name__ == "__main__":

@@ -614,7 +614,7 @@ class LossWeights(Settings):
     content_loss: Literal["smooth_l1", "l1", "mse"] = Field("smooth_l1", description="how it is measured")
     adversarial: float = Field(1.0, ge=0, description="non-saturating loss; 0 trains no discriminator")
     feature_matching: float = Field(0.02, ge=0, description="L1 between discriminator features (paper: 0.02)")
-    chroma_excess: float = Field(0.0, ge=0, description="chroma that varies where luma does not: blotches")
+    chroma_excess: float = Field(0.0, ge=0, description="steps of chroma beyond the truth's on smooth luma")
     chroma_contrast: float = Field(0.0, ge=0, description="L1 of chroma less that around: lips, eyes")
     identity: float = Field(0.0, ge=0, description="1 - cosine of face-recognition embeddings")
     identity_model: str | None = Field(None, description="TorchScript or ONNX file of the recogniser")

@@ -32,12 +32,12 @@ def main() -> None:
     parser.add_argument("--chroma", type=float, required=True, help="factor; 1 changes nothing")
     options = parser.parse_args()
     model = load_weights(options.weights).model
-    scale_chroma(model, options.chroma)
+    strengthen(model, options.chroma)
     notes = {"task": trained_task(options.weights)}
     print(f"weights: {save_checkpoint(model, resolve_path(options.output), torch.float16, notes)}")
 
 
-def scale_chroma(model: Gpen, factor: float) -> None:
+def strengthen(model: Gpen, factor: float) -> None:
     """Multiply the distance of every answer's colours from its luma, in place."""
     keep_luma = torch.ones(3, 1, dtype=torch.float64) @ torch.from_numpy(LUMA).double()[None]
     matrix = factor * torch.eye(3, dtype=torch.float64) + (1 - factor) * keep_luma

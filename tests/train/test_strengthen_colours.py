@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import pytest
 import torch
 
 from gpenlib.architecture.checkpoints import load_weights
-from gpenlib.files import repository_root
 from gpenlib.images import LUMA
+from tests.test_docs import ROOT, load
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0, 1.4])
 def test_weights_with_more_chroma_answer_with_more_chroma_and_the_same_luma(factor: float) -> None:
-    path = repository_root() / "scripts/strengthen_colours.py"
-    spec = importlib.util.spec_from_file_location("strengthen_colours", path)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     model, picture = load_weights("tiny-random").model, torch.rand(1, 3, 64, 64) - 0.5
     with torch.inference_mode():
         before = model(picture).numpy()
-    script.scale_chroma(model, factor)
+    load(ROOT / "scripts/strengthen_colours.py").strengthen(model, factor)
     with torch.inference_mode():
         after = model(picture).numpy()
     luma = np.tensordot(before, LUMA, (1, 0))[:, None]
