@@ -12,6 +12,10 @@ For each network, and for the truth itself, in fp32 at the network's size:
   of the cheeks' chroma), at the points that the face detector finds in the truth;
 - variation: total variation of (a, b) inside the face in percent of the truth's; blotches raise it.
 
+A second table shows the same networks on faces of light and of dark skin, by the truth's cheeks: PSNR,
+colourfulness, and how far the cheeks' median colour is from the truth's in lightness and in (a, b), with the
+mean direction of the latter. Skin is sorted by the individual typology angle (Chardon et al. 1991).
+
 Rows and a sheet of faces (grey, each network, truth) go to ``outputs/benchmarks/colour_quality.json`` and
 ``.png``.
 """
@@ -36,7 +40,8 @@ from gpenlib.metrics import LabArray, colourfulness, finite_psnr, to_lab
 from gpenlib.photos.find import EYES, MOUTH, NOSE, CenterFace, Points, find_faces
 
 DIRECTIONS, QUANTILES = 32, 2000
-BANDS = (0, 20, 40, 60, 80, 100)  # of CIELAB lightness
+TONES = {"light": 41, "intermediate": 28, "tan": 10, "brown and dark": -90}  # degrees, and above
+BANDS = (0, 20, 40, 60, 80, 101)  # of CIELAB lightness, white in the last
 SHOWN, GAP = 12, 6  # columns of the sheet; pixels between its groups
 Pixels = NDArray[np.float64]
 
@@ -60,10 +65,12 @@ def main() -> None:
         for name, images in (answers | {"truth": truths}).items()
     ]
     found = sum(some is not None for some in points)
-    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.2f}".format))
+    tones = [row for name, images in answers.items() for row in by_tone(name, images, truths, points)]
+    for table in (rows, tones):
+        print(pd.DataFrame(table).to_string(index=False, float_format="{:.2f}".format))
     print(f"{len(truths)} faces; lips, eyes and variation: the {found} of them that the detector finds")
     target = repository_root() / "outputs" / "benchmarks" / "colour_quality.json"
-    write_json(target, {"rows": rows, "packages": package_versions()})
+    write_json(target, {"rows": rows, "tones": tones, "packages": package_versions()})
     write_image(target.with_suffix(".png"), sheet([[to_grey(t) for t in truths], *answers.values(), truths]))
 
 
@@ -88,12 +95,11 @@ def score(
     labs = [to_lab(image) for image in images]
     vivid, true_vivid = ([colourfulness(image) for image in some] for some in (images, truths))
     everything, true = (np.concatenate([lab.reshape(-1, 3) for lab in some]) for some in (labs, true_labs))
-    bands = [
-        wasserstein(
-            *(values[(values[:, 0] >= low) & (values[:, 0] < high), 1:] for values in (everything, true))
-        )
-        for low, high in itertools.pairwise(BANDS)
-    ]
+    bands = []
+    for low, high in itertools.pairwise(BANDS):
+        some = [values[(values[:, 0] >= low) & (values[:, 0] < high), 1:] for values in (everything, true)]
+        if all(map(len, some)):  # few pictures may have no white
+            bands.append(wasserstein(*some))
     seen = [(lab, where) for lab, where in zip(labs, points, strict=True) if where is not None]
     parts = np.array([parts_of(lab, where) for lab, where in seen])
     rough = [
@@ -124,12 +130,47 @@ def wasserstein(one: Pixels, other: Pixels) -> float:
     return float(np.mean(distances))
 
 
+def by_tone(
+    name: str, images: Sequence[Image], truths: Sequence[Image], points: Sequence[Points | None]
+) -> list[dict[str, float | str]]:
+    """Return the figures of one network's answers on faces of each skin tone."""
+    faces = []
+    for image, truth, where in zip(images, truths, points, strict=True):
+        if where is not None:
+            made, true = (np.median(cheeks_of(to_lab(one), where), axis=0) for one in (image, truth))
+            angle = np.degrees(np.arctan2(true[0] - 50, true[2]))
+            tone = next(tone for tone, least in TONES.items() if angle >= least)
+            vivid, true_vivid = colourfulness(image), colourfulness(truth)
+            faces.append((tone, finite_psnr(image, truth), vivid, true_vivid, *(made - true)))
+    table = pd.DataFrame(faces, columns=["tone", "psnr", "vivid", "true", "L", "a", "b"])
+    return [
+        {
+            "outputs": name,
+            "skin": tone,
+            "faces": len(some),
+            "psnr": some["psnr"].mean(),
+            "colourfulness_percent": 100 * some["vivid"].mean() / some["true"].mean(),
+            "cheeks_lightness": some["L"].abs().mean(),
+            "cheeks_colour": np.hypot(some["a"], some["b"]).mean(),
+            "redder": some["a"].mean(),
+            "yellower": some["b"].mean(),
+        }
+        for tone in TONES
+        if len(some := table[table["tone"] == tone])
+    ]
+
+
+def cheeks_of(lab: LabArray, points: Points) -> Pixels:
+    """Return the CIELAB values of both cheeks, [N, 3]."""
+    unit = float(np.linalg.norm(points[EYES][1] - points[EYES][0]))
+    return np.concatenate([inside(lab, [eye[0], points[NOSE][1]], 0.12 * unit) for eye in points[EYES]])
+
+
 def parts_of(lab: LabArray, points: Points) -> tuple[bool, bool]:
     """Return whether the lips are redder than the cheeks, and whether the whites of the eyes are neutral."""
-    eyes, mouth, nose = points[EYES], points[MOUTH].mean(axis=0), points[NOSE]
+    eyes, mouth, cheeks = points[EYES], points[MOUTH].mean(axis=0), cheeks_of(lab, points)
     unit = float(np.linalg.norm(eyes[1] - eyes[0]))  # of length: between the eyes
     lips = inside(lab, [mouth[0], mouth[1] + 0.03 * unit], 0.3 * unit, 0.15 * unit)
-    cheeks = np.concatenate([inside(lab, [eye[0], nose[1]], 0.12 * unit) for eye in eyes])
     both = np.concatenate([inside(lab, eye, 0.14 * unit) for eye in eyes])
     whites = np.quantile(np.hypot(both[:, 1], both[:, 2]), 0.2)
     hues = [np.degrees(np.arctan2(b, a)) for _, a, b in (np.median(part, axis=0) for part in (lips, cheeks))]

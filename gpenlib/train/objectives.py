@@ -67,28 +67,33 @@ def feature_matching(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
 
 
 SMOOTH = 0.05  # step of luma, of a range of 2, beyond which neighbours may well differ in colour
+SCALES = (1, 4, 16)  # pixels to a side of what is compared with its neighbours
 SURROUNDINGS = 16  # reach of what surrounds a pixel: a side of the picture by this; eyes and lips are smaller
 
 
 def excess_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
     """Return by how much chroma varies more than the truth's where the truth's luma is smooth.
 
-    Neighbours of like luma have like colours (Levin et al., Colorization using Optimization, 2004). Steps
-    that the truth has, too, cost nothing, so that this does not reward grey.
+    Neighbours of like luma have like colours (Levin et al., Colorization using Optimization, 2004): pixels,
+    and squares, so that a wall does not pass from pink to blue. The truth's own steps cost nothing.
     """
-    colours = [chroma(image) for image in (output, truth)]
-    grey, terms = truth[:, :1] - colours[1][:, :1], []  # what is not chroma is luma
-    for axis in (2, 3):
-        like = torch.exp(-grey.diff(dim=axis).abs() / SMOOTH)
-        made, true = (colour.diff(dim=axis).abs() for colour in colours)
-        terms.append((like * F.relu(made - true)).mean())
+    made, true = (chroma(image) for image in (output, truth))
+    whole, terms = torch.cat([made, true, truth[:, :1] - true[:, :1]], dim=1), []  # not chroma is luma
+    for scale in (scale for scale in SCALES if 2 * scale <= output.shape[-1]):
+        for axis in (2, 3):
+            steps = F.avg_pool2d(whole, scale).diff(dim=axis).abs()
+            like = torch.exp(-steps[:, 4:] / SMOOTH)
+            terms.append((like * F.relu(steps[:, :2] - steps[:, 2:4])).mean())
     return torch.stack(terms).sum()
 
 
 def contrast_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
-    """Return the L1 distance of chroma less its surroundings': lips from skin, whites of eyes, lids."""
-    wrong, reach = chroma(output) - chroma(truth), output.shape[-1] // SURROUNDINGS
-    return (wrong - F.avg_pool2d(wrong, 2 * reach + 1, 1, reach, count_include_pad=False)).abs().mean()
+    """Return the L1 distance of chroma less its surroundings', more where the truth has some: lips, eyes."""
+    reach = output.shape[-1] // SURROUNDINGS
+    both = torch.cat([chroma(output), chroma(truth)])
+    made, true = (both - F.avg_pool2d(both, 2 * reach + 1, 1, reach, count_include_pad=False)).chunk(2)
+    weight = true.abs() + true.abs().mean() + 1e-6  # of grey truths, too
+    return (weight * (made - true).abs()).mean() / weight.mean()
 
 
 def chroma(image: Tensor) -> Tensor:
@@ -432,16 +437,14 @@ class PriorObjective(Objective):
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``extra_state`` returned; older checkpoints hold its first two entries alone."""
+        """Take back what ``extra_state`` returned."""
         self.mean_path_length, self.probability = state["mean_path_length"], state["augmentation"]
-        self.signs = list(state.get("signs", ()))
-        if "fade_in" in state:  # what init holds may be another one by now
-            self.fade = FadeIn(self.fade.whole)
-            if state["fade_in"] is not None:
-                weights, levels = state["fade_in"]
-                from_rgb = ConvLayer(3, len(weights["0.weight"]), 1)
-                from_rgb.load_state_dict(weights)
-                self.fade = FadeIn(self.fade.whole, from_rgb, levels).to(self.fabric.device)
+        self.signs, self.fade = list(state["signs"]), FadeIn(self.fade.whole)
+        if state["fade_in"] is not None:  # what init holds may be another one by now
+            weights, levels = state["fade_in"]
+            from_rgb = ConvLayer(3, len(weights["0.weight"]), 1)
+            from_rgb.load_state_dict(weights)
+            self.fade = FadeIn(self.fade.whole, from_rgb, levels).to(self.fabric.device)
 
 
 class RestorationObjective(Objective):
@@ -454,8 +457,12 @@ class RestorationObjective(Objective):
         if self.discriminator is not None:
             self.judge = self.discriminator
         self.generate: Any = torch.compile(self.generator) if config.compile else self.generator
-        model = config.losses.identity_model
-        self.identity = IdentityLoss(model, fabric.device) if config.losses.identity and model else None
+        self.measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+            "chroma_excess": excess_of_chroma, "chroma_contrast": contrast_of_chroma,
+            "content": CONTENT_LOSSES[config.losses.content_loss],
+        }  # fmt: skip
+        if config.losses.identity and config.losses.identity_model:
+            self.measures["identity"] = IdentityLoss(config.losses.identity_model, fabric.device)
 
     def build(self) -> tuple[Gpen, Groups, Discriminator | None]:
         """Return a GPEN from a prior (embed), from trained weights, or from random ones (finetune).
@@ -485,16 +492,8 @@ class RestorationObjective(Objective):
         weights = self.config.losses
         with self.fabric.autocast():
             output = self.generate(degraded).float()
+        terms = {name: of(output, truth) for name, of in self.measures.items() if getattr(weights, name)}
         losses: Losses = {}
-        terms: Losses = {}
-        if weights.content:
-            terms["content"] = CONTENT_LOSSES[weights.content_loss](output, truth)
-        if weights.chroma_excess:
-            terms["chroma_excess"] = excess_of_chroma(output, truth)
-        if weights.chroma_contrast:
-            terms["chroma_contrast"] = contrast_of_chroma(output, truth)
-        if self.identity is not None:
-            terms["identity"] = self.identity(output, truth)
         if self.discriminator is not None:
             losses, _ = self.discriminator_step(step, truth, output.detach())
             with self.fabric.autocast():

@@ -1,4 +1,4 @@
-"""Colours made stronger in the weights are those made stronger in the answers."""
+"""Colours made stronger in the weights are those made stronger in the answers; weights of fewer bits."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ def test_weights_with_more_chroma_answer_with_more_chroma_and_the_same_luma(fact
     luma = np.tensordot(before, LUMA, (1, 0))[:, None]
     assert np.abs(before - luma).max() > 0.1, "there is colour to be scaled"
     assert np.abs(after - (luma + factor * (before - luma))).max() < 1e-4 * np.abs(before).max()
+
+
+def test_shorter_weights_differ_by_half_of_their_last_bit_at_most() -> None:
+    model = load_weights("tiny-random").model
+    before = [parameter.clone() for parameter in model.parameters()]
+    load(ROOT / "scripts/strengthen_colours.py").shorten(model, 6)
+    changed = 0
+    for old, new in zip(before, model.parameters(), strict=True):
+        bits, _ = torch.frexp(new)
+        assert torch.equal(bits * 128, (bits * 128).round()), "the leading bit and six more"
+        assert bool(((new - old).abs() <= old.abs() / 128).all())
+        changed += int((new != old).sum())
+    assert changed > 0.9 * sum(p.numel() for p in before if p.ndim > 1)
