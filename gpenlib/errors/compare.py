@@ -623,7 +623,7 @@ def faces_by_loss(rows: Sequence[Row], photographs: Sequence[str] = ()) -> tuple
     Where there are photographs, these and the sample on which it loses most.
     """
     frame = pd.DataFrame(rows)
-    others = frame[frame["dtype"] != REFERENCE]
+    others = frame[~frame["dtype"].isin([REFERENCE, *left_out(rows)[0]])]
     if others.empty:
         raise ValueError(f"no rows of another dtype than {REFERENCE}")
     dtype = str(others.groupby("dtype", sort=False)["psnr_drop"].mean().idxmax())

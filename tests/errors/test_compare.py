@@ -426,6 +426,11 @@ def test_faces_by_loss_and_the_worst_ones():
     assert compare.faces_by_loss(rows, ["b"])[1] == {"b": "photograph", "c": "loses most"}
     leading = {"b": "gains 0.200 dB", "c": "loses 1.000 dB"}
     assert compare.worst_faces(rows, "int8", 1, ["b"]) == leading
+    gain = [row | {"psnr_drop": -1.0 if row["dtype"] == "int8" else 0.0} for row in rows]
+    assert compare.faces_by_loss(gain)[0] == "int8", (
+        "bf16 is a copy of fp32, though what loses most by its figures"
+    )
+    assert compare.faces_by_loss([row for row in gain if row["dtype"] != "int8"])[0] == "bf16", "nothing else"
     with pytest.raises(ValueError, match="fp32"):
         compare.faces_by_loss(rows[:3])
     for dtype, count, named in (("int9", 2, "int9.*bf16, fp32, int8"), ("int8", 0, "count=0")):
