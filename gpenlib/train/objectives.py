@@ -82,8 +82,7 @@ def excess_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
     for scale in (scale for scale in SCALES if 2 * scale <= output.shape[-1]):
         for axis in (2, 3):
             steps = F.avg_pool2d(whole, scale).diff(dim=axis).abs()
-            like = torch.exp(-steps[:, 4:] / SMOOTH)
-            terms.append((like * F.relu(steps[:, :2] - steps[:, 2:4])).mean())
+            terms.append((torch.exp(-steps[:, 4:] / SMOOTH) * F.relu(steps[:, :2] - steps[:, 2:4])).mean())
     return torch.stack(terms).sum()
 
 
@@ -437,14 +436,16 @@ class PriorObjective(Objective):
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what ``extra_state`` returned."""
+        """Take back what ``extra_state`` returned; older checkpoints hold its first two entries alone."""
         self.mean_path_length, self.probability = state["mean_path_length"], state["augmentation"]
-        self.signs, self.fade = list(state["signs"]), FadeIn(self.fade.whole)
-        if state["fade_in"] is not None:  # what init holds may be another one by now
-            weights, levels = state["fade_in"]
-            from_rgb = ConvLayer(3, len(weights["0.weight"]), 1)
-            from_rgb.load_state_dict(weights)
-            self.fade = FadeIn(self.fade.whole, from_rgb, levels).to(self.fabric.device)
+        self.signs = list(state.get("signs", ()))
+        if "fade_in" in state:  # what init holds may be another one by now
+            self.fade = FadeIn(self.fade.whole)
+            if state["fade_in"] is not None:
+                weights, levels = state["fade_in"]
+                from_rgb = ConvLayer(3, len(weights["0.weight"]), 1)
+                from_rgb.load_state_dict(weights)
+                self.fade = FadeIn(self.fade.whole, from_rgb, levels).to(self.fabric.device)
 
 
 class RestorationObjective(Objective):
