@@ -532,6 +532,17 @@ def test_modes_close_together_share_a_label_and_the_better_one_is_told():
     assert {"int8, max ◎", "int8, percentile"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
+@pytest.mark.parametrize("drop", [-0.5, -0.028, 0.0, 0.03, 0.5])
+def test_markers_of_losses_and_of_gains_lie_inside_their_axes(drop):
+    rows = [
+        {"dtype": "fp32", **MEASURED, "psnr_drop": 0.0, "psnr_to_fp32": 100.0},
+        INT8 | {"psnr_drop": drop},
+    ]
+    axis = compile.pareto_figure(rows, "int8", 0.1).axes[0]
+    height = abs(np.subtract(*axis.get_ylim()))
+    assert all(abs(place - end) > 0.05 * height for place in (0.0, drop) for end in axis.get_ylim())
+
+
 def test_names_that_a_runtime_gave_are_words():
     names = {
         "generator.convs.9.conv": "convs.9",
