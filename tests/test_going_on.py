@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +100,10 @@ def run_to_its_end(kind, *arguments):
 
 def finished_in(folder, stage):
     """Return the lines of a stopped stage's journal by name."""
-    journals = folder.glob(f".{stage.replace('/', '-')}-building-*/{JOURNAL}")
-    lines = [line for path in journals for line in path.read_text().splitlines()]
+    lines = []
+    for path in folder.glob(f".{stage.replace('/', '-')}-building-*/{JOURNAL}"):
+        with suppress(FileNotFoundError):  # the stage ends at this very moment
+            lines += path.read_text().splitlines()
     entries = {}
     for line in lines:
         try:
