@@ -14,7 +14,7 @@ For each network, and for the truth itself, in fp32 at the network's size:
 
 A second table shows the same networks on faces of light and of dark skin, by the truth's cheeks: PSNR,
 colourfulness, and how far the cheeks' median colour is from the truth's in lightness and in (a, b), with the
-mean direction of the latter. Skin is sorted by the individual typology angle (Chardon et al. 1991).
+mean direction of the latter. Skin is sorted as in notebook 05.
 
 Rows and a sheet of faces (grey, each network, truth) go to ``outputs/benchmarks/colour_quality.json`` and
 ``.png``.
@@ -34,13 +34,13 @@ from numpy.typing import NDArray
 
 from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.data.faces import open_folder
+from gpenlib.errors.compare import ITA_GROUPS, ITA_LIMITS, typology_angle
 from gpenlib.files import package_versions, repository_root, write_json
 from gpenlib.images import Image, resize, to_grey, write_image
 from gpenlib.metrics import LabArray, colourfulness, finite_psnr, to_lab
 from gpenlib.photos.find import EYES, MOUTH, NOSE, CenterFace, Points, find_faces
 
 DIRECTIONS, QUANTILES = 32, 2000
-TONES = {"light": 41, "intermediate": 28, "tan": 10, "brown and dark": -90}  # degrees, and above
 BANDS = (0, 20, 40, 60, 80, 101)  # of CIELAB lightness, white in the last
 SHOWN, GAP = 12, 6  # columns of the sheet; pixels between its groups
 Pixels = NDArray[np.float64]
@@ -65,7 +65,9 @@ def main() -> None:
         for name, images in (answers | {"truth": truths}).items()
     ]
     found = sum(some is not None for some in points)
-    tones = [row for name, images in answers.items() for row in by_tone(name, images, truths, points)]
+    tones = [
+        row for name, images in answers.items() for row in by_tone(name, images, truths, true_labs, points)
+    ]
     for table in (rows, tones):
         print(pd.DataFrame(table).to_string(index=False, float_format="{:.2f}".format))
     print(f"{len(truths)} faces; lips, eyes and variation: the {found} of them that the detector finds")
@@ -131,22 +133,25 @@ def wasserstein(one: Pixels, other: Pixels) -> float:
 
 
 def by_tone(
-    name: str, images: Sequence[Image], truths: Sequence[Image], points: Sequence[Points | None]
+    name: str,
+    images: Sequence[Image],
+    truths: Sequence[Image],
+    true_labs: Sequence[LabArray],
+    points: Sequence[Points | None],
 ) -> list[dict[str, float | str]]:
-    """Return the figures of one network's answers on faces of each skin tone."""
-    faces = []
-    for image, truth, where in zip(images, truths, points, strict=True):
-        if where is not None:
-            made, true = (np.median(cheeks_of(to_lab(one), where), axis=0) for one in (image, truth))
-            angle = np.degrees(np.arctan2(true[0] - 50, true[2]))
-            tone = next(tone for tone, least in TONES.items() if angle >= least)
-            vivid, true_vivid = colourfulness(image), colourfulness(truth)
-            faces.append((tone, finite_psnr(image, truth), vivid, true_vivid, *(made - true)))
-    table = pd.DataFrame(faces, columns=["tone", "psnr", "vivid", "true", "L", "a", "b"])
+    """Return the figures of one network's answers on faces of each skin tone, the darkest first."""
+    faces = [
+        (typology_angle(lab), finite_psnr(image, truth), colourfulness(image), colourfulness(truth),
+         *(np.median(cheeks_of(to_lab(image), where), axis=0) - np.median(cheeks_of(lab, where), axis=0)))
+        for image, truth, lab, where in zip(images, truths, true_labs, points, strict=True)
+        if where is not None
+    ]  # fmt: skip
+    table = pd.DataFrame(faces, columns=["ita", "psnr", "vivid", "true", "L", "a", "b"])
+    tones = pd.cut(table["ita"].astype(float), ITA_LIMITS, labels=ITA_GROUPS)
     return [
         {
             "outputs": name,
-            "skin": tone,
+            "skin": str(tone),
             "faces": len(some),
             "psnr": some["psnr"].mean(),
             "colourfulness_percent": 100 * some["vivid"].mean() / some["true"].mean(),
@@ -155,21 +160,25 @@ def by_tone(
             "redder": some["a"].mean(),
             "yellower": some["b"].mean(),
         }
-        for tone in TONES
-        if len(some := table[table["tone"] == tone])
+        for tone, some in table.groupby(tones, observed=True)
     ]
 
 
 def cheeks_of(lab: LabArray, points: Points) -> Pixels:
     """Return the CIELAB values of both cheeks, [N, 3]."""
-    unit = float(np.linalg.norm(points[EYES][1] - points[EYES][0]))
-    return np.concatenate([inside(lab, [eye[0], points[NOSE][1]], 0.12 * unit) for eye in points[EYES]])
+    radius = 0.12 * between_eyes(points)
+    return np.concatenate([inside(lab, [eye[0], points[NOSE][1]], radius) for eye in points[EYES]])
+
+
+def between_eyes(points: Points) -> float:
+    """Return the distance of the eyes in pixels, the unit of all lengths here."""
+    return float(np.linalg.norm(points[EYES][1] - points[EYES][0]))
 
 
 def parts_of(lab: LabArray, points: Points) -> tuple[bool, bool]:
     """Return whether the lips are redder than the cheeks, and whether the whites of the eyes are neutral."""
     eyes, mouth, cheeks = points[EYES], points[MOUTH].mean(axis=0), cheeks_of(lab, points)
-    unit = float(np.linalg.norm(eyes[1] - eyes[0]))  # of length: between the eyes
+    unit = between_eyes(points)
     lips = inside(lab, [mouth[0], mouth[1] + 0.03 * unit], 0.3 * unit, 0.15 * unit)
     both = np.concatenate([inside(lab, eye, 0.14 * unit) for eye in eyes])
     whites = np.quantile(np.hypot(both[:, 1], both[:, 2]), 0.2)
@@ -193,8 +202,7 @@ def _ellipse(
 
 def variation(lab: LabArray, points: Points) -> float:
     """Return the summed absolute differences of neighbouring (a, b) inside the face's ellipse."""
-    eyes, mouth = points[EYES], points[MOUTH]
-    unit = float(np.linalg.norm(eyes[1] - eyes[0]))
+    eyes, mouth, unit = points[EYES], points[MOUTH], between_eyes(points)
     centre = 0.5 * (eyes.mean(axis=0) + mouth.mean(axis=0))
     face, chroma = _ellipse(lab, centre, 1.1 * unit, 1.4 * unit), lab[..., 1:]
     across = np.abs(np.diff(chroma, axis=1))[face[:, 1:]].sum()

@@ -7,7 +7,7 @@ matrix of three by three on the weights and biases of these layers does what the
 pixel, before values are cut to the range. A loss on pixels makes colours pale where they are in doubt; how
 bold the guesses are is a choice, and here it is made for good (``chroma`` of notebooks 04 and 07 makes it for
 one run). ``--bits`` keeps that many bits behind the leading one of each weight, so that git, which compresses
-files, needs 60 percent of the room for them.
+files, needs four fifths of the room for them with 6.
 """
 
 from __future__ import annotations

@@ -346,8 +346,8 @@ def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_
             axis.axhline(0, color=style.BASELINE_COLOUR, linewidth=1)
             axis.invert_yaxis()
             if max_drop_db:
-                below, top = max(axis.get_ylim()[0], 1.3 * max_drop_db), min(row[key] for row in rows)
-                axis.set_ylim(below, min(top, 0.0) - 0.1 * (below - min(top, 0.0)))  # room for the markers
+                below, top = max(axis.get_ylim()[0], 1.3 * max_drop_db), min(0.0, *(row[key] for row in rows))
+                axis.set_ylim(below, top - 0.1 * (below - top))  # room for the markers
                 axis.axhspan(max_drop_db, below, color="#888888", alpha=0.15, linewidth=0)
                 text = f"beyond the budget of {max_drop_db:g} dB"
                 style.note(axis, text, (0, max_drop_db), (4, -7), fontsize=8)

@@ -79,9 +79,9 @@ def excess_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
     """
     made, true = (chroma(image) for image in (output, truth))
     whole, terms = torch.cat([made, true, truth[:, :1] - true[:, :1]], dim=1), []  # not chroma is luma
-    for scale in (scale for scale in SCALES if 2 * scale <= output.shape[-1]):
+    for means in (F.avg_pool2d(whole, scale) for scale in SCALES if 2 * scale <= output.shape[-1]):
         for axis in (2, 3):
-            steps = F.avg_pool2d(whole, scale).diff(dim=axis).abs()
+            steps = means.diff(dim=axis).abs()
             terms.append((torch.exp(-steps[:, 4:] / SMOOTH) * F.relu(steps[:, :2] - steps[:, 2:4])).mean())
     return torch.stack(terms).sum()
 
