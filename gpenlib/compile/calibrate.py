@@ -196,7 +196,7 @@ def calibrate(
     result = Calibration({name: MagnitudeHistogram() for name in inputs})
     pictures: list[NDArray[np.float64]] = []
     keep_memory(False)  # copies of the graph come and go, and are nothing to run it in: 3.8 GiB, not 4.8
-    run = open_graph(recording_graph(model, inputs, outputs).SerializeToString(), precision)
+    run = open_graph(recording_graph(model, inputs, outputs), precision)
     for image in images:
         picture, *values = (np.asarray(value) for value in run(image).values())
         rest = iter(values)

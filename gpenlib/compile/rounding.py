@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gpenlib.compile.calibrate import LEVELS, ChannelRange
 from gpenlib.export import DeployGpen
-from gpenlib.export.graphs import CONVOLUTIONS
+from gpenlib.export.graphs import CONVOLUTIONS, drop_unused_constants
 from gpenlib.files import nearest
 from gpenlib.images import RGB_CHANNELS
 
@@ -114,16 +114,8 @@ def split_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes = [new for node in result.graph.node for new in replaced.get(node.output[0], [node])]
     del result.graph.node[:]
     result.graph.node.extend(nodes)
-    drop_unused_constants(result)
-    return result
-
-
-def drop_unused_constants(model: onnx.ModelProto) -> None:
-    """Remove constants that nothing reads any more."""
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    drop_unused_constants(result.graph)
+    return copy.deepcopy(result)  # a message keeps the memory of what was taken out of it
 
 
 def _pattern(

@@ -134,7 +134,7 @@ def time_forms(
     for form in possible_forms(layer, rounded):
         model = copy.deepcopy(alone)
         write.write_qdq(model, {layer.name: rounded}, {layer.name: form})
-        calls[form] = partial(open_graph(model.SerializeToString(), hint), images)
+        calls[form] = partial(open_graph(model, hint), images)
     times = interleaved_times(calls, REPEATS, seconds=ENOUGH_SECONDS, lead_in=0)
     return {form: min(each) for form, each in times.items()}
 

@@ -19,7 +19,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from gpenlib.compile import rounding
 from gpenlib.compile.calibrate import LEVELS, ChannelRange
 from gpenlib.compile.rounding import ConvolutionLayer, QuantisationError, RoundedLayer, convolution_layers
-from gpenlib.export.graphs import CONVOLUTIONS, sort_nodes
+from gpenlib.export.graphs import CONVOLUTIONS, drop_unused_constants, sort_nodes
 from gpenlib.files import read_json
 from gpenlib.images import RGB_CHANNELS
 from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE
@@ -121,7 +121,7 @@ class _Writer:
         """Give the model the new nodes."""
         del self.model.graph.node[:]
         self.model.graph.node.extend(self.nodes)
-        rounding.drop_unused_constants(self.model)
+        drop_unused_constants(self.model.graph)
 
 
 # QDQ form: QuantizeLinear / DequantizeLinear around convolution inputs and weights, which OpenVINO and

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
+import gc
 import itertools
 import logging
 import math
@@ -34,6 +36,7 @@ from gpenlib.data.tasks import make_pair
 from gpenlib.export.deploy import DeployGpen, deploy_copy
 from gpenlib.files import write_atomically
 from gpenlib.images import to_tensor
+from gpenlib.jobs import keep_memory, return_memory
 
 OPSET, IR_VERSION = 18, 9  # what ONNX Runtime 1.17 and OpenCV 4.10 read
 INPUT_NAME, OUTPUT_NAME = "input", "output"
@@ -156,22 +159,29 @@ def assert_same(
     """Assert parity of two networks on random batches and, one by one, on (so many) extreme pictures."""
     probes = {f"batch {size}": [example_input(config, size)] for size in batches}
     probes["flat and extreme pictures"] = extreme_inputs(config.in_size)[:extremes]
-    for name, images in probes.items():
-        with torch.inference_mode():
-            expected, output = (
-                np.concatenate([network(image).cpu().numpy() for image in images])
-                for network in (reference, candidate)
-            )
-        assert_parity(expected, output, f"{what}, {name}", tolerance)
+    outputs: dict[str, list[NDArray[Any]]] = {name: [] for name in probes}
+    for network in (reference, candidate):  # one after the other: each needs a gigabyte at 512 px
+        keep_memory()
+        for name, images in probes.items():
+            with torch.inference_mode():
+                outputs[name].append(np.concatenate([network(image).cpu().numpy() for image in images]))
+        keep_memory(False)
+    for name, pair in outputs.items():
+        assert_parity(*pair, f"{what}, {name}", tolerance)
 
 
 def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """Open a file of one input on the CPU in ONNX Runtime: float32 [N, 3, S, S] -> its first output."""
+    """Return ONNX Runtime on the CPU, opened at the first call: float32 [N, 3, S, S] -> the first output."""
     import onnxruntime  # heavy; only needed here
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
+    @functools.cache
+    def session() -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor) -> Tensor:
+        return torch.from_numpy(session().run(None, {session().get_inputs()[0].name: image.numpy()})[0])
+
+    return run
 
 
 def run_onnx(path: Path, image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -212,6 +222,9 @@ def export_onnx(
         graph = _trace(deploy, temporary, exporter, dynamic_batch)
         name_nodes(graph)
         save_onnx(graph, temporary)
+        del graph
+        gc.collect()
+        return_memory()
         batches = (2,) if dynamic_batch else (1,)  # the extreme pictures come one by one
         assert_same(deploy.config, deploy, open_onnx(temporary), path.name, batches=batches)
     return path
@@ -277,10 +290,15 @@ def _unsqueeze_one_by_one(graph: onnx.GraphProto) -> None:
             nodes.append(onnx.helper.make_node("Unsqueeze", [source, place], [target], name))
     del graph.node[:]
     graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unused_constants(graph)
+
+
+def drop_unused_constants(graph: onnx.GraphProto) -> None:
+    """Remove constants that nothing reads any more; one by one, as removing and adding all copies them."""
+    read = {name for node in graph.node for name in node.input}
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in read:
+            del graph.initializer[place]
 
 
 def _training_form(model: Gpen) -> Gpen:

@@ -298,11 +298,15 @@ def openvino_hint(dtype: str) -> str:
     return "f32" if hints[dtype] == "bf16" and not has_bf16() else hints[dtype]
 
 
-def open_graph(model: bytes, hint: str) -> Callable[..., Any]:
-    """Compile an ONNX file's graph of fixed shapes in OpenVINO; ``hint`` is its precision: f32, bf16."""
+def open_graph(model: Any, hint: str) -> Callable[..., Any]:
+    """Compile an ``onnx.ModelProto`` of fixed shapes in OpenVINO; ``hint`` is its precision: f32, bf16."""
     core = load_openvino().Core()
-    options = OPENVINO_OPTIONS | {"INFERENCE_PRECISION_HINT": hint}
-    compiled: Callable[..., Any] = core.compile_model(core.read_model(model), "CPU", options)
+    network = core.read_model(model.SerializeToString())
+    del model  # if it is nobody else's, its weights go before compiling copies them
+    return_memory()
+    compiled: Callable[..., Any] = core.compile_model(
+        network, "CPU", OPENVINO_OPTIONS | {"INFERENCE_PRECISION_HINT": hint}
+    )
     return compiled
 
 
