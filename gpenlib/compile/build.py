@@ -32,7 +32,7 @@ from gpenlib.infer import Runtime, RuntimeUnavailable, check_support, open_runti
 from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE
 from gpenlib.infer.performance import auto_candidates, fastest_backend
 from gpenlib.infer.runtime import FILES, openvino_hint, runtime_class, serves, write_torch_files
-from gpenlib.jobs import command, keep_memory
+from gpenlib.jobs import command, keep_memory, processor
 from gpenlib.settings import QUANTISED, BackendConfig, BuildConfig, QuantizeConfig, SettingsError
 
 # The least PSNR against the float network (dB, data range 2) below which an artefact counts as broken.
@@ -45,7 +45,7 @@ HARM = 1 / 255  # half a grey level, in [-1, 1]: a correction that adds more to 
 
 @dataclass
 class Build:
-    """What the steps hand on; the last seven belong to int8."""
+    """What the steps hand on; the last eight belong to int8."""
 
     deploy: DeployGpen
     backend: BackendConfig
@@ -63,6 +63,7 @@ class Build:
     layers: dict[str, RoundedLayer] = field(default_factory=dict)  # by module path
     report: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, str] = field(default_factory=dict)  # form by layer, where it is not the first
+    amx: bool = False  # whether the QOperator file is for a processor with AMX
 
     @property
     def in_openvino(self) -> bool:
@@ -80,7 +81,7 @@ class Build:
         if form == "qdq":
             write.write_qdq(model, self.layers, self.tuned)
         else:
-            write.write_qoperator(model, self.layers, self.calibration.output_ranges)
+            write.write_qoperator(model, self.layers, self.calibration.output_ranges, self.amx)
         counts = write.count_quantised(model)
         if sum(counts.values()) != len(self.layers):
             raise QuantisationError(f"{counts} convolutions of {len(self.layers)} are quantised in the graph")
@@ -179,11 +180,14 @@ def exclude_layers(build: Build) -> None:
 
 
 def tune_layers(build: Build) -> None:
-    """int8 in OpenVINO: time the forms in which each large layer can be written, and keep the fastest."""
+    """int8: time the forms in which OpenVINO reads each large layer, and keep the fastest; look for AMX."""
     options = build.backend
-    if options.dtype not in QUANTISED or options.tune == "off" or "openvino" not in build.forms:
+    if options.dtype not in QUANTISED or options.tune == "off":
         return
-    if build.in_openvino:
+    build.amx = "qoperator" in build.forms.values() and "amx_int8" in processor()
+    if build.amx:
+        build.manifest["tuning"] = asdict(tune.Tuning(processor()))
+    if build.in_openvino and "openvino" in build.forms:
         found = tune.tune(build.graph, build.layers, openvino_hint(options.dtype), build.times)
         build.tuned = found.forms
         build.manifest["tuning"] = asdict(found)

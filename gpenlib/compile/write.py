@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,8 +300,16 @@ MIDDLE_LEVEL = 128  # zero point of u8 data
 PHASE_TAPS = ((2, 0), (1,))
 
 
+# Where the weights' zero point is 0, ONNX Runtime 1.32 has a kernel that knows no AMX; else it multiplies
+# matrices, to the same result, in 0.45, 0.6 and 1.6 times the time for 512, 256 and 128 channels with AMX.
+PRODUCT_CHANNELS = 256
+
+
 def write_qoperator(
-    model: onnx.ModelProto, layers: Mapping[str, RoundedLayer], output_ranges: Mapping[str, ChannelRange]
+    model: onnx.ModelProto,
+    layers: Mapping[str, RoundedLayer],
+    output_ranges: Mapping[str, ChannelRange],
+    amx: bool = False,
 ) -> None:
     """Replace convolutions by QLinearConv in place, in the float deploy graph that they were rounded for."""
     writer = _Writer(model)
@@ -314,8 +323,10 @@ def write_qoperator(
             writer.nodes.append(node)
             continue
         rounded = layers[layer.name]
+        shift = -int(amx and min(rounded.weight.shape[:2]) >= PRODUCT_CHANNELS)
+        rounded = replace(rounded, weight=rounded.weight + np.int8(shift))
         data = _quantise_inputs(writer, layer, rounded.activation_scales)
-        scale, zero = _store_scales(writer, layer.name, rounded, output_ranges[layer.output])
+        scale, zero = _store_scales(writer, layer.name, rounded, output_ranges[layer.output], shift)
         if layer.operator == "Conv":
             kept = ("kernel_shape", "strides", "pads", "dilations")
             attributes: dict[str, Any] = {a.name: list(a.ints) for a in node.attribute if a.name in kept}
@@ -342,7 +353,9 @@ def _quantise_inputs(writer: _Writer, layer: ConvolutionLayer, scales: Sequence[
     return data, f"{layer.inputs[0]}_scale"
 
 
-def _store_scales(writer: _Writer, name: str, layer: RoundedLayer, seen: ChannelRange) -> tuple[str, str]:
+def _store_scales(
+    writer: _Writer, name: str, layer: RoundedLayer, seen: ChannelRange, weight_zero: int
+) -> tuple[str, str]:
     """Store a layer's weight scales and integer bias; return its output's scale and zero point."""
     # With accumulator a, input step x, weight step w and output step y, an output is y (q - z) for
     # q = round(a x w / y + b / y) + z. QLinearConv knows one y and one z for all channels: y goes into
@@ -356,7 +369,7 @@ def _store_scales(writer: _Writer, name: str, layer: RoundedLayer, seen: Channel
     unit = layer.activation_scales[0] * scales
     bias = np.clip(np.rint(real_bias / unit), -(2**31), 2**31 - 1).astype(np.int32)
     writer.store(f"{name}.weight_scale", (scales / step).astype(np.float32))
-    writer.store(f"{name}.weight_zero", np.zeros(len(step), np.int8))
+    writer.store(f"{name}.weight_zero", np.full(len(step), weight_zero, np.int8))
     writer.store(f"{name}.bias_s32", bias)
     output_scale = writer.store(f"{name}.output_scale", step.astype(np.float32))
     return output_scale, writer.store(f"{name}.output_zero", zero.astype(np.uint8))

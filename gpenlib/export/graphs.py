@@ -166,8 +166,8 @@ def assert_same(
             with torch.inference_mode():
                 outputs[name].append(np.concatenate([network(image).cpu().numpy() for image in images]))
         keep_memory(False)
-    for name, pair in outputs.items():
-        assert_parity(*pair, f"{what}, {name}", tolerance)
+    for name, (expected, output) in outputs.items():
+        assert_parity(expected, output, f"{what}, {name}", tolerance)
 
 
 def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,10 @@ from gpenlib.architecture.model import MAX_SIZE
 from gpenlib.export.recover import OF_INT8, check_graph, read_onnx
 from gpenlib.files import read_text, sha256, shown
 from gpenlib.images import RGB_CHANNELS
+from gpenlib.jobs import processor
 from gpenlib.settings import Backend, Dtype
+
+log = logging.getLogger("gpenlib.infer")
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -53,6 +57,12 @@ class Artefact(BaseModel):
         if recorded and recorded != {sha256(path)}:
             told = f"{path}: changed since it was built, its SHA-256 is not the one in {MANIFEST_FILE}"
             raise RuntimeUnavailable(f"{told}; restore it, or build the artefact anew with compile_model")
+
+    def warn_of_another_processor(self, path: Path) -> None:
+        """Log if the layers of a file are written for another processor than this one."""
+        if self.tuned_for not in (None, processor()):
+            told = "%s: its layers were tuned for %s; built anew they are for %s"
+            log.warning(told, path, self.tuned_for, processor())
 
     def check_graph(self, path: Path) -> None:
         """Raise ValueError unless an ONNX file holds a GPEN of the sizes in the manifest, and all of it."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from skimage.color import lab2rgb, rgb2lab
 
@@ -412,6 +413,13 @@ def output_reader(
         return lambda index: read_image(Path(images) / f"{pairs.names[index]}.png")
     runtime = lru_cache(partial(open_runtime, artefact, device=device, chroma=chroma))
     return lambda index: from_tensor(runtime()(to_tensor(pairs.inputs(index))))[0]
+
+
+def in_pytorch(network: torch.nn.Module, source: Image, chroma: float = 1.0) -> Image:
+    """Return what a network makes of one input in PyTorch, without an artefact."""
+    with torch.inference_mode():
+        output = network(torch.from_numpy(to_tensor(source))).float().numpy()
+    return from_tensor(scale_chroma(output, chroma))[0]
 
 
 CHROMA_FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)

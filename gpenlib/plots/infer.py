@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
+from torch.nn import Module
 
 from gpenlib import plots as style
-from gpenlib.images import Image, from_tensor, to_tensor
+from gpenlib.images import Image
 from gpenlib.infer.performance import timing_doubts
+from gpenlib.infer.scoring import in_pytorch
 from gpenlib.plots import Region, Row
 from gpenlib.plots.before_after import BeforeAfter, before_after
 from gpenlib.settings import REFERENCE
@@ -35,10 +36,9 @@ pixels, to the picture's); points below the line lost detail that the input had.
 degraded has little to gain, and faces below zero were better left alone."""
 
 
-def first_look(source: Image, truth: Image, network: torch.nn.Module) -> Figure:
+def first_look(source: Image, truth: Image, network: Module) -> Figure:
     """Show what the network makes of one input in PyTorch, before anything is compiled."""
-    with torch.inference_mode():
-        output = from_tensor(network(torch.from_numpy(to_tensor(source))).float().numpy())[0]
+    output = in_pytorch(network, source)
     titles = [f"input, {source.shape[0]} px", "output (PyTorch, fp32)", "truth"]
     return style.picture_grid([[source, output, truth]], [titles], width=8.4, height=3.1)[0]
 

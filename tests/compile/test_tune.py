@@ -13,7 +13,7 @@ from gpenlib import open_runtime
 from gpenlib.compile import compile_model, tune
 from gpenlib.compile.write import FORMS, count_quantised, quantised_nodes, write_qdq
 from gpenlib.files import read_json, write_json
-from gpenlib.infer.runtime import log as runtime_log
+from gpenlib.infer.artefact import log as runtime_log
 from gpenlib.jobs import processor
 
 UP, PLAIN = "generator.convs.2.conv", "generator.convs.3.conv"
@@ -145,8 +145,23 @@ def test_an_artefact_names_its_processor_and_says_so_elsewhere(build, times, cap
     caplog.set_level(logging.WARNING, runtime_log.name)
     open_runtime(folder)
     assert not caplog.text
-    monkeypatch.setattr("gpenlib.infer.runtime.processor", lambda: "another one")
+    monkeypatch.setattr("gpenlib.infer.artefact.processor", lambda: "another one")
     open_runtime(folder)
     assert "were tuned for" in caplog.text and "another one" in caplog.text
     usual = read_json(build(tune="off") / "manifest.json")
     assert "tuning" not in usual and set(usual["files"]) == {"openvino", "onnxruntime"}
+
+
+@pytest.mark.parametrize("flags", ["amx_int8", "avx512_vnni"])
+def test_the_file_for_onnxruntime_is_written_for_amx_where_that_is(build, flags, caplog, monkeypatch):
+    monkeypatch.setattr("gpenlib.compile.build.processor", lambda: f"pretended ({flags})")
+    monkeypatch.setattr("gpenlib.compile.write.PRODUCT_CHANNELS", 1)
+    folder = build(type="onnxruntime")
+    model = onnx.load(folder / "model.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    zeros = {int(z) for n in model.graph.node if n.op_type == "QLinearConv" for z in constants[n.input[5]]}
+    assert zeros == ({-1} if flags == "amx_int8" else {0})
+    caplog.set_level(logging.WARNING, runtime_log.name)
+    open_runtime(folder)
+    assert ("were tuned for pretended" in caplog.text) == (flags == "amx_int8")
+    assert "tuning" not in read_json(build(type="onnxruntime", tune="off") / "manifest.json")

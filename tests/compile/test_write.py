@@ -182,6 +182,23 @@ def test_phases_are_interleaved_without_an_8_bit_depth_to_space_at_any_batch_siz
     np.testing.assert_allclose(np.concatenate(each), output, atol=1e-5)
 
 
+def test_with_amx_the_wide_layers_have_another_zero_point_and_the_same_output(calibrated, image, monkeypatch):
+    layers, ranges = calibrated.round(), calibrated.calibration.output_ranges
+    plain = written(calibrated.graph, layers, "qoperator", ranges)
+    widths = {min(layer.weight.shape[:2]) for layer in layers.values()}
+    monkeypatch.setattr("gpenlib.compile.write.PRODUCT_CHANNELS", max(widths))
+    shifted = copy.deepcopy(calibrated.graph)
+    write_qoperator(shifted, layers, ranges, amx=True)
+    zeros = {
+        t.name.removesuffix(".weight_zero"): set(numpy_helper.to_array(t).tolist())
+        for t in shifted.graph.initializer
+        if t.name.endswith(".weight_zero")
+    }
+    wide = {name for name, layer in layers.items() if min(layer.weight.shape[:2]) == max(widths)}
+    assert len(widths) > 1 and {name for name, values in zeros.items() if values == {-1}} == wide
+    assert np.array_equal(run(shifted, image), run(plain, image))
+
+
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_halves_are_joined_in_8_bits_and_count_as_one(calibrated, form):
     layers = calibrated.round([LAYER, UP])
