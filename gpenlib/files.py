@@ -240,8 +240,10 @@ def write_atomically(path: Path) -> Iterator[Path]:
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)  # made by the system's rules (umask), as any file of the user's
+        mode = temporary.stat().st_mode  # safetensors puts a file of its own there, which others cannot read
         try:
             yield temporary
+            temporary.chmod(mode)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gpenlib.files import (
     choice_error,
@@ -47,9 +48,12 @@ def test_files_get_the_rights_of_the_users_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         write_json(tmp_path / "x.json", {})
+        with write_atomically(tmp_path / "x.safetensors") as temporary:  # makes a file of mode 600
+            save_file({"x": np.zeros(1)}, temporary)
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == 0o666 & ~umask
+    for name in ("x.json", "x.safetensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
 
 
 def test_names_as_long_as_the_system_allows(tmp_path):
