@@ -497,7 +497,7 @@ class BackendConfig(Settings):
     dtype: Dtype = Field("fp32", description="int8_bf16: int8 convolutions, all else in bfloat16")
     device: Device = Field("cpu", description="where the artefact is measured and verified")
     tune: Annotated[Literal["off", "auto"], BeforeValidator(_off_is_a_word)] = Field(
-        "auto", description="int8 in OpenVINO: time the forms of each large layer here, keep the fastest"
+        "auto", description="int8: keep the fastest of each large layer's forms here; ONNX Runtime: use AMX"
     )
     compile: VendorCompileOptions = Field(default_factory=VendorCompileOptions)
     quantize: QuantizeConfig = Field(default_factory=QuantizeConfig)
