@@ -372,9 +372,9 @@ def pareto_figure(rows: Sequence[Row], recommended: str | None = None, max_drop_
     if chosen is not None:
         title = f"◎ {chosen['dtype']}: {chosen['median_ms']:.1f} ms, {change(chosen['psnr_drop'])}"
         modes = [row for row in rows if row["dtype"] == recommended and not row.get("draw")]
-        best = min(modes, key=lambda row: row["psnr_drop"])
-        if (less := chosen["psnr_drop"] - best["psnr_drop"]) > 0.0005:
-            title += f" (built with {chosen['mode']}: {best['mode']} is {less:.3f} dB better)"
+        best = max(modes, key=lambda row: row["psnr_to_fp32"])  # PSNR gains may be clipped colours
+        if (closer := best["psnr_to_fp32"] - chosen["psnr_to_fp32"]) > 0.1:
+            title += f" (built with {chosen['mode']}: {best['mode']} comes {closer:.1f} dB closer to fp32)"
         figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     return figure
 
