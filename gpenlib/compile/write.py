@@ -323,8 +323,8 @@ def write_qoperator(
             writer.nodes.append(node)
             continue
         rounded = layers[layer.name]
-        shift = -int(amx and min(rounded.weight.shape[:2]) >= PRODUCT_CHANNELS)
-        rounded = replace(rounded, weight=rounded.weight + np.int8(shift))
+        if shift := -int(amx and min(rounded.weight.shape[:2]) >= PRODUCT_CHANNELS):
+            rounded = replace(rounded, weight=rounded.weight + np.int8(shift))
         data = _quantise_inputs(writer, layer, rounded.activation_scales)
         scale, zero = _store_scales(writer, layer.name, rounded, output_ranges[layer.output], shift)
         if layer.operator == "Conv":
