@@ -286,6 +286,8 @@ def verify_artefact(build: Build) -> None:
     for backend in dict.fromkeys((build.manifest["backend"], *build.backend.also)):
         runtime = open_runtime(build.folder, device=build.backend.device, backend=backend)
         rows[backend] = verify(runtime, images, expected)
+        if runtime.dtype == "fp16" and runtime.backend == "openvino":
+            build.manifest["arithmetic"] = {processor(): runtime.executed_precision}
     build.manifest |= {**rows.pop(build.manifest["backend"]), "also": rows}
     build.save_manifest()
 

@@ -43,6 +43,8 @@ class Artefact(BaseModel):
     torch_files: dict[str, dict[str, str | int]] = {}
     files_sha256: dict[str, str] = {}
     tuned_for: str | None = Field(None, validation_alias=AliasPath("tuning", "processor"))
+    # fp16: the arithmetic that was faster in OpenVINO when it was built, by processor
+    arithmetic: dict[str, Literal["f32", "f16"]] = {}
     # int8: "qdq" or "qoperator" by ONNX file
     forms: dict[str, str] = Field({}, validation_alias=AliasPath("quantisation", "forms"))
 

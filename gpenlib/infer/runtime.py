@@ -30,7 +30,7 @@ from gpenlib.export.graphs import TOLERANCE, save_torchscript
 from gpenlib.files import choice_error, whole_number
 from gpenlib.images import MOST_CHROMA, RGB_CHANNELS, FloatArray, form, scale_chroma
 from gpenlib.infer.artefact import MANIFEST_FILE, MODEL_FILE, Artefact, RuntimeUnavailable, read_artefact
-from gpenlib.jobs import AHEAD, ahead, keep_memory, return_memory
+from gpenlib.jobs import AHEAD, ahead, keep_memory, processor, return_memory
 from gpenlib.settings import BACKENDS, DEVICES, DTYPES, MOST_THREADS, QUANTISED
 
 MOST_REPEATS = 1_000_000
@@ -325,7 +325,8 @@ class OpenVinoRuntime(Runtime):
         hint = openvino_hint(self.dtype)
         if hint == "f16":
             native = "FP16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            hint = self._half_hint() if native else "f32"  # f16: 1.42 s for a face of 512 px, f32: 0.95 s
+            known = artefact.arithmetic.get(processor())
+            hint = known or (self._half_hint() if native else "f32")  # at 512 px f16 took 1.42 s, f32 0.95
         elif hint == "f32" and "bf16" in self.dtype:  # emulated: 203 ms for a face of 128 px, f32: 71 ms
             warnings.warn("this processor has no bf16: OpenVINO computes in f32", stacklevel=3)
         self._properties["INFERENCE_PRECISION_HINT"] = hint
