@@ -36,8 +36,8 @@ FOLDER = ROOT / "docs" / "reference"
 FIELDS = FOLDER / "fields.json"
 AS_ELSEWHERE = {"build", "network", "packages"}  # mappings that are described where they come from
 NAMED_BY_DATA = {
-    "clipped_share", "convolutions_by_weight_type", "differences", "executed_convolutions", "files",
-    "files_sha256", "forms", "operators", "others", "quantised", "torch_files",
+    "arithmetic", "clipped_share", "convolutions_by_weight_type", "differences", "executed_convolutions",
+    "files", "files_sha256", "forms", "operators", "others", "quantised", "torch_files",
 }  # fmt: skip
 NOTE = "<!-- Written by scripts/make_reference.py: change the code, then run it again. -->\n\n"
 MACHINE = {"workers": "at most four per processor"}  # keys whose upper limit is the machine's

@@ -147,9 +147,10 @@ def test_the_house_is_small():
     # 17,300 before checks and sentences of the notebooks moved here; 17,500 before layers' forms were timed;
     # 58 modules and 18,200 before runtimes had streams, and the notebooks ran over grids of values; 59 and
     # 18,600 before the cluster: its engine, sources, two jobs and sums; 65 and
-    # 20,400 before these shared one flow and artefacts had a module; 20,300 before QOperator files knew AMX
+    # 20,400 before these shared one flow and artefacts had a module; 20,300 before QOperator files knew AMX;
+    # 20,352 before samples of a prior were chosen
     assert len(MODULES) <= 66
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 20_352
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 20_430
 
 
 def test_there_are_notebooks():

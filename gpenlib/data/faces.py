@@ -9,17 +9,18 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from gpenlib.architecture import Generator, load_generator
 from gpenlib.architecture.checkpoints import weights_file
 from gpenlib.architecture.inspect import draw_latents, generate, mean_latent, per_layer, to_pictures
-from gpenlib.files import check_utf8, resolve_path, sha256, shown, whole_number
+from gpenlib.files import check_utf8, read_text, resolve_path, sha256, shown, whole_number
 from gpenlib.images import (
     HEIF_SUFFIXES,
     LUMA,
@@ -544,37 +545,85 @@ def _hopper_digest(size: int, index: int) -> str:
 EMBEDDED, PRIOR, DEMO_PRIOR = "embedded", "prior", "demo-prior"
 TRUNCATION = 0.7  # StyleGAN's own choice for its samples
 NOISE = 0.0  # a prior that learned for a short time makes specks of it
+MOST_CHOSEN = 1 << 20  # bytes of a file of samples that were chosen
 PRIOR_VERSION = "prior faces 1"  # change it whenever the same prior and index give other pixels
 _mean_latent = lru_cache(maxsize=2)(mean_latent)  # of thousands: only those pay who read a face
 
 
-def prior_faces(name: str, count: int, truncation: float = TRUNCATION, noise: float = NOISE) -> Faces:
-    """Return samples of the GAN prior in a weights file; face k depends on prior, truncation, noise and k."""
+SampleNumber = Annotated[int, Field(ge=0, lt=2**31)]  # a seed
+
+
+class Chosen(BaseModel):
+    """Numbers of the samples of a prior that serve as faces, as ``scripts/choose_samples.py`` writes them."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    weights_sha256: str
+    truncation: float
+    noise: float
+    numbers: Annotated[tuple[SampleNumber, ...], Field(min_length=1, max_length=MOST_MADE)]
+
+    def number(self, index: int) -> int:
+        """Return the number of sample ``index``; there is no choice among those behind the last one."""
+        beyond = index - len(self.numbers)
+        return self.numbers[index] if beyond < 0 else max(self.numbers) + 1 + beyond
+
+
+def chosen_samples(weights: Path) -> Chosen | None:
+    """Return which samples of a prior were chosen, if a ``.samples.json`` beside its weights says so."""
+    beside = weights.with_suffix(".samples.json")
+    if not beside.is_file():
+        return None
+    try:
+        chosen = Chosen.model_validate_json(read_text(beside, MOST_CHOSEN))
+    except ValueError as error:  # pydantic's are, too
+        raise DataError(f"{beside}: not samples that were chosen ({error!s:.200})") from None
+    if chosen.weights_sha256 != sha256(weights):
+        raise DataError(f"{beside}: chosen from other weights; remove it, or choose anew")
+    return chosen
+
+
+def prior_faces(name: str, count: int, truncation: float | None = None, noise: float | None = None) -> Faces:
+    """Return samples of the GAN prior in a weights file; face k depends on prior, truncation, noise and k.
+
+    Without truncation and noise they are the samples that were chosen, if any were, else drawn with
+    ``TRUNCATION`` and ``NOISE``.
+    """
+    path = weights_file(name)
+    if not path.is_file():
+        raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
+    chosen = chosen_samples(path) if truncation is None and noise is None else None
+    if chosen:
+        truncation, noise = chosen.truncation, chosen.noise
+    truncation, noise = (
+        (TRUNCATION if truncation is None else truncation),
+        (NOISE if noise is None else noise),
+    )
     if not _can_be_made(count) or not 0 < truncation <= 1 or not 0 <= noise <= 1:
         values = f"count={shown(count)}, truncation={truncation}, noise={noise}"
         allowed = f"allowed are 1 to {MOST_MADE}, (0, 1] and [0, 1]"
         raise DataError(f"faces of a prior: {values}; {allowed}: lower {NUMBERS_ASKED}")
-    path = weights_file(name)
-    if not path.is_file():
-        raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
+    picked = ", chosen by a face detector and the discriminator" if chosen else ""
     label = (
-        f"samples of the prior {path.stem}, truncation {truncation:g}, noise {noise:g}; "
+        f"samples of the prior {path.stem}, truncation {truncation:g}, noise {noise:g}{picked}; "
         "in-distribution: scores show how weights do on faces like those the prior was trained on"
     )
     how = f"{PRIOR_VERSION}|{sha256(path)}|{truncation}|{noise}"
     names = [f"prior_{index:04d}.png" for index in range(count)]
-    read = partial(_prior_face, load_generator(path), truncation, noise)
-    return Faces(label, names, read, partial(_prior_digest, how))
+    read = partial(_prior_face, load_generator(path), truncation, noise, chosen)
+    return Faces(label, names, read, partial(_prior_digest, how, chosen))
 
 
-def _prior_face(prior: Generator, truncation: float, noise: float, index: int) -> Image:
+def _prior_face(
+    prior: Generator, truncation: float, noise: float, chosen: Chosen | None, index: int
+) -> Image:
+    number = chosen.number(index) if chosen else index
     with torch.inference_mode():
-        w = torch.lerp(_mean_latent(prior), draw_latents(prior, 1, index), truncation)
-        return to_pictures(generate(prior, per_layer(prior, w), index, noise))[0]
+        w = torch.lerp(_mean_latent(prior), draw_latents(prior, 1, number), truncation)
+        return to_pictures(generate(prior, per_layer(prior, w), number, noise))[0]
 
 
-def _prior_digest(how: str, index: int) -> str:
-    return _hash(f"{how}|{index}")
+def _prior_digest(how: str, chosen: Chosen | None, index: int) -> str:
+    return _hash(f"{how}|{chosen.number(index) if chosen else index}")
 
 
 def open_faces(data_dir: str | None, needed: int, size: int = 512, most_megapixels: float = MOST_MP) -> Faces:

@@ -25,7 +25,7 @@ from gpenlib.data.faces import (
     warp,
 )
 from gpenlib.files import describe, first_bytes
-from gpenlib.images import Image, check_image
+from gpenlib.images import LUMA, Image, check_image
 
 Points = NDArray[np.float64]  # [5, 2]: eyes, nose and mouth corners as (x, y), left being the picture's left
 EYES, NOSE, MOUTH = slice(0, 2), 2, slice(3, 5)
@@ -44,6 +44,8 @@ SECOND_CROP = 2.0  # sides of the box
 BOX_OF_SQUARE = 0.55  # width of a detector's box over that of the square
 AGREED = 2  # looks that must find the face again
 ACCEPTED = 0.5  # score of a first look that counts by itself
+SURE, OFF = 0.7, 0.1  # a picture in FFHQ layout: score of its face, and how far off its middle, of its side
+EYE_WIDTH = 0.6  # of the distance between the eyes
 SAME = 0.35  # part of a side by which the squares of one face may lie apart
 SIDE_OF_SUM = 0.51  # side of the square over the sum of FFHQ's two distances, for a detector's points
 
@@ -297,6 +299,27 @@ def same_face(one: PhotoFace, other: PhotoFace) -> bool:
     """Whether two findings are one face: their squares lie on each other."""
     apart = float(np.linalg.norm(one.square.mean(axis=0) - other.square.mean(axis=0)))
     return apart < SAME * max(one.side, other.side)
+
+
+def aligned_face(picture: Image, detector: Detector) -> PhotoFace | None:
+    """Return the one face of a picture in FFHQ layout; None where it is in doubt, elsewhere, or not alone."""
+    check_image(picture)
+    side = picture.shape[0]
+    boxes, points = _look_at(picture, FIRST_SIDES[-1] / side, detector)
+    if len(boxes) != 1 or boxes[0, 4] < SURE:
+        return None
+    face = PhotoFace(points[0], float(boxes[0, 4]), ffhq_landmarks(points[0]))
+    off = face.square.mean(axis=0) - (side - 1) / 2
+    return face if float(np.abs(off).max()) < OFF * side else None
+
+
+def eyes_alike(picture: Image, face: PhotoFace) -> float:
+    """Return how alike both eyes are: the correlation of one's luma with the mirror image of the other's."""
+    luma = (picture @ LUMA).astype(np.float32)
+    across = float(np.linalg.norm(face.points[1] - face.points[0]))
+    size = (int(EYE_WIDTH * across), int(EYE_WIDTH * across / 2))  # of lids and pupil, without the brows
+    left, right = (cv2.getRectSubPix(luma, size, (float(x), float(y))) for x, y in face.points[EYES])
+    return float(np.corrcoef(left.ravel(), right[:, ::-1].ravel())[0, 1])
 
 
 def choose_faces(faces: Sequence[PhotoFace], which: str | int | float) -> list[PhotoFace]:

@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.architecture.inspect import draw_latents, generate, per_layer, to_pictures
 from gpenlib.data import faces as module
 from gpenlib.data.faces import DataError, Faces, Landmarks, Variation, embedded_faces, open_faces, open_folder
+from gpenlib.files import sha256, write_json
 from gpenlib.images import ImageError, resize, write_image
 from gpenlib.metrics import psnr
 
@@ -264,6 +266,32 @@ def test_latents_are_truncated_and_noise_is_reduced(file, samples):
     for wrong in ({"count": 0}, {"truncation": 0.0}, {"truncation": 1.5}, {"noise": -0.1}):
         with pytest.raises(DataError, match="{}={}".format(*next(iter(wrong.items())))):
             module.prior_faces(**{"name": str(file), "count": 1} | wrong)
+
+
+def test_chosen_samples_are_taken_where_they_were_chosen(file, samples, tmp_path):
+    mine = tmp_path / "mine.safetensors"
+    shutil.copy(file, mine)
+    chosen = {"truncation": 0.9, "noise": 0.1, "numbers": [2, 5]}
+    beside = mine.with_suffix(".samples.json")
+    write_json(beside, {"weights_sha256": sha256(mine), **chosen})
+    picked, all_of_them = open_faces(f"prior:{mine}", 4), module.prior_faces(str(mine), 8, 0.9, 0.1)
+    for index, number in enumerate((2, 5, 6, 7)):  # behind the last one there is no choice
+        assert np.array_equal(picked.read(index), all_of_them.read(number))
+        assert picked.digest(index) == all_of_them.digest(number)
+    assert "truncation 0.9, noise 0.1, chosen by" in picked.label and "chosen" not in all_of_them.label
+    for wrong, told in (
+        ({"weights_sha256": "0", **chosen}, "other weights"),
+        ({"weights_sha256": sha256(mine), **chosen, "numbers": [-1]}, "not samples"),
+        ({"weights_sha256": sha256(mine), **chosen, "numbers": [2**64]}, "not samples"),
+        ({"weights_sha256": sha256(mine), **chosen, "numbers": []}, "not samples"),
+        ([1, 2], "not samples"),
+    ):
+        write_json(beside, wrong)
+        with pytest.raises(DataError, match=rf"mine\.samples\.json: .*{told}"):
+            open_faces(f"prior:{mine}", 1)
+    beside.write_bytes(b"\xff{")
+    with pytest.raises(DataError, match="not samples"):
+        open_faces(f"prior:{mine}", 1)
 
 
 def test_what_a_data_dir_may_be(tmp_path, samples):

@@ -5,8 +5,17 @@ import numpy as np
 import pytest
 from skimage import data
 
-from gpenlib.data.faces import ASTRONAUT_LANDMARKS
-from gpenlib.photos.find import PhotoFace, YuNet, choose_faces, ffhq_landmarks, find_faces, square_corners
+from gpenlib.data.faces import ASTRONAUT_LANDMARKS, photographs
+from gpenlib.photos.find import (
+    PhotoFace,
+    YuNet,
+    aligned_face,
+    choose_faces,
+    eyes_alike,
+    ffhq_landmarks,
+    find_faces,
+    square_corners,
+)
 
 
 def corner_errors(faces, squares):
@@ -65,6 +74,22 @@ def test_no_face_is_found_where_there_is_none(detector, name):
     picture = getattr(data, name)()
     picture = picture if picture.ndim == 3 else np.repeat(picture[:, :, None], 3, axis=2)
     assert find_faces(np.ascontiguousarray(picture), detector) == []
+
+
+def test_an_aligned_face_is_alone_and_in_the_middle_and_its_eyes_are_alike(detector):
+    pictures = photographs(128)
+    for index in range(2):
+        picture = pictures.read(index)
+        face = aligned_face(picture, detector)
+        assert face is not None and eyes_alike(picture, face) > 0.5
+        shut = picture.copy()
+        x, y = face.points[0].astype(int)
+        shut[y - 8 : y + 9, x - 10 : x + 11] = shut[y + 14, x]  # cheek
+        assert not eyes_alike(shut, face) > 0.5
+        assert aligned_face(np.roll(picture, 40, axis=1), detector) is None
+        small = cv2.resize(picture, (64, 64), interpolation=cv2.INTER_AREA)
+        assert aligned_face(np.tile(small, (2, 2, 1)), detector) is None
+    assert aligned_face(np.full((128, 128, 3), 128, np.uint8), detector) is None
 
 
 def test_the_square_turns_and_grows_with_the_points():
