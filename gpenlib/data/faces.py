@@ -568,7 +568,7 @@ class Chosen(BaseModel):
         return self.numbers[index] if beyond < 0 else max(self.numbers) + 1 + beyond
 
 
-def chosen_samples(weights: Path) -> Chosen | None:
+def chosen_samples(weights: Path, digest: str) -> Chosen | None:
     """Return which samples of a prior were chosen, if a ``.samples.json`` beside its weights says so."""
     beside = weights.with_suffix(".samples.json")
     if not beside.is_file():
@@ -577,7 +577,7 @@ def chosen_samples(weights: Path) -> Chosen | None:
         chosen = Chosen.model_validate_json(read_text(beside, MOST_CHOSEN))
     except ValueError as error:  # pydantic's are, too
         raise DataError(f"{beside}: not samples that were chosen ({error!s:.200})") from None
-    if chosen.weights_sha256 != sha256(weights):
+    if chosen.weights_sha256 != digest:
         raise DataError(f"{beside}: chosen from other weights; remove it, or choose anew")
     return chosen
 
@@ -591,39 +591,38 @@ def prior_faces(name: str, count: int, truncation: float | None = None, noise: f
     path = weights_file(name)
     if not path.is_file():
         raise DataError(f"{PRIOR}:{name}: {path} does not exist; name the weights of a trained prior")
-    chosen = chosen_samples(path) if truncation is None and noise is None else None
+    digest = sha256(path)
+    chosen = chosen_samples(path, digest) if truncation is None and noise is None else None
     if chosen:
         truncation, noise = chosen.truncation, chosen.noise
-    truncation, noise = (
-        (TRUNCATION if truncation is None else truncation),
-        (NOISE if noise is None else noise),
-    )
+    truncation = TRUNCATION if truncation is None else truncation
+    noise = NOISE if noise is None else noise
     if not _can_be_made(count) or not 0 < truncation <= 1 or not 0 <= noise <= 1:
         values = f"count={shown(count)}, truncation={truncation}, noise={noise}"
         allowed = f"allowed are 1 to {MOST_MADE}, (0, 1] and [0, 1]"
         raise DataError(f"faces of a prior: {values}; {allowed}: lower {NUMBERS_ASKED}")
+    number: Callable[[int], int] = chosen.number if chosen else int
     picked = ", chosen by a face detector and the discriminator" if chosen else ""
     label = (
         f"samples of the prior {path.stem}, truncation {truncation:g}, noise {noise:g}{picked}; "
         "in-distribution: scores show how weights do on faces like those the prior was trained on"
     )
-    how = f"{PRIOR_VERSION}|{sha256(path)}|{truncation}|{noise}"
+    how = f"{PRIOR_VERSION}|{digest}|{truncation}|{noise}"
     names = [f"prior_{index:04d}.png" for index in range(count)]
-    read = partial(_prior_face, load_generator(path), truncation, noise, chosen)
-    return Faces(label, names, read, partial(_prior_digest, how, chosen))
+    read = partial(_prior_face, load_generator(path), truncation, noise, number)
+    return Faces(label, names, read, partial(_prior_digest, how, number))
 
 
 def _prior_face(
-    prior: Generator, truncation: float, noise: float, chosen: Chosen | None, index: int
+    prior: Generator, truncation: float, noise: float, number: Callable[[int], int], index: int
 ) -> Image:
-    number = chosen.number(index) if chosen else index
     with torch.inference_mode():
-        w = torch.lerp(_mean_latent(prior), draw_latents(prior, 1, number), truncation)
-        return to_pictures(generate(prior, per_layer(prior, w), number, noise))[0]
+        w = torch.lerp(_mean_latent(prior), draw_latents(prior, 1, number(index)), truncation)
+        return to_pictures(generate(prior, per_layer(prior, w), number(index), noise))[0]
 
 
-def _prior_digest(how: str, chosen: Chosen | None, index: int) -> str:
-    return _hash(f"{how}|{chosen.number(index) if chosen else index}")
+def _prior_digest(how: str, number: Callable[[int], int], index: int) -> str:
+    return _hash(f"{how}|{number(index)}")
 
 
 def open_faces(data_dir: str | None, needed: int, size: int = 512, most_megapixels: float = MOST_MP) -> Faces:
