@@ -54,10 +54,9 @@ def main() -> None:
     known = [resize(folder.read(i), size) for i in progress(range(len(folder.names)), desc="training faces")]
     training, held_out = known[:-holdout], known[-holdout:]
     rows = [describe("training faces", training, training), describe("held-out faces", held_out, training)]
-    for truncation, noise in ((1.0, 1.0), (TRUNCATION, NOISE), (None, None)):
-        chosen = "samples as chosen for data"
-        name = chosen if truncation is None else f"samples, truncation {truncation:g}, noise {noise:g}"
-        samples = prior_faces(options.prior, options.count, truncation, noise)
+    for how in ((1.0, 1.0), (TRUNCATION, NOISE), ()):
+        name = "samples, truncation {:g}, noise {:g}".format(*how) if how else "samples for data, as chosen"
+        samples = prior_faces(options.prior, options.count, *how)
         drawn = [samples.read(i) for i in progress(range(options.count), desc=name)]
         rows.append(describe(name, drawn, training))
     print(pd.DataFrame(rows).to_string(index=False, float_format="{:.2f}".format))

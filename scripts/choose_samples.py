@@ -3,11 +3,11 @@
 ``python scripts/choose_samples.py WEIGHTS [--count 1000] [--truncation 1] [--noise 0]``
 
 Samples are drawn 64 at a time. Left out are the two that the discriminator, which was trained with the prior,
-finds least real, and those in which CenterFace does not find one face, surely and where FFHQ's layout has it,
-or whose eyes differ. A discriminator compares the pictures of a batch, hence its mean over four orders; asked
-for the best instead of the worst, it would take one kind of face. The numbers go to a file beside the weights
-(``demo-prior.samples.json``), surest faces first, from which ``prior_faces`` reads them: the same
-on every processor, and nothing is judged when they are drawn.
+finds least real, and those in which CenterFace does not find one face, surely and in the middle, or whose
+eyes differ. A discriminator compares the pictures of a batch, hence its mean over four orders; asked for the
+best instead of the worst, it would take one kind of face. The numbers go to a file beside the weights
+(``demo-prior.samples.json``), surest faces first, from which ``prior_faces`` reads them: the same on every
+processor, and nothing is judged when they are drawn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from gpenlib.architecture import Discriminator
 from gpenlib.architecture.checkpoints import find_discriminator, weights_file
-from gpenlib.data.faces import Chosen, prior_faces
+from gpenlib.data.faces import Chosen, prior_faces, samples_file
 from gpenlib.files import sha256, write_text
 from gpenlib.images import Image, to_tensor
 from gpenlib.jobs import keep_memory, progress
@@ -54,7 +54,7 @@ def main() -> None:
         if len(scores) >= options.count:
             break
         pictures = [samples.read(first + index) for index in range(DRAWN)]
-        drawn, kept = first + DRAWN, np.sort(np.argsort(logits(judge.eval(), pictures))[WORST:])
+        drawn, kept = first + DRAWN, np.sort(np.argsort(logits(judge, pictures))[WORST:])
         found = {first + index: score(pictures[index], detector) for index in kept.tolist()}
         scores |= {number: certainty for number, certainty in found.items() if certainty}
     if not scores:
@@ -65,7 +65,7 @@ def main() -> None:
         noise=options.noise,
         numbers=tuple(sorted(list(scores)[: options.count], key=lambda number: -scores[number])),
     )
-    target = write_text(path.with_suffix(".samples.json"), chosen.model_dump_json() + "\n")
+    target = write_text(samples_file(path), chosen.model_dump_json() + "\n")
     print(f"{target}: {len(scores)} of {drawn} samples can serve, {len(chosen.numbers)} were asked for")
 
 

@@ -550,9 +550,6 @@ PRIOR_VERSION = "prior faces 1"  # change it whenever the same prior and index g
 _mean_latent = lru_cache(maxsize=2)(mean_latent)  # of thousands: only those pay who read a face
 
 
-SampleNumber = Annotated[int, Field(ge=0, lt=2**31)]  # a seed
-
-
 class Chosen(BaseModel):
     """Numbers of the samples of a prior that serve as faces, as ``scripts/choose_samples.py`` writes them."""
 
@@ -560,7 +557,7 @@ class Chosen(BaseModel):
     weights_sha256: str
     truncation: float
     noise: float
-    numbers: Annotated[tuple[SampleNumber, ...], Field(min_length=1, max_length=MOST_MADE)]
+    numbers: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1, max_length=MOST_MADE)
 
     def number(self, index: int) -> int:
         """Return the number of sample ``index``; there is no choice among those behind the last one."""
@@ -568,9 +565,14 @@ class Chosen(BaseModel):
         return self.numbers[index] if beyond < 0 else max(self.numbers) + 1 + beyond
 
 
+def samples_file(weights: Path) -> Path:
+    """Return where it stands which samples of the prior in ``weights`` were chosen, if any were."""
+    return weights.with_suffix(".samples.json")
+
+
 def chosen_samples(weights: Path, digest: str) -> Chosen | None:
-    """Return which samples of a prior were chosen, if a ``.samples.json`` beside its weights says so."""
-    beside = weights.with_suffix(".samples.json")
+    """Return which samples of a prior were chosen, if a file beside its weights says so."""
+    beside = samples_file(weights)
     if not beside.is_file():
         return None
     try:

@@ -44,7 +44,7 @@ SECOND_CROP = 2.0  # sides of the box
 BOX_OF_SQUARE = 0.55  # width of a detector's box over that of the square
 AGREED = 2  # looks that must find the face again
 ACCEPTED = 0.5  # score of a first look that counts by itself
-SURE, OFF = 0.7, 0.1  # a picture in FFHQ layout: score of its face, and how far off its middle, of its side
+SURE, OFF = 0.7, 0.1  # of an aligned face: its score, and how far it is off the middle, of the picture's side
 EYE_WIDTH = 0.6  # of the distance between the eyes
 SAME = 0.35  # part of a side by which the squares of one face may lie apart
 SIDE_OF_SUM = 0.51  # side of the square over the sum of FFHQ's two distances, for a detector's points
@@ -302,15 +302,15 @@ def same_face(one: PhotoFace, other: PhotoFace) -> bool:
 
 
 def aligned_face(picture: Image, detector: Detector) -> PhotoFace | None:
-    """Return the one face of a picture in FFHQ layout; None where it is in doubt, elsewhere, or not alone."""
+    """Return the one face in the middle of a picture; None where it is in doubt, tiny, or not alone."""
     check_image(picture)
     side = picture.shape[0]
     boxes, points = _look_at(picture, FIRST_SIDES[-1] / side, detector)
     if len(boxes) != 1 or boxes[0, 4] < SURE:
         return None
     face = PhotoFace(points[0], float(boxes[0, 4]), ffhq_landmarks(points[0]))
-    off = face.square.mean(axis=0) - (side - 1) / 2
-    return face if float(np.abs(off).max()) < OFF * side else None
+    off = np.abs(face.square.mean(axis=0) - (side - 1) / 2).max()
+    return face if off < OFF * side and face.side >= LEAST_FACE else None
 
 
 def eyes_alike(picture: Image, face: PhotoFace) -> float:
