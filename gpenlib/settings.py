@@ -611,7 +611,9 @@ class LossWeights(Settings):
     """
 
     content: float = Field(1.0, ge=0, description="distance between output and truth")
-    content_loss: Literal["smooth_l1", "l1", "mse"] = Field("smooth_l1", description="how it is measured")
+    content_loss: Literal["smooth_l1", "l1", "mse", "psnr"] = Field("smooth_l1", description="its measure")
+    detail: float = Field(0.0, ge=0, description="what lacks of 75 % of the truth's fine detail, by picture")
+    harm: float = Field(0.0, ge=0, description="dB by which an answer is worse than its input, if it is")
     adversarial: float = Field(1.0, ge=0, description="non-saturating loss; 0 trains no discriminator")
     feature_matching: float = Field(0.02, ge=0, description="L1 between discriminator features (paper: 0.02)")
     chroma_excess: float = Field(0.0, ge=0, description="steps of chroma beyond the truth's on smooth luma")
@@ -671,6 +673,7 @@ class TrainConfig(Settings):
         0, ge=0, description="steps over which the new blocks of a grown discriminator take over (prior)"
     )
     style_mixing: float = Field(0.9, ge=0, le=1, description="share of images with two latents (prior)")
+    frozen: Words = Field((), description="modules of the network whose weights stay as they are")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged weights, per step")
     seed: Seed = Field(0, description="of weights, order of faces, noise and degradations")
     accelerator: str = Field("auto", description="Lightning Fabric's: auto, cpu, cuda")

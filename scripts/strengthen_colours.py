@@ -1,13 +1,12 @@
 """Multiply the chroma of all that a colouring network answers, its luma kept, in the weights themselves.
 
-``python scripts/strengthen_colours.py OUTPUT WEIGHTS --chroma FACTOR [--bits 6]``
+``python scripts/strengthen_colours.py OUTPUT WEIGHTS --chroma FACTOR``
 
 An answer is a sum of what the ToRGB layers write, enlarged by a filter that treats all channels alike. So a
 matrix of three by three on the weights and biases of these layers does what the same matrix does on every
 pixel, before values are cut to the range. A loss on pixels makes colours pale where they are in doubt; how
 bold the guesses are is a choice, and here it is made for good (``chroma`` of notebooks 04 and 07 makes it for
-one run). ``--bits`` keeps that many bits behind the leading one of each weight, so that git, which compresses
-files, needs four fifths of the room for them with 6.
+one run).
 """
 
 from __future__ import annotations
@@ -31,11 +30,9 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a .safetensors file")
     parser.add_argument("weights", help="name of shipped weights, or a file")
     parser.add_argument("--chroma", type=float, required=True, help="factor; 1 changes nothing")
-    parser.add_argument("--bits", type=int, default=10, help="of the fraction; 10, all of fp16, by default")
     options = parser.parse_args()
     model = load_weights(options.weights).model
     strengthen(model, options.chroma)
-    shorten(model, options.bits)
     notes = {"task": trained_task(options.weights)}
     print(f"weights: {save_checkpoint(model, resolve_path(options.output), torch.float16, notes)}")
 
@@ -48,14 +45,6 @@ def strengthen(model: Gpen, factor: float) -> None:
         for layer in (model.generator.to_rgb1, *model.generator.to_rgbs):
             for parameter in (layer.conv.weight, layer.bias):  # [1, 3, C, 1, 1] and [1, 3, 1, 1]
                 parameter.copy_(torch.einsum("ij,nj...->ni...", matrix, parameter.double()))
-
-
-def shorten(model: Gpen, bits: int) -> None:
-    """Round every weight to so many bits behind its leading one, in place."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fraction, exponent = torch.frexp(parameter)  # a fraction of 0.5 to 1
-            parameter.copy_(torch.ldexp((fraction * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent))
 
 
 if __name__ == "__main__":

@@ -148,9 +148,9 @@ def test_the_house_is_small():
     # 58 modules and 18,200 before runtimes had streams, and the notebooks ran over grids of values; 59 and
     # 18,600 before the cluster: its engine, sources, two jobs and sums; 65 and
     # 20,400 before these shared one flow and artefacts had a module; 20,300 before QOperator files knew AMX;
-    # 20,352 before samples of a prior were chosen
+    # 20,352 before samples of a prior were chosen; 20,430 before trained networks grew wider and larger
     assert len(MODULES) <= 66
-    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 20_430
+    assert sum(path.read_text(encoding="utf-8").count("\n") for path in MODULES) <= 20_560
 
 
 def test_there_are_notebooks():

@@ -18,7 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gpenlib.architecture.model import Discriminator, Generator, Gpen, GpenConfig, noise_weights
+from gpenlib.architecture.model import (
+    LEAKY_GAIN,
+    LEAKY_SLOPE,
+    Discriminator,
+    Generator,
+    Gpen,
+    GpenConfig,
+    noise_weights,
+)
 from gpenlib.files import (
     choice_error,
     describe,
@@ -447,8 +455,15 @@ def seed_discriminator(model: Discriminator, trained: Discriminator) -> None:
 
 
 def seed_gpen(model: Gpen, trained: Gpen) -> None:
-    """Copy decoder levels and encoder stages of the same sizes in pixels."""
-    _seed(model, trained, shift=model.config.log_in - trained.config.log_in)
+    """Copy decoder levels and encoder stages of the same sizes in pixels; narrower ones seed some channels.
+
+    A larger network begins by answering what the trained one answers to the reduced picture, enlarged.
+    """
+    shift = model.config.log_in - trained.config.log_in
+    _seed(model, trained, shift)
+    if shift > 0:
+        with torch.no_grad():
+            _reduce_and_pass(model.encoder[: shift + 1], trained.encoder[0])
 
 
 def open_skips(model: Gpen, weight: float = 1.0) -> None:
@@ -470,10 +485,63 @@ def _seed(model: Network, trained: Network, shift: int) -> None:
         elif int(stage[2]) > 0:
             state[f"{stage[1]}{int(stage[2]) + shift}{stage[3]}"] = tensor
     target = model.state_dict()
-    wrong = [name for name in state if name not in target or target[name].shape != state[name].shape]
-    if wrong:
+    seeds = {name: _widened(name, tensor, target.get(name)) for name, tensor in state.items()}
+    if wrong := [name for name, tensor in seeds.items() if tensor is None]:
         raise ValueError(f"trained weights of another width or kind: {_some(wrong)} do not fit")
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(seeds, strict=False)
     for name, parameter in model.named_parameters():
         if name not in state and COLOURS.match(name):
             nn.init.zeros_(parameter)
+
+
+def _reduce_and_pass(stages: Sequence[Any], former: Any) -> None:
+    """Let new encoder stages reduce the picture by [1, 3, 3, 1] each, the last answer as the former first.
+
+    Two channels with opposite weights let a colour through a leaky ReLU: sqrt(2) (f(x) - f(-x)) = 1.7 x.
+    """
+    mirrored = torch.cat([torch.eye(3), -torch.eye(3)])  # [6, 3]
+    through = torch.cat([torch.eye(3), -torch.eye(3)], dim=1) / (LEAKY_GAIN * (1 + LEAKY_SLOPE))  # [3, 6]
+    old, bias = former[0][0], former[0][1].bias
+    for number, stage in enumerate(stages):
+        *_, conv, activation = stage[0]
+        last = number == len(stages) - 1
+        weights = old.weight[:, :, 0, 0] * old.scale if last else mirrored  # as they multiply: [Cout, 3]
+        weights = weights @ through if number else weights
+        rows, columns = weights.shape
+        middle = conv.weight.shape[-1] // 2
+        conv.weight[:rows] = 0
+        conv.weight[:, 6 if number else 3 :] = 0
+        conv.weight[:rows, :columns, middle, middle] = weights / conv.scale
+        activation.bias[:rows] = bias if last else 0
+
+
+# How many parts each axis of channels has: into the decoder's layers come features, then the encoder's.
+WIDER = {
+    r"ecd\d+\.0\.\d\.(weight|bias)": (1, 1),
+    r"generator\.(convs|to_rgbs)\.\d+\.conv\.weight": (1, 1, 2),
+    r"generator\.(convs|to_rgbs)\.\d+\.conv\.modulation\.(weight|bias)": (2,),
+    r"generator\.convs\.\d+\.activate\.bias": (2,),
+}
+
+
+def _widened(name: str, trained: Tensor, new: Tensor | None) -> Tensor | None:
+    """Return a trained entry among the channels of a new one, to which no other listens; None if unfit."""
+    if new is None or trained.shape == new.shape:
+        return None if new is None else trained
+    known = next((parts for pattern, parts in WIDER.items() if re.fullmatch(pattern, name)), None)
+    if known is None or trained.ndim != new.ndim:
+        return None
+    sides = list(zip(trained.shape, new.shape, (*known, 1, 1)[: trained.ndim], strict=True))
+    if any(old > now for old, now, _ in sides):
+        return None
+    places = [
+        torch.cat([torch.arange(old // n) + part * (now // n) for part in range(n)]) for old, now, n in sides
+    ]
+    wide, inputs = new.clone(), trained.ndim - 3  # the axis in [Cout, Cin, k, k] and [1, Cout, Cin, k, k]
+    if inputs > 0:
+        silent = torch.ones(new.shape[inputs], dtype=torch.bool)
+        silent[places[inputs]] = False
+        wide.transpose(0, inputs)[silent] = 0
+        trained = trained * (new.shape[inputs] / trained.shape[inputs]) ** 0.5  # equalised: divided by it
+    wide[torch.meshgrid(*places, indexing="ij")] = trained
+    return wide

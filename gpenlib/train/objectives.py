@@ -18,7 +18,7 @@ from gpenlib.architecture.checkpoints import CheckpointError, weights_file
 from gpenlib.architecture.model import STYLE_DIM, ConvLayer, noise_weights
 from gpenlib.files import resolve_path
 from gpenlib.images import LUMA, FloatArray, from_tensor
-from gpenlib.metrics import psnr
+from gpenlib.metrics import DETAIL_RADIUS, psnr
 from gpenlib.settings import Augmentation, TrainConfig
 from gpenlib.train.batches import TrainingFaces
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Losses = dict[str, Tensor]
 Network = Callable[[Tensor], Tensor]
 Groups = list[tuple[list[nn.Parameter], float]]  # parameters and their learning rate
-CONTENT_LOSSES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss, "mse": F.mse_loss}
 
 
 class TrainingError(RuntimeError):
@@ -44,6 +43,46 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 def nonsaturating_loss(fake: Tensor) -> Tensor:
     """Return the generator's non-saturating loss from the discriminator's logits [N, 1] on its images."""
     return F.softplus(-fake).mean()
+
+
+def decibels(output: Tensor, truth: Tensor) -> Tensor:
+    """Return the squared error of each picture in dB, [N]: PSNR's negative, but for a constant."""
+    return 10 * torch.log10((output - truth).square().flatten(1).mean(dim=1) + 1e-6)
+
+
+def mean_decibels(output: Tensor, truth: Tensor) -> Tensor:
+    """Return the mean error in dB: a tenth off the error of any picture counts alike (Chen et al. 2021)."""
+    return decibels(output, truth).mean()
+
+
+def harm(output: Tensor, degraded: Tensor, truth: Tensor) -> Tensor:
+    """Return by how many dB answers are worse than what was given, where they are: the mean of all."""
+    return F.relu(decibels(output, truth) - decibels(degraded, truth)).mean()
+
+
+def missing_detail(output: Tensor, truth: Tensor, share: float = 0.75) -> Tensor:
+    """Return by how much less than ``share`` of the truth's detail pictures show (``metrics.detail``), mean.
+
+    The mean of all that a face might have been, which a distance to the truth asks for, shows each detail as
+    weakly as it is in doubt. This has it drawn bolder there, and leaves alone what shows enough.
+    """
+    reach, luma = math.ceil(3 * DETAIL_RADIUS), truth.new_tensor(LUMA).view(1, 3, 1, 1)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=truth.device) / DETAIL_RADIUS) ** 2)
+    row = (taps / taps.sum()).view(1, 1, 1, -1)
+    shown, true = ((image * luma).sum(dim=1, keepdim=True) for image in (output, truth))
+    around = F.pad(torch.cat([shown, true]), (reach,) * 4, "reflect")
+    blurred = F.conv2d(F.conv2d(around, row), row.transpose(2, 3)).chunk(2)
+    made, wanted = ((x - y).flatten(1) for x, y in zip((shown, true), blurred, strict=True))
+    seen = (made * wanted).mean(dim=1) / (wanted.square().mean(dim=1) + 1e-6)
+    return F.relu(share - seen).mean()
+
+
+CONTENT_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "smooth_l1": F.smooth_l1_loss,
+    "l1": F.l1_loss,
+    "mse": F.mse_loss,
+    "psnr": mean_decibels,
+}
 
 
 def r1_penalty(discriminator: Network, real: Tensor) -> Tensor:
@@ -231,6 +270,7 @@ class Objective:
         except ValueError as error:  # of another size or width
             names = f"init={config.init}, discriminator_init={config.discriminator_init}"
             raise TrainingError(f"{names}: {error}") from error
+        groups = self._without_frozen(groups)
         self.generator.set_modulation("activations").to(fabric.device)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         losses = config.losses
@@ -244,6 +284,18 @@ class Objective:
     def build(self) -> tuple[Generator | Gpen, Groups, Discriminator | None]:
         """Return the networks as training starts, and the rates of the generator's parameters."""
         raise NotImplementedError
+
+    def _without_frozen(self, groups: Groups) -> Groups:
+        """Fix the generator's modules named in ``frozen``, and return what else there is to learn."""
+        modules = dict(self.generator.named_modules())
+        if unknown := [name for name in self.config.frozen if name not in modules]:
+            raise TrainingError(f"frozen={','.join(unknown)}: no module of the network has that name")
+        for name in self.config.frozen:
+            modules[name].requires_grad_(False)
+        groups = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in groups]
+        if not any(parameters for parameters, _ in groups):
+            raise TrainingError(f"frozen={','.join(self.config.frozen)}: nothing is left to learn")
+        return groups
 
     def build_discriminator(self) -> tuple[Discriminator, Discriminator | None]:
         """Return the discriminator as training starts, and the trained one, as wide, that it grew from."""
@@ -460,7 +512,7 @@ class RestorationObjective(Objective):
         self.generate: Any = torch.compile(self.generator) if config.compile else self.generator
         self.measures: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             "chroma_excess": excess_of_chroma, "chroma_contrast": contrast_of_chroma,
-            "content": CONTENT_LOSSES[config.losses.content_loss],
+            "content": CONTENT_LOSSES[config.losses.content_loss], "detail": missing_detail,
         }  # fmt: skip
         if config.losses.identity and config.losses.identity_model:
             self.measures["identity"] = IdentityLoss(config.losses.identity_model, fabric.device)
@@ -494,6 +546,8 @@ class RestorationObjective(Objective):
         with self.fabric.autocast():
             output = self.generate(degraded).float()
         terms = {name: of(output, truth) for name, of in self.measures.items() if getattr(weights, name)}
+        if weights.harm:
+            terms["harm"] = harm(output, degraded, truth)
         losses: Losses = {}
         if self.discriminator is not None:
             losses, _ = self.discriminator_step(step, truth, output.detach())

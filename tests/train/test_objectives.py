@@ -1,14 +1,27 @@
 """The parts of training: losses, augmentation, growing, seeding, identity."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gpenlib.architecture import Discriminator, Generator, Gpen, GpenConfig
-from gpenlib.architecture.checkpoints import CheckpointError, seed_discriminator, seed_generator, seed_gpen
+from gpenlib.architecture.checkpoints import (
+    CheckpointError,
+    open_skips,
+    seed_discriminator,
+    seed_generator,
+    seed_gpen,
+)
+from gpenlib.architecture.model import FusedLeakyReLU, fir_kernel, upfirdn2d
+from gpenlib.data.faces import embedded_faces
+from gpenlib.images import to_tensor
+from gpenlib.metrics import detail, psnr
 from gpenlib.settings import Augmentation
 from gpenlib.train import objectives
 from gpenlib.train.objectives import TRANSFORMATIONS, FadeIn, IdentityLoss, TrainingError
@@ -75,6 +88,50 @@ def test_contrast_of_chroma_sees_lips_and_no_tint_of_the_whole() -> None:
     assert faint > 0 and contrast(face, face + 2 * lips) > 2 * faint
     smooth = torch.zeros_like(face)
     assert contrast(smooth, lips) > 5 * contrast(lips, smooth), "what the truth has weighs more"
+
+
+def test_mean_decibels_is_psnr_and_counts_each_picture_alike() -> None:
+    random = np.random.default_rng(0)
+    truth = random.integers(60, 200, (2, 32, 32, 3), dtype=np.uint8)
+    output = (truth + np.array([2, 40], dtype=np.uint8)[:, None, None, None]).astype(np.uint8)
+    scores = [psnr(a, b) for a, b in zip(output, truth, strict=True)]
+    a, b = (torch.from_numpy(to_tensor(list(pictures))) for pictures in (output, truth))
+    range_of_two = 20 * math.log10(2)  # the loss sees pictures in [-1, 1]
+    assert objectives.mean_decibels(a, b).item() == pytest.approx(range_of_two - np.mean(scores), abs=0.02)
+    given = a.clone().requires_grad_(True)
+    objectives.mean_decibels(given, b).backward()
+    assert given.grad is not None
+    good, bad = (float(((a - b)[i] * given.grad[i]).sum()) for i in (0, 1))
+    assert good == pytest.approx(bad, rel=0.02), "a tenth off either's error is worth the same"
+    assert torch.isfinite(objectives.decibels(b, b)).all()
+
+
+def test_harm_counts_answers_that_are_worse_than_their_input_alone() -> None:
+    truth = torch.zeros(2, 3, 8, 8)
+    given, made = truth + 0.1, truth + 0.1
+    made[0] *= 0.5
+    made[1] *= 2.0
+    assert objectives.harm(made, given, truth).item() == pytest.approx(20 * math.log10(2) / 2, abs=1e-3)
+    assert objectives.harm(given, given, truth) == 0
+
+
+def test_missing_detail_is_what_the_metric_says_and_nothing_where_enough_is_shown() -> None:
+    truth = embedded_faces(1, size=128).read(0)
+    soft = cv2.GaussianBlur(truth, (0, 0), 1.0)
+    made, true = (torch.from_numpy(to_tensor([picture])) for picture in (soft, truth))
+    share = detail(soft, truth)
+    assert 0.2 < share < 0.7
+    assert objectives.missing_detail(made, true).item() == pytest.approx(0.75 - share, abs=0.01)
+    assert objectives.missing_detail(true, true) == 0
+    both = objectives.missing_detail(torch.cat([made, true]), torch.cat([true, true]))
+    assert both.item() == pytest.approx((0.75 - share) / 2, abs=0.01), "by picture"
+    flat = torch.zeros_like(true).requires_grad_(True)
+    objectives.missing_detail(flat, flat.detach()).backward()
+    assert flat.grad is not None and torch.isfinite(flat.grad).all()
+    given = made.clone().requires_grad_(True)
+    objectives.missing_detail(given, true).backward()
+    assert given.grad is not None
+    assert objectives.missing_detail(made - 1e4 * given.grad, true) < 0.75 - share
 
 
 def test_feature_matching_is_zero_for_equal_features_and_trains_the_output_only() -> None:
@@ -156,6 +213,51 @@ def test_a_larger_network_starts_with_what_the_smaller_one_has_learned() -> None
         seed_generator(small.generator, large.generator)
     with pytest.raises(ValueError, match="another width"):
         seed_generator(small.generator, Generator(GpenConfig(64, 64, 1, 0.125)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "multiplier"), [(128, 2), (128, 4), (256, 2), (512, 4)])
+def test_a_wider_or_larger_gpen_begins_by_answering_as_the_trained_one(size: int, multiplier: int) -> None:
+    torch.manual_seed(0)
+    trained = Gpen(replace(LARGE, narrow=0.25)).eval()
+    open_skips(trained, 0.7)
+    for module in trained.modules():
+        if isinstance(module, FusedLeakyReLU):
+            torch.nn.init.normal_(module.bias, std=0.3)
+    model = Gpen(replace(trained.config, in_size=size, out_size=size, channel_multiplier=multiplier)).eval()
+    seed_gpen(model, trained)
+    picture = torch.rand(1, 3, size, size) * 2 - 1
+    reduced, enlarge = picture, model.generator.to_rgbs[-1].upsample
+    while reduced.shape[-1] > 128:
+        reduced = upfirdn2d(reduced, fir_kernel(), pad=(1, 1))[..., ::2, ::2]
+    expected = trained(reduced)
+    assert expected.std() > 0.1
+    while expected.shape[-1] < size:
+        expected = enlarge(expected)  # type: ignore[operator]
+    torch.testing.assert_close(model(picture), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_only_more_channels_can_be_seeded() -> None:
+    wide, narrow = Gpen(replace(LARGE, channel_multiplier=2)), Gpen(LARGE)
+    with pytest.raises(ValueError, match="another width"):
+        seed_gpen(narrow, wide)
+    with pytest.raises(ValueError, match="another width"):
+        seed_gpen(Gpen(replace(LARGE, narrow=2 * LARGE.narrow)), narrow)
+
+
+def test_frozen_modules_stay_and_all_others_learn(configure: MakeConfig) -> None:
+    changes = {"losses": CONTENT_ONLY, "frozen": ["generator.style", "generator.convs.1", "ecd0"]}
+    trainer = Trainer(configure(**changes, steps=2))
+    before = {name: p.clone() for name, p in trainer.objective.generator.named_parameters()}
+    trainer.run()
+    again = Trainer(configure(**changes, steps=2))
+    again.run()  # takes up the moments of those that learn
+    for name, parameter in again.objective.generator.named_parameters():
+        stays = name.startswith(("generator.style.", "generator.convs.1.", "ecd0."))
+        assert torch.equal(before[name], parameter) == stays == (not parameter.requires_grad), name
+    for frozen, told in ((["ecd"], "frozen=ecd:"), (["generator", *(f"ecd{i}" for i in range(5))], "")):
+        with pytest.raises(TrainingError, match=told):
+            Trainer(configure(losses=CONTENT_ONLY, frozen=[*frozen, "final_linear"]))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
-"""Colours made stronger in the weights are those made stronger in the answers; weights of fewer bits."""
+"""What is done to weights after training: stronger colours, and fewer bits."""
 
 from __future__ import annotations
+
+import copy
 
 import numpy as np
 import pytest
@@ -26,8 +28,11 @@ def test_weights_with_more_chroma_answer_with_more_chroma_and_the_same_luma(fact
 
 def test_shorter_weights_differ_by_half_of_their_last_bit_at_most() -> None:
     model = load_weights("tiny-random").model
-    before = [parameter.clone() for parameter in model.parameters()]
-    load(ROOT / "scripts/strengthen_colours.py").shorten(model, 6)
+    base, before = copy.deepcopy(model), [parameter.clone() for parameter in model.parameters()]
+    shorten = load(ROOT / "scripts/shorten_weights.py").shorten
+    shorten(model, 6, base)
+    assert all(map(torch.equal, before, model.parameters())), "what training left alone stays as it is"
+    shorten(model, 6)
     changed = 0
     for old, new in zip(before, model.parameters(), strict=True):
         bits, _ = torch.frexp(new)
