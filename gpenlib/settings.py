@@ -610,7 +610,7 @@ class LossWeights(Settings):
     the network: see ``params/train/embed_color.yaml`` for factors that keep the terms in balance.
     """
 
-    content: float = Field(1.0, ge=0, description="distance between output and truth")
+    content: float = Field(1.0, ge=0, description="distance of output and truth; psnr: mean error in dB")
     content_loss: Literal["smooth_l1", "l1", "mse", "psnr"] = Field("smooth_l1", description="its measure")
     detail: float = Field(0.0, ge=0, description="what lacks of 75 % of the truth's fine detail, by picture")
     harm: float = Field(0.0, ge=0, description="dB by which an answer is worse than its input, if it is")

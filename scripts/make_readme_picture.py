@@ -67,10 +67,9 @@ def restored() -> Figure:
     pairs = [make_pair(faces.read(i), "restore-mild", size, seed=s) for i, s in enumerate(RESTORED_SEEDS)]
     columns = {"degraded input": [given for given, _ in pairs]}
     batch = torch.from_numpy(to_tensor(columns["degraded input"]))
-    for name in ("demo-restore", "demo-restore-sharp"):
-        with torch.inference_mode():
-            columns[name] = list(from_tensor(load_weights(name).model(batch).numpy()))
-    figure, axes = new_figure(len(pairs), len(columns) + 1, width=10.0, height=2.6 * len(pairs) + 0.2)
+    with torch.inference_mode():
+        columns["demo-restore"] = list(from_tensor(load_weights("demo-restore").model(batch).numpy()))
+    figure, axes = new_figure(len(pairs), len(columns) + 1, width=8.0, height=2.6 * len(pairs) + 0.2)
     for row, line in enumerate(axes):
         truth = pairs[row][1]
         for axis, (name, images) in zip(line[:-1], columns.items(), strict=True):

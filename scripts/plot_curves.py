@@ -1,7 +1,7 @@
 """Draw the curves of a training run, as notebook 06 does.
 
 ``python scripts/plot_curves.py outputs/train/prior_128 notebooks/figures/curves_prior_128.png``
-drew the picture of a model card; those of ``demo_restore_4`` and ``embed_color`` were drawn likewise.
+drew the picture of a model card; those of ``demo_restore_5`` and ``embed_color`` were drawn likewise.
 """
 
 from __future__ import annotations

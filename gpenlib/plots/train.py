@@ -22,6 +22,10 @@ PANELS = (  # title, unit, logged terms with their legend texts
     ("adversarial (generator)", "softplus(-D(fake))", {"adversarial": ""}),
     ("feature matching", "L1 of D's features", {"feature_matching": ""}),
     ("identity", "1 - cosine", {"identity": ""}),
+    ("detail: what lacks of 75 %", "share of the truth's", {"detail": ""}),
+    ("harm: worse than the input", "dB", {"harm": ""}),
+    ("chroma beyond the truth's", "L1 on smooth luma", {"chroma_excess": ""}),
+    ("contrast of chroma", "weighted L1", {"chroma_contrast": ""}),
     ("discriminator", "loss (2 ln 2: cannot tell)", {"discriminator": ""}),
     ("what the discriminator says", "mean logit", LOGITS),
     ("R1: slope of D at real faces", "squared gradient", {"r1": ""}),
@@ -43,9 +47,11 @@ def losses_figure(rows: Sequence[LogRow], title: str = "") -> Figure:
             else:
                 axis.plot(steps, values, color=look["color"], alpha=0.25, linewidth=0.8)
                 axis.plot(steps, smooth(values), linewidth=1.8, **look)
+        shown = [row[name] for row in rows for name in terms if name in row]
+        if "content" in terms and min(shown) < 0:  # no distance is, its logarithm may be
+            unit = "dB of the square"
         axis.set(title=heading, ylabel=unit, xlabel="step", xlim=(0, rows[-1]["step"] * 1.02))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        shown = [row[name] for row in rows for name in terms if name in row]
         if min(shown) > 0 and max(shown) > 30 * min(shown):
             axis.set_yscale("log")
         if len(terms) > 1:

@@ -23,6 +23,7 @@ from gpenlib.errors.compare import FaceErrors
 from gpenlib.files import repository_root
 from gpenlib.infer.scoring import Face
 from gpenlib.plots import architecture, compile, data, errors, export, infer, photos, train
+from gpenlib.settings import LossWeights
 
 FACE = re.findall(
     r"\w+",
@@ -633,3 +634,12 @@ def test_titles_of_graphs_and_of_losses_are_findings():
     rows = [{"step": step, "adversarial": 1.0 * step} for step in range(1, 9)]
     assert train.losses_figure(rows, "prior").get_suptitle() == "prior"
     assert "0.5 → 0.5" in train.losses_figure([r | {"content": 0.5} for r in rows], "x").get_suptitle()
+    units = [
+        train.losses_figure([r | {"content": c} for r in rows]).axes[0].get_ylabel() for c in (-21.0, 0.1)
+    ]
+    assert units == ["dB of the square", "pixels in [-1, 1]"]
+
+
+def test_every_loss_that_has_a_weight_is_drawn():
+    weights = {name for name, field in LossWeights.model_fields.items() if field.annotation is float}
+    assert len(weights) > 8 and weights <= {term for *_, terms in train.PANELS for term in terms}
