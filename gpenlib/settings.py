@@ -652,7 +652,7 @@ class TrainConfig(Settings):
     run_dir: str = Field(description="checkpoints, log and samples")
     init: str | None = Field(
         None,
-        description="weights to start from: a shipped name or a file; a smaller network seeds its levels",
+        description="weights to start from: a shipped name or a file; a smaller, narrower one seeds its part",
     )
     key: str = Field("", description="entry of init that holds the weights; empty: found by itself")
     discriminator_init: str | None = Field(
