@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import gt
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from zipfile import ZIP_STORED, ZipFile
@@ -500,7 +501,7 @@ def _reduce_and_pass(stages: Sequence[Any], former: Any) -> None:
     Two channels with opposite weights let a colour through a leaky ReLU: sqrt(2) (f(x) - f(-x)) = 1.7 x.
     """
     mirrored = torch.cat([torch.eye(3), -torch.eye(3)])  # [6, 3]
-    through = torch.cat([torch.eye(3), -torch.eye(3)], dim=1) / (LEAKY_GAIN * (1 + LEAKY_SLOPE))  # [3, 6]
+    through = mirrored.T / (LEAKY_GAIN * (1 + LEAKY_SLOPE))  # [3, 6]
     old, bias = former[0][0], former[0][1].bias
     for number, stage in enumerate(stages):
         *_, conv, activation = stage[0]
@@ -510,7 +511,7 @@ def _reduce_and_pass(stages: Sequence[Any], former: Any) -> None:
         rows, columns = weights.shape
         middle = conv.weight.shape[-1] // 2
         conv.weight[:rows] = 0
-        conv.weight[:, 6 if number else 3 :] = 0
+        conv.weight[:, len(mirrored) :] = 0
         conv.weight[:rows, :columns, middle, middle] = weights / conv.scale
         activation.bias[:rows] = bias if last else 0
 
@@ -526,14 +527,12 @@ WIDER = {
 
 def _widened(name: str, trained: Tensor, new: Tensor | None) -> Tensor | None:
     """Return a trained entry among the channels of a new one, to which no other listens; None if unfit."""
-    if new is None or trained.shape == new.shape:
-        return None if new is None else trained
+    if new is not None and trained.shape == new.shape:
+        return trained
     known = next((parts for pattern, parts in WIDER.items() if re.fullmatch(pattern, name)), None)
-    if known is None or trained.ndim != new.ndim:
+    if new is None or known is None or any(map(gt, trained.shape, new.shape)):
         return None
-    sides = list(zip(trained.shape, new.shape, (*known, 1, 1)[: trained.ndim], strict=True))
-    if any(old > now for old, now, _ in sides):
-        return None
+    sides = zip(trained.shape, new.shape, (*known, 1, 1)[: trained.ndim], strict=True)
     places = [
         torch.cat([torch.arange(old // n) + part * (now // n) for part in range(n)]) for old, now, n in sides
     ]

@@ -66,23 +66,19 @@ def missing_detail(output: Tensor, truth: Tensor, share: float = 0.75) -> Tensor
     The mean of all that a face might have been, which a distance to the truth asks for, shows each detail as
     weakly as it is in doubt. This has it drawn bolder there, and leaves alone what shows enough.
     """
-    reach, luma = math.ceil(3 * DETAIL_RADIUS), truth.new_tensor(LUMA).view(1, 3, 1, 1)
+    reach = math.ceil(3 * DETAIL_RADIUS)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=truth.device) / DETAIL_RADIUS) ** 2)
     row = (taps / taps.sum()).view(1, 1, 1, -1)
-    shown, true = ((image * luma).sum(dim=1, keepdim=True) for image in (output, truth))
-    around = F.pad(torch.cat([shown, true]), (reach,) * 4, "reflect")
-    blurred = F.conv2d(F.conv2d(around, row), row.transpose(2, 3)).chunk(2)
-    made, wanted = ((x - y).flatten(1) for x, y in zip((shown, true), blurred, strict=True))
+    both = luma(torch.cat([output, truth]))
+    blurred = F.conv2d(F.conv2d(F.pad(both, (reach,) * 4, "reflect"), row), row.transpose(2, 3))
+    made, wanted = (both - blurred).flatten(1).chunk(2)
     seen = (made * wanted).mean(dim=1) / (wanted.square().mean(dim=1) + 1e-6)
     return F.relu(share - seen).mean()
 
 
 CONTENT_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "smooth_l1": F.smooth_l1_loss,
-    "l1": F.l1_loss,
-    "mse": F.mse_loss,
-    "psnr": mean_decibels,
-}
+    "smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss, "mse": F.mse_loss, "psnr": mean_decibels,
+}  # fmt: skip
 
 
 def r1_penalty(discriminator: Network, real: Tensor) -> Tensor:
@@ -136,7 +132,12 @@ def contrast_of_chroma(output: Tensor, truth: Tensor) -> Tensor:
 
 def chroma(image: Tensor) -> Tensor:
     """Return red and blue less luma, [N, 2, H, W], of RGB."""
-    return image[:, ::2] - (image * image.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return image[:, ::2] - luma(image)
+
+
+def luma(image: Tensor) -> Tensor:
+    """Return the weighted mean of red, green and blue, [N, 1, H, W]."""
+    return (image * image.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 class IdentityLoss:
