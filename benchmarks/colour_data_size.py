@@ -19,7 +19,7 @@ from colour_tradeoff import colour, score
 from gpenlib.architecture import Gpen
 from gpenlib.data.faces import CELEBA_FOLDER, open_folder
 from gpenlib.files import package_versions, repository_root, write_json
-from gpenlib.settings import TrainConfig
+from gpenlib.train.config import TrainConfig
 from gpenlib.train.trainer import Trainer, read_log, series
 
 EVERY = (8, 4, 2, 1)  # of so many faces one is used

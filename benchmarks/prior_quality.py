@@ -31,7 +31,7 @@ from gpenlib.images import Image, resize
 from gpenlib.jobs import progress
 from gpenlib.metrics import colourfulness, frechet_distance, sharpness
 from gpenlib.photos.find import CenterFace, aligned_face, eyes_alike
-from gpenlib.settings import TrainConfig
+from gpenlib.train.config import TrainConfig
 
 THUMBNAIL, COMPARED = 8, 32  # sides in pixels
 JUDGED = 256  # pictures that the face detector looks at

@@ -63,12 +63,11 @@ from gpenlib.settings import (
     RunFolder,
     RunSettings,
     SettingsError,
-    TrainConfig,
-    TrainSettings,
     as_build_config,
     as_plain_name,
 )
 from gpenlib.stages import MANIFEST, Manifest, Stages, Work, code_digest, read_manifest, stage
+from gpenlib.train.config import TrainConfig, TrainSettings
 from gpenlib.train.trainer import RESUMABLE_CHANGES, clear_training, train, training_inputs
 
 # What decides which faces are used

@@ -41,8 +41,9 @@ from gpenlib.notebooks import (
     run_notebooks,
 )
 from gpenlib.photos.folder import source_digests
-from gpenlib.settings import REFERENCE, PhotoSettings, RunFolder, RunSettings, SettingsError, TrainSettings
+from gpenlib.settings import REFERENCE, PhotoSettings, RunFolder, RunSettings, SettingsError
 from gpenlib.stages import code_digest, read_manifest, standing, write_manifest
+from gpenlib.train.config import TrainSettings
 
 if TYPE_CHECKING:
     from gpenlib.run import Run

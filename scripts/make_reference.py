@@ -28,8 +28,9 @@ from gpenlib.files import repository_root, write_text
 from gpenlib.infer.runtime import TABLE
 from gpenlib.notebooks import find_notebooks
 from gpenlib.run import Run
-from gpenlib.settings import DEVICES, DTYPES, BuildConfig, RunFolder, Settings, TrainConfig
+from gpenlib.settings import DEVICES, DTYPES, BuildConfig, RunFolder, Settings
 from gpenlib.stages import MANIFEST as MANIFEST_FILE
+from gpenlib.train.config import TrainConfig
 
 ROOT = repository_root()
 FOLDER = ROOT / "docs" / "reference"

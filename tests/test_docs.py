@@ -25,12 +25,11 @@ from gpenlib.settings import (
     PhotoSettings,
     RunSettings,
     SettingsError,
-    TrainConfig,
-    TrainSettings,
     parse_overrides,
     read_yaml,
 )
 from gpenlib.sweep import parse_grid
+from gpenlib.train.config import TrainConfig, TrainSettings
 from tests.conftest import SLOW
 
 ROOT = repository_root()

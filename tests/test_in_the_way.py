@@ -12,8 +12,9 @@ from gpenlib.files import StorageError, keep_aside, locked, write_text
 from gpenlib.images import write_image
 from gpenlib.jobs import JOURNAL, Journal
 from gpenlib.run import Run
-from gpenlib.settings import PhotoSettings, SettingsError, TrainSettings
+from gpenlib.settings import PhotoSettings, SettingsError
 from gpenlib.stages import StageError
+from gpenlib.train.config import TrainSettings
 from gpenlib.train.trainer import CHECKPOINT, LOG, TrainingError, clear_training, read_log
 
 

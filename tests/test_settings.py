@@ -12,12 +12,11 @@ from gpenlib.settings import (
     RunSettings,
     Settings,
     SettingsError,
-    TrainConfig,
-    TrainSettings,
     parse_overrides,
     read_yaml,
     set_dotted,
 )
+from gpenlib.train.config import TrainConfig, TrainSettings
 
 
 class Backend(Settings):

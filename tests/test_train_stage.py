@@ -10,7 +10,8 @@ import yaml
 from gpenlib import run as run_module
 from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.run import Run
-from gpenlib.settings import SettingsError, TrainSettings
+from gpenlib.settings import SettingsError
+from gpenlib.train.config import TrainSettings
 from gpenlib.train.trainer import Trainer, TrainingError
 
 TINY = {

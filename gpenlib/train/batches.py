@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from gpenlib.data.faces import DataError, Faces, open_faces
 from gpenlib.data.tasks import make_pair
 from gpenlib.images import FloatArray, Image, resize, to_tensor
-from gpenlib.settings import Jitter, TrainConfig
+from gpenlib.train.config import Jitter, TrainConfig
 
 ORDER, PICTURE, TASK, HELD_OUT = range(4)  # purposes of random numbers, kept apart by seed
 Sample = tuple[int, int]  # (step, position in the batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,8 +20,8 @@ from gpenlib.architecture.model import STYLE_DIM, ConvLayer, noise_weights
 from gpenlib.files import resolve_path
 from gpenlib.images import LUMA, FloatArray, from_tensor
 from gpenlib.metrics import DETAIL_RADIUS, psnr
-from gpenlib.settings import Augmentation, TrainConfig
 from gpenlib.train.batches import TrainingFaces
+from gpenlib.train.config import Augmentation, TrainConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -287,12 +288,13 @@ class Objective:
         raise NotImplementedError
 
     def _without_frozen(self, groups: Groups) -> Groups:
-        """Fix the generator's modules named in ``frozen``, and return what else there is to learn."""
+        """Fix the generator's modules that ``frozen`` names, and return what else there is to learn."""
         modules = dict(self.generator.named_modules())
-        if unknown := [name for name in self.config.frozen if name not in modules]:
-            raise TrainingError(f"frozen={','.join(unknown)}: no module of the network has that name")
-        for name in self.config.frozen:
-            modules[name].requires_grad_(False)
+        for pattern in self.config.frozen:
+            if not (named := fnmatch.filter(modules, pattern)):
+                raise TrainingError(f"frozen={pattern}: no module of the network has that name")
+            for name in named:
+                modules[name].requires_grad_(False)
         groups = [([p for p in parameters if p.requires_grad], rate) for parameters, rate in groups]
         if not any(parameters for parameters, _ in groups):
             raise TrainingError(f"frozen={','.join(self.config.frozen)}: nothing is left to learn")

@@ -35,8 +35,9 @@ from gpenlib.files import (
 )
 from gpenlib.images import FloatArray, Image, from_tensor, read_image, write_image
 from gpenlib.jobs import LONGEST_LINE, command, keep_memory, progress
-from gpenlib.settings import TrainConfig, parse_overrides
+from gpenlib.settings import parse_overrides
 from gpenlib.train.batches import TrainingFaces, open_training_faces
+from gpenlib.train.config import TrainConfig
 from gpenlib.train.objectives import PriorObjective, RestorationObjective
 from gpenlib.train.objectives import TrainingError as TrainingError
 

@@ -11,7 +11,8 @@ from gpenlib.data.faces import embedded_faces, open_faces, open_folder, prior_fa
 from gpenlib.images import write_image
 from gpenlib.notebooks import main as run_notebooks
 from gpenlib.run import Run
-from gpenlib.settings import RunSettings, TrainSettings, parse_overrides, read_yaml
+from gpenlib.settings import RunSettings, parse_overrides, read_yaml
+from gpenlib.train.config import TrainSettings
 from tests.bad_inputs.harness import Case, check
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

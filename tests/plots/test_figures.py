@@ -23,7 +23,7 @@ from gpenlib.errors.compare import FaceErrors
 from gpenlib.files import repository_root
 from gpenlib.infer.scoring import Face
 from gpenlib.plots import architecture, compile, data, errors, export, infer, photos, train
-from gpenlib.settings import LossWeights
+from gpenlib.train.config import LossWeights
 
 FACE = re.findall(
     r"\w+",

@@ -9,7 +9,7 @@ import pytest
 from gpenlib.architecture import GpenConfig
 from gpenlib.data.faces import embedded_faces
 from gpenlib.images import write_image
-from gpenlib.settings import TrainConfig
+from gpenlib.train.config import TrainConfig
 
 FACES = 10
 SMALL, LARGE = GpenConfig(64, 64, 1, 0.0625), GpenConfig(128, 128, 1, 0.0625)

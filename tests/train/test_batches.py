@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gpenlib.data.faces import DataError, open_folder
-from gpenlib.settings import Jitter
 from gpenlib.train.batches import DRAWN_FACES, TrainingFaces, batch_order, jittered, open_training_faces
+from gpenlib.train.config import Jitter
 from tests.train.conftest import FACES, MakeConfig
 
 

@@ -17,9 +17,9 @@ from gpenlib.architecture import Discriminator, Generator, Gpen, load_checkpoint
 from gpenlib.architecture.checkpoints import CheckpointError, discriminator_file, find_discriminator
 from gpenlib.architecture.model import MIN_SIZE
 from gpenlib.images import read_image, write_image
-from gpenlib.settings import TrainConfig
 from gpenlib.train import trainer as module
 from gpenlib.train.batches import TrainingFaces, open_training_faces
+from gpenlib.train.config import TrainConfig
 from gpenlib.train.trainer import Trainer, TrainingError, read_log, series
 from tests.train.conftest import CONTENT_ONLY, SMALL, MakeConfig
 
