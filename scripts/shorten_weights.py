@@ -37,10 +37,10 @@ def main() -> None:
 
 def shorten(model: Gpen, bits: int, base: Gpen | None = None) -> None:
     """Round every weight that is not as in ``base`` to so many bits behind its leading one, in place."""
-    kept = base.state_dict() if base else {}
+    kept = list(base.parameters()) if base else []
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in kept and torch.equal(kept[name], parameter):
+        for parameter in model.parameters():
+            if any(torch.equal(parameter, each) for each in kept):  # in a larger network under another name
                 continue
             fraction, exponent = torch.frexp(parameter)  # a fraction of 0.5 to 1
             parameter.copy_(torch.ldexp((fraction * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent))

@@ -9,9 +9,9 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from gpenlib.files import (
     fingerprint,
     keep_aside,
     links_in,
+    locked,
     read_json,
     resolve_path,
     sha256,
@@ -42,6 +43,7 @@ from gpenlib.train.objectives import PriorObjective, RestorationObjective
 from gpenlib.train.objectives import TrainingError as TrainingError
 
 CHECKPOINT, LOG, SAMPLES, INPUTS = "checkpoint.pt", "log.jsonl", "samples", "inputs.json"
+LOCK = ".training.lock"
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
 LogRow = dict[str, float]
 Objective = PriorObjective | RestorationObjective
@@ -146,6 +148,10 @@ class Trainer:
             path = self.run_dir / LOG
             with storing(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": self.step} | values) + "\n")
+
+    def refuse(self) -> NoReturn:
+        """Say that another process has the folder: both would write its log and its checkpoint."""
+        raise TrainingError(f"{self.run_dir}: another process trains there; let it end, or change run_dir")
 
     def save_weights(self) -> Path:
         """Write the averaged network (and its discriminator beside it) as fp16, with a note of its task."""
@@ -400,7 +406,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's")
     options = parser.parse_args(arguments)
     trainer = Trainer(TrainConfig.from_yaml(options.config, parse_overrides(options.overrides)))
-    trainer.run()
-    if trainer.fabric.is_global_zero:
-        print(f"weights: {trainer.save_weights()}")
+    first = trainer.fabric.is_global_zero  # of the processes of one training
+    with locked(trainer.run_dir / LOCK, trainer.refuse) if first else nullcontext():
+        trainer.run()
+        if first:
+            print(f"weights: {trainer.save_weights()}")
     return 0

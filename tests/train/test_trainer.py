@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from torch.utils._pytree import tree_flatten
 
 from gpenlib.architecture import Discriminator, Generator, Gpen, load_checkpoint, load_generator
@@ -246,6 +247,22 @@ def test_every_stage_starts_from_a_checkpoint_of_the_original(
     torch.save(content, trainer.checkpoint)
     with pytest.raises(TrainingError, match=r"checkpoint\.pt.*step, config, extra.*init"):
         Trainer(trainer.config).run()
+
+
+def test_one_process_trains_in_a_folder(
+    configure: MakeConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config, file = configure(losses=CONTENT_ONLY, steps=1), tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir()
+    with FileLock(run_dir / module.LOCK):
+        assert module.main([str(file)]) == 1
+        assert f"{run_dir}: another process trains there" in capsys.readouterr().err
+        assert [path.name for path in run_dir.iterdir()] == [module.LOCK]
+    assert module.main([str(file)]) == 0
+    module.clear_training(run_dir)  # the lock is no file of the user's
+    assert not any(path.is_file() for path in run_dir.rglob("*"))
 
 
 def test_damaged_files_are_named_and_the_command_says_so(
