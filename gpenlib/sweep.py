@@ -228,7 +228,8 @@ def run_sweep(
     With ``dry`` the cells are printed, and nothing runs.
     """
     if engine and find_spec(engine) is None:
-        raise NotebookError(f"--engine {engine}: it is not installed; pip install {engine}, or leave it out")
+        install = f"pip install '{engine}[data]'"
+        raise NotebookError(f"--engine {engine}: it is not installed; {install}, or leave it out")
     here = folder or repository_root() / "notebooks"
     selected = find_notebooks(here, only)
     check_parameters(values, sorted(here.glob(PATTERN)))

@@ -1,8 +1,8 @@
 """Cut a small picture of every notebook for the README from the figures of an executed run.
 
-``make run``, then ``python scripts/make_docs_pictures.py``: writes ``docs/pictures/<notebook>.jpg`` from the
-copies in ``outputs/demo/notebooks`` (``--run NAME`` takes another run). Take a run on the default faces: they
-are in the public domain or drawn by demo-prior.
+``make run``, then ``python scripts/make_docs_pictures.py``: writes ``docs/pictures/<notebook>.jpg``, or
+``.png`` where it is drawn, from ``outputs/demo/notebooks`` (``--run NAME`` takes another run). Take a run on
+the default faces: they are in the public domain or drawn by demo-prior.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gpenlib.settings import RunFolder
 
 FOLDER = repository_root() / "docs" / "pictures"
 WIDTH, QUALITY = 640, 88  # pixels, twice what is shown; of the JPEG
+COLOURS = 48  # of the PNG
 
 
 class Cut(NamedTuple):
@@ -28,17 +29,18 @@ class Cut(NamedTuple):
     notebook: str
     cell: str
     box: tuple[float, float, float, float] = (0, 0, 1, 1)
+    drawn: bool = False  # lines and bars in few colours, which PNG keeps sharper in less room
 
 
 CUTS = (
-    Cut("00_architecture", "diagram", (0, 0.035, 1, 0.56)),
+    Cut("00_architecture", "diagram", (0, 0.035, 1, 0.527), True),
     Cut("01_export", "convolutions"),
     Cut("02_data", "tasks", (0, 0.49, 1, 1)),
-    Cut("03_compile", "times", (0, 0, 1, 0.335)),
+    Cut("03_compile", "times", (0, 0, 1, 0.375), True),
     Cut("04_infer", "strips"),
-    Cut("05_errors", "drops", (0, 0, 0.495, 1)),
+    Cut("05_errors", "drops", (0, 0, 0.482, 1), True),
     Cut("06_train", "interpolation", (0, 0, 1, 0.94)),
-    Cut("07_photos", "photos", (0, 0, 1, 0.475)),
+    Cut("07_photos", "photos", (0, 0, 1, 0.465)),
 )
 
 
@@ -63,7 +65,9 @@ def main() -> None:
             (round(left * width), round(top * height), round(right * width), round(bottom * height))
         )
         part = part.resize((WIDTH, round(part.height * WIDTH / part.width)), Image.Resampling.LANCZOS)
-        target = FOLDER / f"{cut.notebook}.jpg"
+        target = FOLDER / f"{cut.notebook}.{'png' if cut.drawn else 'jpg'}"
+        if cut.drawn:
+            part = part.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         part.save(target, quality=QUALITY, optimize=True)
         print(f"{target}: {part.width} x {part.height}, {target.stat().st_size / 1024:.0f} KiB")
 

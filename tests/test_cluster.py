@@ -222,7 +222,7 @@ def test_workers_are_as_many_as_fit():
     assert shares({"CPU": 8}, Cluster(threads=3), 100) == (3, 2)
     assert shares({"CPU": 8}, Cluster(), 3) == (1, 3)
     assert shares({"CPU": 8, "GPU": 2}, Cluster(gpus=0.5), 100) == (1, 4)
-    for wrong in (Cluster(workers=9), Cluster(gpus=1.0)):
+    for wrong in (Cluster(workers=9), Cluster(threads=9), Cluster(gpus=1.0)):
         with pytest.raises(engine.ClusterError, match="8 processors"):
             shares({"CPU": 8}, wrong, 100)
 
@@ -269,7 +269,7 @@ def test_the_names_of_a_large_folder_never_stand_in_memory(tmp_path, monkeypatch
             for number in range(count):
                 name = f"a_face_of_many_with_a_long_name_{number}.png"
                 entry = SimpleNamespace(name=name, path=f"/none/{name}", is_dir=lambda: False)
-                entry.stat = lambda follow_symlinks: stat
+                entry.stat = lambda: stat
                 yield entry
 
     monkeypatch.setattr(sources.os, "scandir", lambda path: Listing())
@@ -291,6 +291,7 @@ def as_parquet(folder, path, kind):
     columns = {
         "bytes": {"name": [f.name for f in files], "image": [f.read_bytes() for f in files]},
         "paths": {"path": [str(f) for f in files]},
+        "addresses": {"image": [f"file://{f}" for f in files]},
         "hugging": {"image": [{"bytes": f.read_bytes(), "path": f.name} for f in files]},
     }
     parquet.write_table(pa.table(columns[kind]), path, row_group_size=9)
@@ -305,7 +306,7 @@ def as_tar(folder, path):
             tar.addfile(note, io.BytesIO(b"{}"))
 
 
-@pytest.mark.parametrize("kind", ["bytes", "paths", "hugging", "tar", "address", "zip"])
+@pytest.mark.parametrize("kind", ["bytes", "paths", "addresses", "hugging", "tar", "address", "zip"])
 def test_faces_of_any_source_have_the_same_scores(kind, local, faces, artefact, tmp_path):
     pytest.importorskip("pyarrow")
     if kind == "tar":
@@ -368,6 +369,25 @@ def test_what_is_no_source_is_told(tmp_path, artefact, capsys):
     (tmp_path / "cut.tar").write_bytes(b"none")
     assert score_main(arguments(tmp_path / "cut.tar", artefact, tmp_path / "shard")) == 0
     assert "no shard" in (tmp_path / "shard/failures.jsonl").read_text()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/gone.png").symlink_to(tmp_path / "none.png")
+    assert score_main(arguments(tmp_path / "links", artefact, tmp_path / "link")) == 0
+    assert "gone.png" in (tmp_path / "link/failures.jsonl").read_text()
+
+
+@pytest.mark.parametrize("words", ["--batch-size 0", "--calib-size 0", "--unit 0"])
+def test_counts_below_one_are_refused(words, faces, artefact, tmp_path, capsys):
+    assert score_main(arguments(faces, artefact, tmp_path / "out", *words.split())) == 1
+    assert f"error: {words}: must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["--strength 2", "--reach 5", "--faces some", "--task sepia", "--upscaler larger.onnx"]
+)
+def test_photographs_are_not_begun_with_options_that_cannot_be(words, faces, artefact, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert photos_main([str(faces), "--artefact", str(artefact), "--out", str(out), *words.split()]) == 1
+    assert words.split()[0].strip("-") in capsys.readouterr().err and not out.exists()
 
 
 # Sums

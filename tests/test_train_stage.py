@@ -12,11 +12,12 @@ from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.run import Run
 from gpenlib.settings import SettingsError
 from gpenlib.train.config import TrainSettings
-from gpenlib.train.trainer import Trainer, TrainingError
+from gpenlib.train.trainer import Trainer, TrainingError, training_inputs
 
 TINY = {
     **{"data_dir": "embedded", "size": 64, "channel_multiplier": 1, "narrow": 0.0625, "batch_size": 2},
     **{"holdout": 2, "steps": 2, "checkpoint_every": 1, "accelerator": "cpu", "evaluate_every": 100},
+    "seed": 3,
 }
 TERMS = {"adversarial": 0, "feature_matching": 0}
 PARTS = {
@@ -82,14 +83,33 @@ def test_a_checkpoint_in_the_way_is_named_with_the_way_out(files: list[str]) -> 
 
 
 def test_values_of_the_notebook_replace_those_of_the_file(files: list[str], outputs_root: Path) -> None:
-    unset = {"data_dir": "", "task": "", "steps": 0, "size": "0", "batch_size": 0}
+    unset = {"data_dir": "", "task": "", "steps": 0, "size": "0", "batch_size": 0, "seed": -1}
     same, other = (
         TrainSettings.parse({"run": "t", "train": ",".join(files)} | changes).configs()
         for changes in (unset, {"task": "inpaint", "size": 128, "seed": 7})
     )
     assert (same["b_embed"].steps, same["b_embed"].size, same["b_embed"].task) == (2, 64, "color")
+    assert (same["b_embed"].seed, same["a_prior"].seed) == (3, 3)
     assert same["b_embed"].init == str(outputs_root / "t/06_train/a_prior/checkpoint.pt")
     assert (other["b_embed"].task, other["a_prior"].size, other["a_prior"].seed) == ("inpaint", 128, 7)
+
+
+def test_a_discriminator_of_an_earlier_part_is_taken_from_there_and_counts(
+    files: list[str], outputs_root: Path
+) -> None:
+    values = TINY | PARTS["b_embed"] | {"losses": {"r1": 0}, "steps": 1}
+    values |= {
+        "init": "tiny-random",
+        "stage": "finetune",
+        "discriminator_init": "somewhere/prior/checkpoint.pt",
+    }
+    Path(files[1]).write_text(yaml.safe_dump(values), encoding="utf-8")
+    config = TrainSettings.parse({"run": "t", "train": ",".join(files)}).configs()["b_embed"]
+    assert config.discriminator_init == str(outputs_root / "t/06_train/a_prior/checkpoint.pt")
+    before = train(files[:1])["a_prior"]["outputs"]["checkpoint.pt"]
+    assert training_inputs(config)["discriminator_init"] == before
+    assert train(files[:1], steps=3)["a_prior"]["built"]
+    assert training_inputs(config)["discriminator_init"] != before
 
 
 def test_unusable_lists_are_explained(tmp_path: Path) -> None:

@@ -267,9 +267,9 @@ def shares(resources: Mapping[str, float], cluster: Cluster, count: int) -> tupl
         if not most:
             told = f"the cluster has {resources.get('GPU', 0):g} GPUs and {cores} processors"
             raise ClusterError(f"gpus={cluster.gpus:g} for each worker: {told}; take fewer, or device cpu")
-    if cluster.workers and cluster.workers > most:
+    if (cluster.workers or 1) > most:
         told = f"the cluster has {cores} processors, {most} workers fit"
-        raise ClusterError(f"{cluster.workers} workers of {threads} threads: {told}; ask for fewer")
+        raise ClusterError(f"{cluster.workers or 1} workers of {threads} threads: {told}; ask for fewer")
     return threads, max(1, min(cluster.workers or most, count))
 
 
@@ -540,9 +540,9 @@ def add_arguments(parser: argparse.ArgumentParser, unit: int) -> None:
 
 def cluster_of(options: argparse.Namespace) -> Cluster:
     """Return where the work is to be done; counts below one are refused."""
-    for name in ("workers", "threads", "unit", "limit"):
-        value = getattr(options, name)
+    for name in ("workers", "threads", "unit", "limit", "batch_size", "calib_size"):
+        value = getattr(options, name, None)
         if value is not None and value < 1:
-            raise ClusterError(f"--{name} {value}: must be at least 1")
+            raise ClusterError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     gpus = options.gpus if options.gpus is not None or options.device == "cpu" else 1.0
     return Cluster(options.engine, options.workers, options.threads, gpus)

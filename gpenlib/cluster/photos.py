@@ -33,6 +33,7 @@ from gpenlib.jobs import Journal, command
 from gpenlib.photos.find import CenterFace, YuNet
 from gpenlib.photos.folder import Networks, PhotoResult, enhance_files, entry_of
 from gpenlib.photos.upscale import TiledUpscaler
+from gpenlib.settings import PhotoSettings
 
 SPAN = 8  # photographs that a worker is given at a time by a notebook
 Artefacts = Mapping[str, Mapping[str, Packed]]  # by weights, then by dtype
@@ -164,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cluster, out = cluster_of(options), absolute(options.out)
     names = ("strength", "faces", "upscale", "reach", "aligned", "task", "most_megapixels", "crops")
     how: dict[str, Any] = {name: getattr(options, name) for name in names}
+    checked = {name: getattr(options, name) for name in (*names[:-1], "upscaler")}
+    PhotoSettings.parse({name: value for name, value in checked.items() if value is not None}, "options")
     files = {name: resolve_path(path) for name in KINDS if (path := getattr(options, name))}
     onnx = {name: KINDS[name](path) for name, path in files.items()}
     artefacts: dict[str, dict[str, Packed]] = {}

@@ -231,8 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _score_faces(options)
     if len(options.sources) != 2:
         raise ClusterError(f"{len(options.sources)} folders: name npz outputs and their pack, or --artefact")
-    outputs, pack = map(Path, options.sources)
-    out = Path(options.out) if options.out else None
+    outputs, pack = map(resolve_path, options.sources)
+    out = resolve_path(options.out) if options.out else None
     return score_npz(outputs, pack, options.unnamed, options.outside, out)
 
 

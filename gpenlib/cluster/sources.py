@@ -7,6 +7,7 @@ import os
 import sqlite3
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, groupby, islice
@@ -210,7 +211,10 @@ def _entries(address: str) -> Iterator[tuple[str, str, str, str]]:
         with os.scandir(path) as entries:  # of millions of files, too, one at a time
             for entry in entries:
                 if not entry.is_dir():
-                    yield "", entry.path, entry.name, _stamp(entry.stat(follow_symlinks=True))
+                    mark = ""  # of a link to nothing, which is said when it is read
+                    with suppress(OSError):
+                        mark = _stamp(entry.stat())
+                    yield "", entry.path, entry.name, mark
         return
     system = file_system(address)
     try:
@@ -257,6 +261,8 @@ def _rows_of(unit: Unit) -> Iterator[Item]:
         data, path, name = (values.get(column or "") for column in named)
         if isinstance(data, dict):  # as Hugging Face writes pictures
             data, path = data["bytes"], path or data["path"]
+        elif isinstance(data, str):  # the address of a picture
+            data, path = None, path or data
         name = str(name if name is not None else PurePosixPath(path or "").name or row)
         yield _in_shard(unit, name, f"{row:08d}_{plain_stem(name)}", data, path)
 

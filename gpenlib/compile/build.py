@@ -18,7 +18,7 @@ import yaml
 
 from gpenlib import settings
 from gpenlib.architecture import Gpen
-from gpenlib.architecture.checkpoints import load_weights, trained_task
+from gpenlib.architecture.checkpoints import load_weights
 from gpenlib.compile import calibrate, rounding, tune, write
 from gpenlib.compile.calibrate import Calibration, CalibrationData, open_calibration_data
 from gpenlib.compile.rounding import QuantisationError, RoundedLayer, quantisable_layers, select_layers
@@ -323,7 +323,8 @@ def compile_model(
     ----------
     model : Gpen or DeployGpen
     build : BuildConfig, path of a YAML file, or mapping
-        A mapping may be partial: ``{"backend": {"dtype": "int8"}, "dataset": {"path": "faces"}}``.
+        A mapping may be partial: ``{"backend": {"dtype": "int8"}, "dataset": {"path": "faces"}}``. Without
+        ``dataset.task`` pictures are degraded for the task that the model's file notes, else for ``color``.
     out_dir : path
         The artefact folder; an older artefact in it is replaced, files of others stay. If one of them has
         the name of a file that is to be written, nothing is.
@@ -354,6 +355,9 @@ def compile_model(
     """
     config = settings.as_build_config(build)
     deploy = model if isinstance(model, DeployGpen) else deploy_form(model)
+    if deploy.task and "task" not in config.dataset.model_fields_set:
+        dataset = config.dataset.model_copy(update={"task": deploy.task})
+        config = config.model_copy(update={"dataset": dataset})
     network, options = deploy.config, config.backend
     _check_sizes(config, network.in_size)
     out_dir = resolve_path(out_dir)
@@ -511,7 +515,7 @@ def _check_sizes(config: BuildConfig, size: int) -> None:
 
 
 def compile_file(config: BuildConfig) -> Path:
-    """Build ``workspace.path``/``name`` from ``frontend.checkpoint``, for its task where none is set."""
+    """Build ``workspace.path``/``name`` from ``frontend.checkpoint``."""
     checkpoint = config.frontend.checkpoint
     if checkpoint is None:
         raise SettingsError("frontend.checkpoint is not set; give the name of weights or a file")
@@ -523,9 +527,6 @@ def compile_file(config: BuildConfig) -> Path:
     workspace = resolve_path(config.workspace.path)
     if not config.workspace.inside:  # the vendor's compiler gets one below workspace.path/name
         config = config.model_copy(update={"workspace": settings.WorkspaceConfig()})
-    task = trained_task(checkpoint)
-    if "task" not in config.dataset.model_fields_set and task != config.dataset.task:
-        config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"task": task})})
     model = load_weights(checkpoint, config.frontend.key).model
     folder, cache, times = workspace / config.name, workspace / ".calibration", workspace / TIMES
     return compile_model(model, config, folder, calibration_cache=cache, times=times)

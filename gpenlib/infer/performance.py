@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from gpenlib.files import package_versions, read_json, whole_number, write_json
+from gpenlib.files import package_versions, read_json, resolve_path, whole_number, write_json
 from gpenlib.infer.artefact import RuntimeUnavailable, read_artefact
 from gpenlib.infer.runtime import (
     LEAD_IN,
@@ -475,7 +475,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write rows and package versions here")
     o = parser.parse_args(arguments)
     counts = (o.batch, o.instances, o.threads, o.repeats, o.seconds, o.warm_up)
-    rows = performance_test(o.artefact, *counts, backend=o.backend, device=o.device)
+    rows = performance_test(resolve_path(o.artefact), *counts, backend=o.backend, device=o.device)
     first, cores = rows[0], processors()
     ran = f"{first['backend']}, {first['dtype']} (ran in {first['executed_precision']}), {first['device']}"
     print(f"{ran}, {cores} cores")
@@ -484,7 +484,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"p99: fewer than {ENOUGH_FOR_P99} calls, so it lies between the two slowest; raise --repeats")
     if o.json:
         content = {"artefact": o.artefact, "cores": cores, "packages": package_versions(), "rows": rows}
-        print(f"rows: {write_json(o.json, content)}")
+        print(f"rows: {write_json(resolve_path(o.json), content)}")
     return 0
 
 

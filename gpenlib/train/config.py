@@ -156,13 +156,18 @@ class TrainSettings(RunFolder):
     steps: int | None = Field(None, ge=1)
     size: int | None = None
     batch_size: Count | None = None
-    seed: Seed = 0
+    seed: Seed | None = None
     resume: bool = True
 
     @field_validator("data_dir", "task", "steps", "size", "batch_size", mode="before")
     @classmethod
     def _unset_is_none(cls, value: Any) -> Any:
         return None if value in ("", "0", 0) and value is not False else value
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _no_seed_is_none(cls, value: Any) -> Any:
+        return None if value in ("", "-1", -1) else value
 
     @field_validator("train")
     @classmethod
@@ -175,7 +180,7 @@ class TrainSettings(RunFolder):
     def configs(self) -> dict[str, TrainConfig]:
         """Return what is trained, by the name of its file, in order; each in ``06_train/<name>`` of the run.
 
-        An ``init`` inside the ``run_dir`` of an earlier file is looked for where that one is trained now.
+        Weights inside the ``run_dir`` of an earlier file are looked for where that one is trained now.
         """
         replaced = self.model_dump(
             include={"data_dir", "task", "steps", "size", "batch_size", "seed"}, exclude_none=True
@@ -187,10 +192,10 @@ class TrainSettings(RunFolder):
             folder = self.folder / "06_train" / Path(file).stem
             if "run_dir" not in values:
                 raise SettingsError(f"{file}: missing key 'run_dir'")
-            if values.get("init"):
-                init = resolve_path(str(values["init"]))
-                if init.parent in moved:
-                    values["init"] = str(moved[init.parent] / init.name)
+            for key in ("init", "discriminator_init"):
+                start = resolve_path(str(values.get(key) or ""))
+                if start.parent in moved:
+                    values[key] = str(moved[start.parent] / start.name)
             moved[resolve_path(str(values["run_dir"]))] = folder
             configs[Path(file).stem] = TrainConfig.parse(values | {"run_dir": str(folder)}, file)
         return configs

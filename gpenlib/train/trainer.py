@@ -367,6 +367,10 @@ def training_inputs(config: TrainConfig) -> dict[str, str]:
         digest = onnx_digest if init.suffix == ".onnx" else sha256
         inputs["init"] = digest(init) if os.path.lexists(init) and init.is_file() else config.init
         inputs |= {"key": config.key} if config.key else {}
+    if config.discriminator_init:
+        judge = weights_file(config.discriminator_init)
+        judge = discriminator_file(judge) if judge.suffix == ".safetensors" else judge
+        inputs["discriminator_init"] = sha256(judge) if judge.is_file() else config.discriminator_init
     return inputs
 
 

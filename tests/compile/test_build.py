@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from gpenlib.architecture import save_checkpoint
+from gpenlib.architecture import load_checkpoint, save_checkpoint
 from gpenlib.architecture.checkpoints import TINY, random_network
 from gpenlib.compile import build as compiler
 from gpenlib.compile import compile_model
@@ -20,7 +20,7 @@ from gpenlib.compile.build import LEAST_PSNR, STEPS, compile_file, least_psnr, m
 from gpenlib.compile.calibrate import HELD_OUT, open_calibration_data
 from gpenlib.compile.sensitivity import Probe
 from gpenlib.compile.write import CORRECTED, count_quantised, quantised_nodes
-from gpenlib.data.faces import embedded_faces
+from gpenlib.data.faces import DataError, embedded_faces
 from gpenlib.export import ParityError, deploy_form, export_onnx
 from gpenlib.export.graphs import example_input, parity
 from gpenlib.files import sha256
@@ -400,10 +400,20 @@ def test_calibration_degrades_as_in_the_task_of_the_weights(
     tmp_path, tiny_model, monkeypatch, given, expected
 ):
     path = save_checkpoint(tiny_model, tmp_path / "mine.safetensors", notes={"task": "restore-mild"})
-    seen = []
-    monkeypatch.setattr(compiler, "compile_model", lambda model, config, *rest, **more: seen.append(config))
-    compile_file(BuildConfig.parse({"frontend": {"checkpoint": str(path)}} | given))
-    assert seen[0].dataset.task == expected
+    build, tasks = {"frontend": {"checkpoint": str(path)}} | given, []
+
+    def note(config, *_):
+        tasks.append(config.task)
+        raise DataError("seen enough")
+
+    monkeypatch.setattr(compiler, "open_calibration_data", note)
+    for start in (
+        lambda: compile_file(BuildConfig.parse(build)),
+        lambda: compile_model(load_checkpoint(path), build, tmp_path / "artefact"),
+    ):
+        with pytest.raises(DataError, match="seen enough"):
+            start()
+    assert tasks == [expected, expected]
 
 
 @pytest.mark.parametrize(
