@@ -424,10 +424,13 @@ class Stages:
         holder = path.with_suffix(".json")
 
         def say() -> None:
-            try:
-                who = "process {pid}, since {since}".format(**read_json(holder))
-            except (OSError, ValueError, KeyError, TypeError):
-                who = "another process"
+            for _ in range(20):  # it says who it is just after it has the lock
+                try:
+                    who = "process {pid}, since {since}".format(**read_json(holder))
+                    break
+                except (OSError, ValueError, KeyError, TypeError):
+                    who = "another process"
+                    time.sleep(0.1)
             log.warning("waiting for %s, which builds %s", who, self.folder / name)
 
         with locked(path, say):

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from gpenlib import run as run_module
 from gpenlib import stages as stages_module
-from gpenlib.files import repository_root, sha256
+from gpenlib.files import repository_root, sha256, write_json
 from gpenlib.run import Run
 from gpenlib.settings import RunSettings, SettingsError
 from gpenlib.stages import MANIFEST, StageError, code_digest, seal, stage
@@ -330,6 +332,25 @@ BUILD = """
 
     print(Slow(RunSettings.parse({"run": "two", "weights": "tiny-random"})).slow()["built"])
 """
+
+
+def test_a_holder_that_has_not_said_yet_who_it_is_is_waited_for(outputs_root, caplog):
+    run = toy()
+    path = run.folder / ".locks" / "one.lock"
+    path.parent.mkdir(parents=True)
+    taken = threading.Event()
+
+    def hold():
+        with FileLock(path):
+            taken.set()
+            time.sleep(0.3)
+            write_json(path.with_suffix(".json"), {"pid": 7, "since": "noon"})
+            time.sleep(0.3)
+
+    threading.Thread(target=hold).start()
+    assert taken.wait(30)
+    assert run.one()["built"]
+    assert "waiting for process 7, since noon" in caplog.text
 
 
 def test_a_second_process_waits_and_finds_the_result(outputs_root, tmp_path):

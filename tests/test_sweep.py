@@ -227,6 +227,6 @@ def test_ray_runs_each_cell_by_a_command_of_its_own(tmp_path, outputs_root):
 
 def test_without_ray_a_sentence_says_what_to_install(folder, measured, outputs_root, monkeypatch):
     monkeypatch.setattr(sweep, "find_spec", lambda name: None)
-    with pytest.raises(NotebookError, match="pip install ray"):
+    with pytest.raises(NotebookError, match="pip install 'ray"):
         run_sweep({"run": "s"}, {"dtype": ["fp32"]}, engine="ray", folder=folder)
     assert not outputs_root.exists()
